@@ -1,0 +1,50 @@
+"""Where a voxel grid lies in the patient, and how fine it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+AXES_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class GridSpec:
+    """Shape ``(D, H, W)`` and voxel size in mm of a grid, whatever its place.
+
+    For level grids D runs superior to inferior, H anterior to posterior, W from the patient's right to left.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ValueError(f"shape must be three positive integers (D, H, W), got {self.shape}")
+        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
+            raise ValueError(f"spacing_mm must be three positive numbers (D, H, W), got {self.spacing_mm}")
+
+    @property
+    def size_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of the box the voxels fill, mm."""
+        d, h, w = (n * step for n, step in zip(self.shape, self.spacing_mm, strict=True))
+        return (d, h, w)
+
+
+@dataclass(frozen=True, eq=False)
+class GridPose:
+    """A grid's place: its centre (LPS mm) and the unit vectors along which D, H and W indices grow.
+
+    Voxel ``[d, h, w]`` has its centre at ``center_mm + sum_k (i_k - (n_k - 1) / 2) * spacing_k * axes[k]``.
+    """
+
+    center_mm: NDArray[np.float64]
+    axes: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        if self.center_mm.shape != (3,) or self.axes.shape != (3, 3):
+            raise ValueError(f"want center_mm (3,) and axes (3, 3), got {self.center_mm.shape} and {self.axes.shape}")
+        if np.abs(self.axes @ self.axes.T - np.eye(3)).max() > AXES_TOLERANCE:
+            raise ValueError("axes must be three orthonormal rows")
