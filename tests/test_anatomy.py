@@ -1,6 +1,7 @@
 """The vocabulary: RSNA's order, its priors, and what a mirrored patient becomes."""
 
 import pytest
+
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES, Condition, Level, prior, row_id
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from spine_engine.study import Stack
 
 
