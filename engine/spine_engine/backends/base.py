@@ -47,3 +47,18 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release the model. Closing twice is allowed."""
         ...
+
+
+def check_inputs(wanted: tuple[TensorInfo, ...], inputs: Mapping[str, NDArray[np.float32]]) -> None:
+    """Raise ``ValueError`` unless ``inputs`` are exactly the model's: names, float32, C-contiguous, shapes."""
+    if set(inputs) != {info.name for info in wanted}:
+        raise ValueError(f"the model takes {sorted(info.name for info in wanted)}, got {sorted(inputs)}")
+    for info in wanted:
+        array = inputs[info.name]
+        fits = len(array.shape) == len(info.shape) and all(
+            size in (None, got) for size, got in zip(info.shape, array.shape, strict=True)
+        )
+        if not fits or array.size == 0:
+            raise ValueError(f"input {info.name} must have the shape {info.shape}, got {array.shape}")
+        if array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise ValueError(f"input {info.name} must be C-contiguous float32, got {array.dtype}")

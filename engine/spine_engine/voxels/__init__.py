@@ -1,0 +1,17 @@
+"""Posed stacks into voxel grids of float32, straight from stored values; numba kernels, NumPy references."""
+
+from spine_engine.voxels.grid import GridPose, GridSpec
+from spine_engine.voxels.voxelize import VoxelGrid, scatter, voxelize
+from spine_engine.voxels.window import IntensityWindow, WindowedStack, robust_window, windowed
+
+__all__ = [
+    "GridPose",
+    "GridSpec",
+    "IntensityWindow",
+    "VoxelGrid",
+    "WindowedStack",
+    "robust_window",
+    "scatter",
+    "voxelize",
+    "windowed",
+]

@@ -1,0 +1,172 @@
+"""A bundle: a folder of ONNX models and the manifest that describes them. Nothing runs before it is verified.
+
+``bundle.json`` is checked against its schema and every model against its digest when a bundle is opened; a model's real
+inputs and outputs are compared with the manifest once it is loaded, before it runs. A model is read and hashed in one
+go, so what was verified is what runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TypeVar
+
+from spine_engine.backends import Backend, Precision, TensorInfo, open_backend
+from spine_engine.errors import BackendError, BundleError
+from spine_engine.manifest import DetectorEntry, GraderEntry, Manifest, ModelEntry, manifest_text, parse_manifest
+
+Entry = TypeVar("Entry", bound=ModelEntry)
+
+MANIFEST_FILE = "bundle.json"
+PACKAGED = "lumbar-small"
+"""The bundle inside the package."""
+
+MAX_MANIFEST_BYTES = 1 << 20
+"""A manifest is a few kilobytes; a megabyte is no manifest."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle.
+
+    Attributes:
+        path: its folder.
+        manifest: what ``bundle.json`` says.
+        digest: SHA-256 of ``bundle.json``; since that holds every model's digest, it stands for the whole bundle.
+    """
+
+    path: Path
+    manifest: Manifest
+    digest: str
+
+    @classmethod
+    def open(cls, path: Path | None = None) -> Bundle:
+        """Verify the schema and every digest of the bundle in ``path``, by default the packaged one.
+
+        Raises:
+            BundleError: the manifest or a model is missing, damaged, or not what the manifest says.
+        """
+        folder = packaged_folder() if path is None else path
+        text = _read_manifest(folder)
+        bundle = cls(folder, parse_manifest(text), hashlib.sha256(text).hexdigest())
+        for entry in bundle.manifest.models.by_role().values():
+            read_model(folder, entry)
+        return bundle
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """Name, version and digest: what identifies the bundle in results."""
+        return {"name": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+
+    @property
+    def detector(self) -> DetectorEntry:
+        """The model that finds the levels. Raises ``BundleError`` when there is none."""
+        return _present(self.manifest.models.detector, "detector")
+
+    @property
+    def grader(self) -> GraderEntry:
+        """The model that grades a level. Raises ``BundleError`` when there is none."""
+        return _present(self.manifest.models.grader, "grader")
+
+    def open_model(
+        self,
+        entry: ModelEntry,
+        *,
+        name: str = "openvino",
+        device: str = "CPU",
+        precision: Precision = "auto",
+        threads: int = 1,
+    ) -> Backend:
+        """Load one of this bundle's models and compare its real tensors with the manifest.
+
+        Args:
+            entry: the model, e.g. ``bundle.grader``.
+            name, device, threads: see ``backends.open_backend``.
+            precision: ``auto`` is the fastest of this machine's that the model passed parity in.
+
+        Raises:
+            BackendError: the runtime, device or precision is not to be had.
+            BundleError: the model is damaged, or not what the manifest says.
+        """
+        allowed = entry.precisions
+        if precision != "auto" and precision not in allowed:
+            raise BackendError(f"{entry.file} passed parity in {' and '.join(allowed)}, not in {precision}")
+        wanted: Precision = "f32" if precision == "auto" and "bf16" not in allowed else precision
+        content = read_model(self.path, entry)
+        backend = open_backend(content, name=name, device=device, precision=wanted, threads=threads)
+        for side, real, said in (
+            ("inputs", backend.inputs, entry.inputs),
+            ("outputs", backend.outputs, entry.outputs),
+        ):
+            if real != tuple(TensorInfo(tensor.name, tensor.shape) for tensor in said):
+                backend.close()
+                shown = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in real)
+                raise BundleError(f"{entry.file} has the {side} {shown}; the manifest says otherwise")
+        return backend
+
+
+def packaged_folder() -> Path:
+    """Return the folder of the bundle inside the package.
+
+    Raises:
+        BundleError: this installation has none.
+    """
+    folder = resources.files("spine_engine") / "bundles" / PACKAGED
+    if not isinstance(folder, Path) or not folder.is_dir():
+        raise BundleError(f"this installation has no bundle {PACKAGED!r}: install the wheel again, or name a bundle")
+    return folder
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Write ``bundle.json`` into ``folder``, through a temporary file, and return its path."""
+    path = folder / MANIFEST_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(manifest_text(manifest), encoding="utf-8")
+    os.replace(partial, path)
+    return path
+
+
+def file_facts(path: Path) -> dict[str, str | int]:
+    """Return ``file``, ``sha256`` and ``size_bytes`` of a model, as its manifest entry wants them."""
+    content = path.read_bytes()
+    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+
+
+def read_model(folder: Path, entry: ModelEntry) -> bytes:
+    """Return a model's content once its place, size and digest are found to be the manifest's.
+
+    Raises:
+        BundleError: one of them is not.
+    """
+    path = folder / entry.file
+    try:
+        if path.resolve().parent != folder.resolve() or not path.is_file():
+            raise BundleError(f"{entry.file} is not a file in the bundle's folder: copy the bundle again")
+        size = path.stat().st_size
+        content = path.read_bytes() if size == entry.size_bytes else b""
+    except OSError as error:
+        raise BundleError(f"{entry.file} cannot be read: {error.strerror}") from None
+    if size != entry.size_bytes:
+        raise BundleError(f"{entry.file} has {size} bytes, the manifest says {entry.size_bytes}: copy the bundle again")
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise BundleError(f"the SHA-256 of {entry.file} is not the manifest's: it was changed; copy the bundle again")
+    return content
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST_FILE
+    try:
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes: that is no manifest")
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}): name a folder that holds a bundle") from None
+
+
+def _present(entry: Entry | None, role: str) -> Entry:
+    if entry is None:
+        raise BundleError(f"this bundle has no {role}")
+    return entry

@@ -1,0 +1,83 @@
+"""``spine-engine bundle verify|show``: is a bundle sound, and what does it say about itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, get_args
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from spine_engine.backends import Precision
+from spine_engine.bundle import Bundle
+from spine_engine.errors import UsageError
+from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry, manifest_text
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Verify or describe a bundle."
+)
+
+Folder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The bundle; the packaged one if not given.")]
+
+
+@app.command()
+def verify(
+    folder: Folder = None,
+    backend: Annotated[str, typer.Option(help="Runtime to load the models with.")] = "openvino",
+    device: Annotated[str, typer.Option(help="Device to load them on.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="auto, f32, bf16 or f16.")] = "auto",
+) -> None:
+    """Check the manifest, every digest, and each model's real inputs and outputs.
+
+    Example: spine-engine bundle verify ./my-bundle
+    """
+    if precision not in get_args(Precision):
+        raise UsageError(f"--precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    bundle = Bundle.open(folder)
+    for role, entry in bundle.manifest.models.by_role().items():
+        model = bundle.open_model(entry, name=backend, device=device, precision=precision)  # type: ignore[arg-type]
+        ran = model.device
+        model.close()
+        typer.echo(f"{role}: {entry.file} is as the manifest says, on {ran.backend} {ran.device} in {ran.precision}")
+    typer.echo(f"{bundle.manifest.name} {bundle.manifest.version} is sound, digest {bundle.digest}")
+
+
+@app.command()
+def show(
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The manifest as it is.")] = False,
+) -> None:
+    """Show what a bundle says: models, inputs, licence, training data, held-out results.
+
+    Example: spine-engine bundle show
+    """
+    bundle = Bundle.open(folder)
+    manifest = bundle.manifest
+    if as_json:
+        typer.echo(manifest_text(manifest), nl=False)
+        return
+    table = Table(title=f"{manifest.name} {manifest.version}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("digest", bundle.digest)
+    table.add_row("licence", manifest.licence)
+    table.add_row("intended use", manifest.intended_use)
+    for role, entry in manifest.models.by_role().items():
+        table.add_row(role, "\n".join(_described(entry)))
+    table.add_row("trained on", "\n".join(manifest.training_data))
+    table.add_row("held out", "\n".join(f"{name}: {value:g}" for name, value in manifest.metrics.items()))
+    Console(highlight=False, markup=False).print(table)
+
+
+def _described(entry: ModelEntry) -> list[str]:
+    """Return the lines that describe one model."""
+    lines = [f"{entry.file}, {entry.size_bytes / 1e6:.1f} MB, runs in {', '.join(entry.precisions)}"]
+    if isinstance(entry, DetectorEntry):
+        size = f", pixels of {entry.spec.pixel_mm:g} mm" if entry.spec else ""
+        lines.append(f"{entry.decoder}, {len(entry.output_channels)} maps{size}")
+    if isinstance(entry, GraderEntry):
+        shape, spacing = ("x".join(f"{value:g}" for value in row) for row in (entry.grid.shape, entry.grid.spacing_mm))
+        lines.append(f"channels {', '.join(entry.channels)}; grid {shape} of {spacing} mm")
+        lines.append("calibrated" if entry.calibration else "not calibrated")
+    return lines

@@ -1,0 +1,259 @@
+"""A bounded walk over the elements of a DICOM file: structure only, nothing is decoded, nothing large is copied.
+
+Written here because the limits have to act while the header is walked: a general reader first builds every nested item
+and only then can be asked how many there were. ``tests/dicom`` holds it equal to pydicom.
+Encoding: DICOM PS3.5 section 7 (elements, sequences), PS3.10 section 7 (file meta information).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from spine_engine.dicom.limits import DEFAULT_LIMITS, Limits
+from spine_engine.errors import Reason, StudyError
+
+IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
+EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
+EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
+DEFLATED: Final = "1.2.840.10008.1.2.1.99"
+_TRANSFER_SYNTAX: Final = 0x00020010
+_PIXEL_DATA: Final = 0x7FE00010
+_ITEM: Final = 0xFFFEE000
+_ITEM_END: Final = 0xFFFEE00D
+_SEQUENCE_END: Final = 0xFFFEE0DD
+_UNDEFINED: Final = 0xFFFFFFFF
+_META_OFFSET: Final = 132
+_LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
+_VRS: Final = _LONG_VRS | frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+
+Value = bytes | list["Elements"]
+
+
+@dataclass(slots=True)
+class Elements:
+    """The wanted elements of a data set, by tag: raw bytes, or the items of a sequence.
+
+    ``damaged`` is True when the walk ended early because the bytes contradict themselves.
+    """
+
+    little: bool
+    values: dict[int, tuple[bytes, Value]] = field(default_factory=dict)
+    damaged: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PixelData:
+    """Where the pixels are: ``buffer[start:start + length]``; ``encapsulated`` for fragments of undefined length."""
+
+    buffer: memoryview
+    vr: bytes
+    start: int
+    length: int
+    encapsulated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """One file: its file meta elements, its data set, its transfer syntax and its pixel data, if any.
+
+    ``refusal`` is the limit that ended the walk; what was read before it stands.
+    """
+
+    meta: Elements
+    dataset: Elements
+    transfer_syntax: str
+    pixel_data: PixelData | None
+    refusal: StudyError | None = None
+
+
+class _DamagedError(Exception):
+    """The bytes contradict themselves; what was read so far stands."""
+
+
+class _Walk:
+    """A walk over one buffer with one byte order."""
+
+    def __init__(self, buffer: memoryview, little: bool, wanted: Mapping[int, bytes], limits: Limits) -> None:
+        self.buffer = buffer
+        self.little = little
+        self.wanted = wanted
+        self.limits = limits
+        order = "<" if little else ">"
+        self._explicit = struct.Struct(order + "HH2sH").unpack_from
+        self._implicit = struct.Struct(order + "HHL").unpack_from
+        self._length = struct.Struct(order + "L").unpack_from
+        self._item_bytes = struct.pack(order + "HH", _ITEM >> 16, _ITEM & 0xFFFF)
+        self.pixel_data: PixelData | None = None
+
+    def elements(
+        self, at: int, end: int, explicit: bool, depth: int, into: Elements | None, stop_group: int | None = None
+    ) -> int:
+        """Walk elements from ``at`` up to ``end`` or an item delimiter; return where the walk stopped."""
+        buffer, wanted, top = self.buffer, self.wanted, depth == 0
+        while at + 8 <= end:
+            group, number, vr, length = self._explicit(buffer, at)
+            tag = group << 16 | number
+            start = at + 8
+            if tag == _ITEM_END:
+                return start
+            if stop_group is not None and group != stop_group:
+                return at
+            if explicit and vr in _VRS:
+                if vr in _LONG_VRS:
+                    if start + 4 > end:
+                        raise _DamagedError
+                    length = self._length(buffer, start)[0]
+                    start += 4
+            elif not (explicit and vr.isalpha() and vr.isupper()):  # implicit VR, also inside explicit (PS3.5 6.2.2)
+                length = self._implicit(buffer, at)[2]
+                vr = wanted.get(tag, b"")
+            if tag == _PIXEL_DATA and top:
+                encapsulated = length == _UNDEFINED
+                self.pixel_data = PixelData(buffer, vr, start, end - start if encapsulated else length, encapsulated)
+                return end
+            at = self._value(tag, vr, start, length, end, explicit, depth, into)
+            if top and at > self.limits.header_bytes:
+                raise StudyError(Reason.TOO_LARGE, f"a header of more than {self.limits.header_bytes} bytes")
+        if top and at < end:
+            raise _DamagedError
+        return at
+
+    def _value(
+        self, tag: int, vr: bytes, start: int, length: int, end: int, explicit: bool, depth: int, into: Elements | None
+    ) -> int:
+        """Keep the value when it is wanted, look inside when it is a sequence; return where it ends."""
+        keep = into is not None and tag in self.wanted
+        items: list[Elements] | None = [] if keep else None
+        if length == _UNDEFINED:
+            opaque = vr not in (b"SQ", b"UN", b"")  # fragments, as in an encapsulated icon
+            stop = self.items(start, end, explicit and vr != b"UN", depth + 1, items, closed=False, opaque=opaque)
+        else:
+            stop = start + length
+            if length > self.limits.element_bytes:
+                raise StudyError(Reason.TOO_LARGE, f"an element of {length} bytes, at most {self.limits.element_bytes}")
+            if stop > end:
+                raise _DamagedError
+            if not (vr == b"SQ" or (not vr and self.buffer[start : start + 4] == self._item_bytes)):
+                if into is not None and keep:
+                    into.values[tag] = (vr, bytes(self.buffer[start:stop]))
+                return stop
+            try:
+                self.items(start, stop, explicit, depth + 1, items, closed=True)
+            except _DamagedError:
+                if keep:
+                    raise
+        if into is not None and items is not None:
+            into.values[tag] = (b"SQ", items)
+        return stop
+
+    def items(
+        self,
+        at: int,
+        end: int,
+        explicit: bool,
+        depth: int,
+        into: list[Elements] | None,
+        closed: bool,
+        opaque: bool = False,
+    ) -> int:
+        """Walk the items of a sequence, ``closed`` when its length is known; return where it ends."""
+        if depth > self.limits.nesting:
+            raise StudyError(Reason.TOO_LARGE, f"sequences nested more than {self.limits.nesting} deep")
+        while at + 8 <= end:
+            group, number, length = self._implicit(self.buffer, at)
+            tag = group << 16 | number
+            at += 8
+            if tag == _SEQUENCE_END:
+                return at
+            stop = end if length == _UNDEFINED else at + length
+            if tag != _ITEM or stop > end:
+                raise _DamagedError
+            item = Elements(self.little) if into is not None else None
+            if not opaque:
+                at = self.elements(at, stop, explicit, depth, item)
+            at = at if length == _UNDEFINED else stop
+            if into is not None and item is not None:
+                into.append(item)
+                if len(into) > self.limits.frames:
+                    raise StudyError(Reason.TOO_LARGE, f"a sequence of more than {self.limits.frames} items")
+        if not closed:
+            raise _DamagedError
+        return at
+
+
+def walk(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMITS) -> Walked:
+    """Walk a whole file, or its beginning, keeping the elements whose tags are in ``wanted`` (tag -> VR).
+
+    A file without preamble is taken when it begins with a plausible element of group 2 or 8.
+
+    Raises:
+        StudyError: not DICOM, or its meta information or deflated data set is beyond a limit.
+    """
+    buffer = memoryview(data)
+    if data[128:132] == b"DICM":
+        start = _META_OFFSET
+    elif _plausible_start(data):
+        start = 0
+    else:
+        raise StudyError(Reason.NOT_AN_IMAGE, "not a DICOM file")
+    meta = Elements(little=True)
+    meta_walk = _Walk(buffer, True, {_TRANSFER_SYNTAX: b"UI", 0x00020002: b"UI"}, limits)
+    if data[start : start + 2] == b"\x02\x00":
+        try:
+            start = meta_walk.elements(start, len(buffer), data[start + 4 : start + 6] in _VRS, 0, meta, stop_group=2)
+        except _DamagedError:
+            meta.damaged = True
+            return Walked(meta, Elements(True, damaged=True), "", None)
+    syntax = meta.values.get(_TRANSFER_SYNTAX, (b"", b""))[1]
+    transfer_syntax = syntax.decode("ascii", "replace").rstrip("\0 ") if isinstance(syntax, bytes) else ""
+    if transfer_syntax == DEFLATED:
+        buffer, start = memoryview(_inflated(buffer[start:], limits)), 0
+    little, explicit = _encoding(bytes(buffer[start : start + 6]), transfer_syntax)
+    if not transfer_syntax:
+        transfer_syntax = (EXPLICIT_LITTLE if little else EXPLICIT_BIG) if explicit else IMPLICIT_LITTLE
+    dataset = Elements(little)
+    dataset_walk = _Walk(buffer, little, wanted, limits)
+    refusal: StudyError | None = None
+    try:
+        dataset_walk.elements(start, len(buffer), explicit, 0, dataset)
+    except _DamagedError:
+        dataset.damaged = True
+    except StudyError as error:
+        refusal = error
+    return Walked(meta, dataset, transfer_syntax, dataset_walk.pixel_data, refusal)
+
+
+def _plausible_start(data: bytes) -> bool:
+    """Tell whether ``data`` begins with a first element of group 2 or 8, in any encoding."""
+    if len(data) < 16 or data[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
+        return False
+    little = data[1] == 0
+    number, length = struct.unpack("<xxHL" if little else ">xxHL", data[:8])
+    if data[4:6] in _VRS:
+        return bool(number <= 0x0100)
+    return bool(little and number <= 0x0100 and length <= 1024)
+
+
+def _encoding(first: bytes, transfer_syntax: str) -> tuple[bool, bool]:
+    """Return (little-endian, explicit VR); what the first element shows outranks what the meta information says."""
+    explicit = first[4:6] in _VRS
+    if transfer_syntax:
+        return transfer_syntax != EXPLICIT_BIG, explicit
+    return not (explicit and first[:1] == b"\0"), explicit
+
+
+def _inflated(deflated: memoryview, limits: Limits) -> bytes:
+    """Inflate a deflated data set (PS3.5 A.5) up to the limit."""
+    most = min(len(deflated) * limits.inflate_ratio, limits.file_bytes)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        data = inflater.decompress(deflated, most)
+    except zlib.error:
+        raise StudyError(Reason.CORRUPT_FILE, "a deflated data set that does not inflate") from None
+    if inflater.unconsumed_tail:
+        raise StudyError(Reason.TOO_LARGE, f"a deflated data set that grows more than {limits.inflate_ratio} times")
+    return data

@@ -1,0 +1,185 @@
+"""Grades of a study: level grids cut along each disc, one model call for the five, calibration, and the honest gaps.
+
+A condition is graded at a level only where a series that can show it covers the level; elsewhere the row is the
+weighted prior of ``anatomy``, and the result says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, prior
+from spine_engine.backends.base import Backend
+from spine_engine.detection.levels import DiscLevel
+from spine_engine.errors import Reason, StudyError, Warn
+from spine_engine.manifest import Calibration, GraderEntry
+from spine_engine.study import Role, Study
+from spine_engine.voxels import GridPose, voxelize, windowed
+
+ASSESSABLE: Final[dict[Condition, tuple[Role, ...]]] = {
+    Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, Role.AXIAL_T2),
+    Condition.LEFT_NEURAL_FORAMINAL_NARROWING: (Role.SAGITTAL_T1, Role.SAGITTAL_T2),
+    Condition.RIGHT_NEURAL_FORAMINAL_NARROWING: (Role.SAGITTAL_T1, Role.SAGITTAL_T2),
+    Condition.LEFT_SUBARTICULAR_STENOSIS: (Role.AXIAL_T2,),
+    Condition.RIGHT_SUBARTICULAR_STENOSIS: (Role.AXIAL_T2,),
+}
+"""Any one of these series shows the condition: the views that RSNA 2024's readers labelled it in, and the canal and the
+foramina's fat on the other contrast. The one that shows it best comes first."""
+
+MISSING: Final = {
+    Role.SAGITTAL_T1: Warn.NO_SAGITTAL_T1,
+    Role.SAGITTAL_T2: Warn.NO_SAGITTAL_T2,
+    Role.AXIAL_T2: Warn.NO_AXIAL_T2,
+}
+
+MIN_COVERAGE = 0.2
+"""A series shows a level when it covers this share of its grid: three axial slices of 4 mm are 0.3 of a 40 mm grid."""
+
+LINK_TOLERANCE = 1e-3
+"""How far a model's probabilities may leave 0..1, or their sum 1, before they are no probabilities; a cumulative link
+computed in float32 stays within 1e-5."""
+
+_LOGIT_LIMIT = 1e-7
+"""Cumulative probabilities are kept this far from 0 and 1 before their logit is taken: float32's own resolution."""
+
+
+@dataclass(frozen=True, eq=False)
+class Grades:
+    """What was graded, and what was not.
+
+    Attributes:
+        probabilities: ``(5 levels, 5 conditions, 3 severities)`` float64; every row sums to 1.
+        assessed: ``(5 levels, 5 conditions)`` bool: true where the model graded, false where the row is the prior.
+        coverage: ``(5 levels, C)``: the share of the level's grid that each of the model's channels covers.
+        not_assessed: conditions that nothing in the study shows, each with the missing series, best view first.
+        not_covered: levels at which series of the study end or have a gap, so that at least one condition could not be
+            graded there although the study has a series for it.
+    """
+
+    probabilities: NDArray[np.float64]
+    assessed: NDArray[np.bool_]
+    coverage: NDArray[np.float64]
+    not_assessed: tuple[tuple[Condition, Warn], ...]
+    not_covered: tuple[Level, ...]
+
+
+def grade(
+    study: Study,
+    levels: Mapping[Level, DiscLevel],
+    backend: Backend,
+    entry: GraderEntry,
+    *,
+    out: NDArray[np.float32] | None = None,
+) -> Grades:
+    """Grade the five levels of a study.
+
+    The model always runs on the five levels together, whatever is missing, so that its results never depend on how many
+    there were. Levels whose source is ``prior`` have no place to look at: their rows are the weighted prior.
+
+    Args:
+        study: the series, by role.
+        levels: the place of each level.
+        backend: the loaded grader.
+        entry: what the bundle says of it.
+        out: ``(5, C, D, H, W)`` float32, C-contiguous, to hold the grids.
+
+    Raises:
+        StudyError: the model's output is not probabilities.
+    """
+    grids, coverage = level_grids(study, levels, entry, out=out)
+    located = np.array([levels[level].source != "prior" for level in LEVELS])
+    present = {role for role in Role if role in entry.channels and any(s.stacks for s in study.with_role(role))}
+    shown = np.zeros((len(LEVELS), len(CONDITIONS)), np.bool_)
+    for c, condition in enumerate(CONDITIONS):
+        views = [channel for channel, role in enumerate(entry.channels) if role in ASSESSABLE[condition]]
+        shown[:, c] = (coverage[:, views] >= MIN_COVERAGE).any(axis=1) & located
+    probabilities = prior_probabilities()
+    if shown.any():
+        graded = checked(backend.run({entry.inputs[0].name: grids})[entry.outputs[0].name], probabilities.shape)
+        if entry.calibration is not None:
+            graded = calibrated(graded, entry.calibration)
+        probabilities[shown] = graded[shown]
+    hidden = [condition for condition in CONDITIONS if present.isdisjoint(ASSESSABLE[condition])]
+    expected = np.array([condition not in hidden for condition in CONDITIONS]) & located[:, None]
+    return Grades(
+        probabilities=probabilities,
+        assessed=shown,
+        coverage=coverage,
+        not_assessed=tuple((condition, MISSING[ASSESSABLE[condition][0]]) for condition in hidden),
+        not_covered=tuple(
+            level for level, missing in zip(LEVELS, (expected & ~shown).any(axis=1), strict=True) if missing
+        ),
+    )
+
+
+def level_grids(
+    study: Study,
+    levels: Mapping[Level, DiscLevel],
+    entry: GraderEntry,
+    *,
+    out: NDArray[np.float32] | None = None,
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return the grids ``(5, C, D, H, W)`` float32 in 0..1, cut along each disc, and their coverage ``(5, C)``.
+
+    Each series is scaled by a window of its own; all series of a channel's role are sampled together. A level whose
+    source is ``prior`` is left 0, with coverage 0.
+    """
+    channels = [
+        [placed for series in study.with_role(role) for placed in windowed(series.stacks)] for role in entry.channels
+    ]
+    shape = (len(LEVELS), len(channels), *entry.grid.shape)
+    grids = np.empty(shape, np.float32) if out is None else out
+    if grids.shape != shape:
+        raise ValueError(f"out must be {shape}, got {grids.shape}")
+    coverage = np.zeros(shape[:2])
+    offset_mm = np.asarray(entry.grid.center_offset_mm)
+    for place, level in enumerate(LEVELS):
+        disc = levels[level]
+        if disc.source == "prior":
+            grids[place] = 0.0
+            continue
+        pose = GridPose(disc.center_mm + offset_mm @ disc.axes, disc.axes)
+        coverage[place] = voxelize(channels, entry.grid.spec, pose, out=grids[place]).coverage
+    return grids, coverage
+
+
+def prior_probabilities() -> NDArray[np.float64]:
+    """Return the weighted priors ``(5 levels, 5 conditions, 3 severities)``."""
+    return np.array([[prior(condition, level) for condition in CONDITIONS] for level in LEVELS])
+
+
+def checked(raw: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return a model's probabilities in float64, every row summing to 1.
+
+    Raises:
+        StudyError: a wrong shape, a value that is no number, outside 0..1, or rows that do not sum to 1.
+    """
+    if raw.shape != shape:
+        raise StudyError(Reason.INTERNAL_ERROR, f"the grader gave the shape {raw.shape}, not {shape}")
+    values = raw.astype(np.float64)
+    total = values.sum(axis=-1, keepdims=True)
+    off = max(float(-values.min()), float(values.max()) - 1.0, float(np.abs(total - 1.0).max()))
+    if not off <= LINK_TOLERANCE:
+        raise StudyError(Reason.INTERNAL_ERROR, "the grader's output is not probabilities")
+    values = np.clip(values, 0.0, None)
+    normalised: NDArray[np.float64] = values / values.sum(axis=-1, keepdims=True)
+    return normalised
+
+
+def calibrated(probabilities: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
+    """Return ``(5 levels, 5 conditions, 3)`` with each cumulative logit divided by its temperature, then shifted.
+
+    ``P(y <= k) = sigmoid(logit(P0(y <= k)) / T + b)`` for both cut-points, so a rising T flattens and a rising b lowers
+    the severity; the order of grades is kept.
+    """
+    temperature, shift = (np.asarray(table).T[..., None] for table in (calibration.temperature, calibration.shift))
+    cumulative = np.cumsum(probabilities, axis=-1)[..., : len(SEVERITIES) - 1].clip(_LOGIT_LIMIT, 1 - _LOGIT_LIMIT)
+    logit = np.log(cumulative) - np.log1p(-cumulative)
+    moved = 1.0 / (1.0 + np.exp(-(logit / temperature + shift)))
+    edges = np.concatenate([np.zeros_like(moved[..., :1]), moved, np.ones_like(moved[..., :1])], axis=-1)
+    return np.diff(edges, axis=-1)

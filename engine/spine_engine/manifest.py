@@ -1,0 +1,331 @@
+"""``bundle.json``: what a bundle says about itself. One definition for those who write it and those who read it.
+
+The dataclasses below are the schema: every key must be there unless it has a default, no other key may be, and each
+value must be of the type annotated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, Severity
+from spine_engine.detection.spec import DetectorSpec
+from spine_engine.errors import BundleError
+from spine_engine.study import Role
+from spine_engine.voxels.grid import GridSpec
+
+SCHEMA: Final = 1
+"""The version of the manifest's schema that this engine reads and writes."""
+
+Table = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """Name and shape of a model's input or output; null marks a dimension that may vary."""
+
+    name: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridEntry:
+    """The grid a grader looks at, in the disc's own frame.
+
+    Attributes:
+        shape: voxels along D (superior to inferior), H (anterior to posterior), W (patient's right to left).
+        spacing_mm: voxel size along D, H, W.
+        center_offset_mm: from the disc's centre to the grid's, along D, H, W.
+    """
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    center_offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        GridSpec(self.shape, self.spacing_mm)
+
+    @property
+    def spec(self) -> GridSpec:
+        """Shape and spacing, as the voxelizer wants them."""
+        return GridSpec(self.shape, self.spacing_mm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How a grader's cumulative logits are corrected: ``logit / temperature + shift``, per condition and level.
+
+    Both tables are ``[condition][level]`` in the order of ``anatomy``; a positive temperature keeps the grades' order.
+    """
+
+    temperature: Table
+    shift: Table
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "shift"):
+            table = getattr(self, name)
+            if len(table) != len(CONDITIONS) or any(len(row) != len(LEVELS) for row in table):
+                raise ValueError(f"{name} must have {len(CONDITIONS)} rows, one a condition, of {len(LEVELS)} levels")
+        if min(map(min, self.temperature)) <= 0:
+            raise ValueError("every temperature must be positive")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    """What every model says: its file, and the tensors it must have.
+
+    Attributes:
+        file: name of the ONNX file in the bundle's folder.
+        sha256: digest of its content, hexadecimal.
+        size_bytes: its size.
+        inputs, outputs: its tensors, in its own order.
+        precisions: in which it may run: those that passed parity on the trained model, f32 among them.
+    """
+
+    file: str
+    sha256: str
+    size_bytes: int
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    precisions: tuple[Literal["f32", "f16", "bf16"], ...] = ("f32",)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.onnx", self.file):
+            raise ValueError(f"file must be the plain name of an .onnx file beside bundle.json, got {self.file!r}")
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
+        if "f32" not in self.precisions:
+            raise ValueError("precisions must contain f32, the one that the others are compared with")
+        if len(self.inputs) != 1 or len(self.outputs) != 1:
+            raise ValueError("a model must have one input and one output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorEntry(ModelEntry):
+    """The model that finds the levels.
+
+    Attributes:
+        decoder: how its maps are read: ``level_heatmaps`` (this project's) or ``vfr`` (vertebra field of regression).
+        output_channels: meaning of every output channel, in order.
+        spec: pixel size, normalisation and level bins; null for ``vfr``, whose published values are fixed.
+    """
+
+    decoder: Literal["level_heatmaps", "vfr"]
+    output_channels: tuple[str, ...]
+    spec: DetectorSpec | None = None
+
+    def __post_init__(self) -> None:
+        ModelEntry.__post_init__(self)
+        if (self.decoder == "level_heatmaps") != (self.spec is not None):
+            raise ValueError("spec belongs to the decoder level_heatmaps, and to no other")
+        _check_channels(self.outputs[0], self.output_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraderEntry(ModelEntry):
+    """A model that grades: one level a grid (``grader``) or the whole study in one grid (``whole_study_grader``).
+
+    Attributes:
+        channels: role of the series in each input channel, in order.
+        grid: what each channel is sampled on.
+        normalisation: ``series_window``: 1st to 99th percentile of the whole series to 0..1, air left out.
+        output: ``probabilities``: normal-mild, moderate, severe, from a cumulative link.
+        output_channels: the graded conditions in order; for a whole study, ``condition`` major, ``level`` minor.
+        calibration: correction of the probabilities; null for none.
+    """
+
+    channels: tuple[Role, ...]
+    grid: GridEntry
+    output_channels: tuple[str, ...]
+    normalisation: Literal["series_window"] = "series_window"
+    output: Literal["probabilities"] = "probabilities"
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        ModelEntry.__post_init__(self)
+        shape = self.inputs[0].shape
+        wanted = (len(self.channels), *self.grid.shape)
+        if shape[1:] != wanted:
+            raise ValueError(f"the input's shape {_show(shape)} does not end in channels and grid {_show(wanted)}")
+        if len(set(self.channels)) != len(self.channels):
+            raise ValueError("a role can fill only one channel")
+        _check_channels(self.outputs[0], self.output_channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    """The models by role; at least one that grades, and ``grader`` only together with ``detector``."""
+
+    detector: DetectorEntry | None = None
+    grader: GraderEntry | None = None
+    whole_study_grader: GraderEntry | None = None
+
+    def __post_init__(self) -> None:
+        if self.grader is None and self.whole_study_grader is None:
+            raise ValueError("there must be a grader or a whole_study_grader")
+        if self.grader is not None and self.detector is None:
+            raise ValueError("a grader of levels needs a detector")
+        _check_order("output_channels of grader", self.grader, tuple(CONDITIONS))
+        both = tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
+        _check_order("output_channels of whole_study_grader", self.whole_study_grader, both)
+
+    def by_role(self) -> dict[str, ModelEntry]:
+        """Return the models there are, by role."""
+        pairs = ((entry.name, getattr(self, entry.name)) for entry in dataclasses.fields(self))
+        return {role: model for role, model in pairs if model is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The label order that the models were trained with; it must be the engine's."""
+
+    levels: tuple[str, ...] = tuple(LEVELS)
+    conditions: tuple[str, ...] = tuple(CONDITIONS)
+    severities: tuple[str, ...] = tuple(SEVERITIES)
+
+    def __post_init__(self) -> None:
+        for name, kind in (("levels", Level), ("conditions", Condition), ("severities", Severity)):
+            if getattr(self, name) != tuple(kind):
+                raise ValueError(f"{name} must be in the order {', '.join(kind)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A whole ``bundle.json``.
+
+    Attributes:
+        schema: version of this schema.
+        name, version, licence: of the bundle.
+        intended_use: what its grades may be used for, in one or two sentences.
+        training_data: what the models were trained on, a sentence each, with licence.
+        metrics: held-out results by name.
+        models: the models by role.
+        labels: the label order.
+    """
+
+    schema: int
+    name: str
+    version: str
+    licence: str
+    intended_use: str
+    training_data: tuple[str, ...]
+    metrics: dict[str, float]
+    models: Models
+    labels: Labels = field(default_factory=Labels)
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise ValueError(f"schema is {self.schema}, this engine reads {SCHEMA}: update spine-mri-engine")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise ValueError(f"name must be a plain word, got {self.name!r}")
+
+
+def parse_manifest(text: bytes | str) -> Manifest:
+    """Read a manifest.
+
+    Raises:
+        BundleError: it is not JSON, or not what the schema says; the message names the key.
+    """
+    try:
+        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+        manifest: Manifest = _read(Manifest, content, "bundle.json")
+    except (ValueError, RecursionError) as error:
+        detail = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise BundleError(f"the manifest is refused: {detail}") from None
+    return manifest
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """Return ``manifest`` as the text of a ``bundle.json``; ``parse_manifest`` reads it back."""
+    return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Return ``value`` as an instance of the annotated type ``kind``; ``ValueError``s begin with ``where``."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _read_dataclass(kind, value, where)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _read(next(option for option in args if option is not types.NoneType), value, where)
+    if origin is tuple and isinstance(value, list):
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
+        if len(kinds) != len(value):
+            raise ValueError(f"{where}: want {len(kinds)} entries, got {len(value)}")
+        pairs = enumerate(zip(kinds, value, strict=True))
+        return tuple(_read(each, entry, f"{where}[{i}]") for i, (each, entry) in pairs)
+    if origin is dict and isinstance(value, dict):
+        return {key: _read(args[1], entry, f"{where}.{key}") for key, entry in value.items()}
+    if origin is Literal and isinstance(value, str):
+        if value not in args:
+            raise ValueError(f"{where}: {value!r} is none of {', '.join(args)}")
+        return value
+    if isinstance(kind, type) and issubclass(kind, str) and isinstance(value, str):
+        try:
+            return kind(value)
+        except ValueError:
+            raise ValueError(f"{where}: {value!r} is none of {', '.join(kind)}") from None  # type: ignore[arg-type]
+    if kind is float and type(value) in (int, float) and math.isfinite(value):
+        return float(value)
+    if kind is int and type(value) is int:
+        return value
+    raise ValueError(f"{where}: got {json.dumps(value)[:60]}, want {_name_of(kind)}")
+
+
+def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{where}: want an object, got {json.dumps(value)[:60]}")
+    hints = typing.get_type_hints(kind)
+    known = {entry.name: entry for entry in dataclasses.fields(kind)}
+    unknown = sorted(value.keys() - known.keys())
+    if unknown:
+        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+    for name, entry in known.items():
+        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise ValueError(f"{where}: the key {name!r} is missing")
+    read = {name: _read(hints[name], entry, f"{where}.{name}") for name, entry in value.items()}
+    try:
+        return kind(**read)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _check_channels(tensor: TensorEntry, channels: tuple[str, ...]) -> None:
+    if len(tensor.shape) < 2 or tensor.shape[1] != len(channels):
+        raise ValueError(f"output_channels names {len(channels)} channels, the output's shape is {_show(tensor.shape)}")
+
+
+def _check_order(what: str, model: GraderEntry | None, wanted: tuple[str, ...]) -> None:
+    if model is not None and model.output_channels != wanted:
+        raise ValueError(f"{what} must be in the order {', '.join(wanted)}")
+    if model is not None and model.outputs[0].shape[2:] != (len(SEVERITIES),):
+        raise ValueError(f"a grader's output must be (N, {len(wanted)}, {len(SEVERITIES)})")
+
+
+def _show(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
+
+
+def _name_of(kind: Any) -> str:
+    names = {float: "a number", int: "a whole number", str: "a text"}
+    return names.get(kind, "a list" if typing.get_origin(kind) is tuple else "another type")
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a number that JSON knows")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a key appears twice")
+    return content

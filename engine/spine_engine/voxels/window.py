@@ -1,0 +1,81 @@
+"""How stored values become ``[0, 1]``: one robust intensity window for all slices of a series."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.study import Stack
+
+SAMPLES = 1 << 17
+"""How many pixels of a series the window is read from: percentiles of real series move by < 0.5 % beyond that."""
+
+PERCENTILES = (1.0, 99.0)
+"""The darkest and brightest percent are noise, vessels and coil flare; 0.5 / 99.5 of nnU-Net v2 rounded inwards."""
+
+BACKGROUND_FRACTION = 0.1
+"""Pixels below this share of the 99th percentile are air: they do not count towards the upper end of the window."""
+
+
+@dataclass(frozen=True)
+class IntensityWindow:
+    """The rescaled values that become 0 and 1; what lies outside is clipped."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise ValueError(f"a window needs finite low < high, got {self.low} .. {self.high}")
+
+
+@dataclass(frozen=True, eq=False)
+class WindowedStack:
+    """A stack together with the intensity window of the whole series it belongs to."""
+
+    stack: Stack
+    window: IntensityWindow
+
+
+def robust_window(stacks: Sequence[Stack]) -> IntensityWindow:
+    """Return the intensity window of a series from all its stacks together, whatever their order.
+
+    The lower end is the 1st percentile of a regular subsample of the rescaled values; the upper end the 99th percentile
+    of those brighter than air, so that the share of air in the field of view does not move the window. A series of one
+    single value gets a window of width 1 above it.
+
+    Raises:
+        ValueError: there is no stack.
+    """
+    if not stacks:
+        raise ValueError("a window needs at least one stack")
+    step = math.ceil(math.sqrt(max(1.0, sum(stack.pixels.size for stack in stacks) / SAMPLES)))
+    values = np.concatenate([_sample(stack, step) for stack in stacks])
+    low, high = np.percentile(values, PERCENTILES)
+    tissue = values[values > low + BACKGROUND_FRACTION * (high - low)]
+    if tissue.size:
+        high = np.percentile(tissue, PERCENTILES[1])
+    if not high > low:
+        high = low + 1.0
+    return IntensityWindow(float(low), float(high))
+
+
+def windowed(stacks: Iterable[Stack]) -> tuple[WindowedStack, ...]:
+    """Return the stacks of one series, each with the series' robust window."""
+    kept = tuple(stacks)
+    if not kept:
+        return ()
+    window = robust_window(kept)
+    return tuple(WindowedStack(stack, window) for stack in kept)
+
+
+def _sample(stack: Stack, step: int) -> NDArray[np.float64]:
+    """Return every ``step``-th row and column of each slice, centred, rescaled, flat."""
+    row, column = (((size - 1) % step) // 2 for size in stack.pixels.shape[1:])
+    stored = stack.pixels[:, row::step, column::step].astype(np.float64)
+    values: NDArray[np.float64] = stored * stack.slope[:, None, None] + stack.intercept[:, None, None]
+    return values.ravel()

@@ -1,0 +1,45 @@
+"""Tiny models, made on the spot, and a private cache."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def conv_model(seed: int = 0) -> bytes:
+    """Return an ONNX model ``image (n, 2, h, w) -> maps (n, 3, h, w)``: three convolutions and a sigmoid."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: it builds the test models")
+    helper, numpy_helper, f32 = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
+    rng = np.random.default_rng(seed)
+    channels, nodes, weights, last = (2, 8, 8, 3), [], [], "image"
+    for layer, (into, out) in enumerate(pairwise(channels)):
+        kernel = rng.normal(size=(out, into, 3, 3)).astype(np.float32) / np.sqrt(9 * into)
+        weights.append(numpy_helper.from_array(kernel.astype(np.float32), f"w{layer}"))
+        nodes.append(helper.make_node("Conv", [last, f"w{layer}"], [f"c{layer}"], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu" if layer < 2 else "Sigmoid", [f"c{layer}"], [f"a{layer}"]))
+        last = f"a{layer}"
+    nodes[-1].output[0] = "maps"
+    graph = helper.make_graph(
+        nodes,
+        "conv",
+        [helper.make_tensor_value_info("image", f32, ["n", 2, "h", "w"])],
+        [helper.make_tensor_value_info("maps", f32, ["n", 3, "h", "w"])],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+@pytest.fixture(scope="session")
+def model() -> bytes:
+    return conv_model()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "spine-mri-engine"
