@@ -1,0 +1,69 @@
+"""The output folder of a run: made, checked and held, so that two runs never write into one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from spine_engine.errors import OutputBusyError, OutputError, UsageError
+
+LOCK_FILE: Final = ".spine-engine.lock"
+"""Stays in the folder; it is the lock on it that counts, and the system drops that when the process ends."""
+
+
+def check_input(folder: Path) -> Path:
+    """Return the input folder's real path.
+
+    Raises:
+        UsageError: it is not a readable folder.
+    """
+    try:
+        real = folder.resolve(strict=True)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"the input {folder} does not exist; give a folder of DICOM files") from error
+    if not real.is_dir():
+        raise UsageError(f"the input {folder} is not a folder; give the folder that holds the DICOM files")
+    if not os.access(real, os.R_OK | os.X_OK):
+        raise UsageError(f"the input {folder} cannot be read; change its permissions or run as another user")
+    return real
+
+
+def excluded_path(root: Path, output: Path) -> str | None:
+    """Return the output folder's path relative to the input, with forward slashes; None where it lies elsewhere.
+
+    Raises:
+        UsageError: both are the same folder.
+    """
+    real = output.resolve()
+    if real == root:
+        raise UsageError(f"input and output are the same folder, {output}; give the output a folder of its own")
+    return real.relative_to(root).as_posix() if real.is_relative_to(root) else None
+
+
+@contextmanager
+def held(output: Path) -> Iterator[Path]:
+    """Make the output folder where it is missing and hold it until the block ends.
+
+    Raises:
+        OutputBusyError: another run holds it.
+        OutputError: it cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        lock = os.open(output / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise OutputError(f"cannot write to {output}: {error.strerror}; choose another output folder") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OutputBusyError(f"another run is writing to {output}; wait for it or choose another folder") from None
+        except OSError as error:
+            raise OutputError(f"cannot lock {output}: {error.strerror}; choose a folder on a local disk") from error
+        yield output
+    finally:
+        os.close(lock)

@@ -1,0 +1,250 @@
+"""What became of a study, and the files that say so: ``predictions.csv``, ``studies.jsonl``, ``run.json``.
+
+A :class:`StudyResult` is plain data without pixels: it crosses process borders, lies in the ledger and becomes 25 rows
+and one line. The files depend on nothing but the results, so their bytes do not depend on workers, order or luck.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import floor, isfinite
+from pathlib import Path
+from typing import Any, Final
+
+from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, prior, row_id
+from spine_engine.errors import OutputError, Reason, Warn
+
+PREDICTIONS_FILE: Final = "predictions.csv"
+STUDIES_FILE: Final = "studies.jsonl"
+RUN_FILE: Final = "run.json"
+
+DECIMALS: Final = 6
+"""Decimals in ``predictions.csv``: float32 models carry about 7 significant digits."""
+_UNIT: Final = 10**DECIMALS
+
+Row = tuple[int, int, int]
+"""Probabilities of the three severities in millionths; they sum to exactly 1,000,000."""
+
+
+class Status(StrEnum):
+    """``graded``: the models spoke. ``prior``: read, but not gradable. ``failed``: not read, or its worker died."""
+
+    GRADED = "graded"
+    PRIOR = "prior"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesResult:
+    """One series of a study as the engine saw it; ``evidence`` says in a sentence why it has its role or none."""
+
+    path: str
+    role: str | None
+    evidence: str
+    stacks: int
+    slices: int
+    reason: Reason | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelResult:
+    """Where a disc was found: patient LPS mm; ``axes`` rows run superior to inferior, anterior to posterior, right to
+    left. ``None`` where the study could not be localised (``source`` is then ``"prior"``).
+    """
+
+    center_mm: tuple[float, float, float] | None
+    axes: tuple[tuple[float, float, float], ...] | None
+    size_mm: tuple[float, float, float] | None
+    confidence: float
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """The outcome of one study.
+
+    Attributes:
+        study_id: its StudyInstanceUID, an opaque key.
+        status: graded, prior or failed.
+        reason: why it was not graded; None when it was.
+        warnings: what was unusual, sorted, each once.
+        series: what its series are.
+        levels: the five discs, or empty when the study was not looked at.
+        rows: millionths by (condition, level), 25 entries in the order of ``predictions.csv``.
+        not_assessed: ``<condition>_<level>`` of the rows that hold the weighted prior instead of a grade.
+        timings_ms: wall time of each stage.
+        detail: one line for a person about an ``internal_error`` (exception type and code line), never patient data.
+    """
+
+    study_id: str
+    status: Status
+    reason: Reason | None = None
+    warnings: tuple[Warn, ...] = ()
+    series: tuple[SeriesResult, ...] = ()
+    levels: Mapping[Level, LevelResult] = field(default_factory=dict)
+    rows: tuple[Row, ...]
+    not_assessed: tuple[str, ...] = ()
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    detail: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.rows) != len(ROW_ORDER) or any(sum(row) != _UNIT or min(row) < 0 for row in self.rows):
+            raise ValueError(f"a study needs {len(ROW_ORDER)} rows that sum to 1 each")
+        if (self.status is Status.GRADED) != (self.reason is None):
+            raise ValueError("a graded study has no reason, any other has one")
+
+    def probabilities(self, condition: Condition, level: Level) -> dict[str, float]:
+        """Return the probability of each severity, as ``predictions.csv`` gives it."""
+        row = self.rows[ROW_ORDER.index((condition, level))]
+        return {str(severity): count / _UNIT for severity, count in zip(SEVERITIES, row, strict=True)}
+
+
+ROW_ORDER: Final = tuple((condition, level) for condition in CONDITIONS for level in LEVELS)
+"""RSNA's row order inside a study: conditions alphabetical, levels from the top inside each."""
+
+
+def in_millionths(probabilities: Iterable[float]) -> Row:
+    """Round three probabilities to millionths that sum to exactly 1 (largest remainder, ties to the milder grade).
+
+    Raises:
+        ValueError: a value is negative or not finite, or all are zero.
+    """
+    values = [float(value) for value in probabilities]
+    total = sum(values)
+    if len(values) != len(SEVERITIES) or not isfinite(total) or min(values) < 0 or total <= 0:
+        raise ValueError(f"want {len(SEVERITIES)} finite probabilities >= 0, got {values}")
+    exact = [value / total * _UNIT for value in values]
+    counts = [floor(value) for value in exact]
+    by_remainder = sorted(range(len(values)), key=lambda i: (counts[i] - exact[i], i))
+    for index in by_remainder[: _UNIT - sum(counts)]:
+        counts[index] += 1
+    return (counts[0], counts[1], counts[2])
+
+
+def row_name(condition: Condition, level: Level) -> str:
+    """Return a row's name without its study: ``<condition>_<level>``."""
+    return f"{condition}_{level}"
+
+
+PRIOR_ROWS: Final = tuple(in_millionths(prior(condition, level)) for condition, level in ROW_ORDER)
+ALL_ROW_NAMES: Final = tuple(row_name(condition, level) for condition, level in ROW_ORDER)
+
+
+def ungraded(
+    study_id: str,
+    status: Status,
+    reason: Reason,
+    *,
+    warnings: tuple[Warn, ...] = (),
+    series: tuple[SeriesResult, ...] = (),
+    levels: Mapping[Level, LevelResult] | None = None,
+    timings_ms: Mapping[str, float] | None = None,
+    detail: str | None = None,
+) -> StudyResult:
+    """Return the record of a study that was not graded: the weighted prior in every row, and the reason."""
+    return StudyResult(
+        study_id=study_id,
+        status=status,
+        reason=reason,
+        warnings=warnings,
+        series=series,
+        levels=levels or {},
+        rows=PRIOR_ROWS,
+        not_assessed=ALL_ROW_NAMES,
+        timings_ms=timings_ms or {},
+        detail=detail,
+    )
+
+
+def study_key(text: str) -> str:
+    """Return ``text`` as a key that UTF-8 can hold: lone surrogates become ``\\udcxx`` escapes, the rest stays."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def study_line(result: StudyResult) -> str:
+    """Return the study's line of ``studies.jsonl``, without the line end. Pure ASCII, keys in the documented order."""
+    record: dict[str, Any] = {
+        "study_id": result.study_id,
+        "status": result.status,
+        "reason": result.reason,
+        "warnings": list(result.warnings),
+        "series": [
+            {
+                "path": series.path,
+                "role": series.role,
+                "evidence": series.evidence,
+                "stacks": series.stacks,
+                "slices": series.slices,
+                "reason": series.reason,
+            }
+            for series in result.series
+        ],
+        "levels": {str(level): _level_record(entry) for level, entry in result.levels.items()},
+        "not_assessed": list(result.not_assessed),
+        "timings_ms": {stage: round(ms, 1) for stage, ms in result.timings_ms.items()},
+    }
+    if result.detail is not None:
+        record["detail"] = result.detail
+    return json.dumps(record, allow_nan=False)
+
+
+def _level_record(entry: LevelResult) -> dict[str, Any]:
+    center, box = None, None
+    if entry.center_mm is not None and entry.axes is not None and entry.size_mm is not None:
+        center = _rounded(entry.center_mm, 3)
+        axes = [_rounded(axis, 6) for axis in entry.axes]
+        box = {"center": center, "axes": axes, "size": _rounded(entry.size_mm, 3)}
+    return {"center_mm": center, "box_mm": box, "confidence": round(entry.confidence, 4), "source": entry.source}
+
+
+def _rounded(values: Iterable[float], decimals: int) -> list[float]:
+    return [round(float(value), decimals) + 0.0 for value in values]  # + 0.0 turns -0.0 into 0.0
+
+
+def prediction_rows(study_id: str, rows: Iterable[Row]) -> Iterator[str]:
+    """Yield the study's 25 lines of ``predictions.csv`` (RFC 4180 quoting), without line ends."""
+    for (condition, level), row in zip(ROW_ORDER, rows, strict=True):
+        numbers = ",".join(f"{count // _UNIT}.{count % _UNIT:0{DECIMALS}d}" for count in row)
+        yield f"{_csv_field(row_id(study_id, condition, level))},{numbers}"
+
+
+def _csv_field(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def write_predictions(path: Path, studies: Iterable[tuple[str, Iterable[Row]]]) -> None:
+    """Write ``predictions.csv`` from (study id, rows) pairs that come sorted by study id."""
+    header = ",".join(["row_id", *SEVERITIES])
+    write_lines(path, (line for part in ([header], _all_rows(studies)) for line in part))
+
+
+def _all_rows(studies: Iterable[tuple[str, Iterable[Row]]]) -> Iterator[str]:
+    for study_id, rows in studies:
+        yield from prediction_rows(study_id, rows)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replace ``path`` by ``lines`` in one step: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    draft = path.with_name(f".{path.name}.part")
+    try:
+        with draft.open("w", encoding="utf-8", newline="") as file:
+            for line in lines:
+                file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}; free space or choose another output") from error

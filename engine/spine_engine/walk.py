@@ -1,0 +1,297 @@
+"""The way of one study, from its files to its result: read, detect, cut the levels, grade, record.
+
+This runs inside a worker process, on one thread. Whatever goes wrong with a study becomes its result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Final, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.anatomy import CONDITIONS, LEVELS, Level
+from spine_engine.backends import Backend, Device, Precision
+from spine_engine.bundle import Bundle
+from spine_engine.detection import Detection, DiscLevel, detect
+from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit
+from spine_engine.dicom.limits import DEFAULT_LIMITS
+from spine_engine.errors import BundleError, Reason, StudyError, Warn
+from spine_engine.grading import Grades, grade
+from spine_engine.options import RunOptions
+from spine_engine.results import (
+    ROW_ORDER,
+    LevelResult,
+    SeriesResult,
+    Status,
+    StudyResult,
+    in_millionths,
+    row_name,
+    study_key,
+    ungraded,
+)
+from spine_engine.runner import Discover
+from spine_engine.scheduler import UnitOutcome, WalkFactory
+from spine_engine.study import Role, Study
+
+READ_BUT_NOT_GRADABLE: Final = frozenset(
+    {
+        Reason.NO_SAGITTAL,
+        Reason.NO_ORIENTATION,
+        Reason.NO_POSITION,
+        Reason.NO_PIXEL_SPACING,
+        Reason.NO_GEOMETRY,
+        Reason.BAD_ORIENTATION,
+        Reason.NOT_A_VOLUME,
+        Reason.GAP_AT_LEVEL,
+        Reason.NOT_LOCALIZED,
+    }
+)
+"""The files were read, but there is nothing in them to grade: status ``prior``. Any other reason: ``failed``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkPlan:
+    """What a run over real studies needs: where units come from, how they are walked, and what decides the results."""
+
+    discover: Discover
+    factory: WalkFactory
+    series_descriptions: str
+
+
+def plan_walk(root: Path, bundle: Bundle, options: RunOptions) -> WalkPlan:
+    """Read the series descriptions and return the plan for the studies under ``root``.
+
+    Raises:
+        BundleError: the bundle has no models for this walk.
+        UsageError: the series descriptions cannot be used.
+    """
+    _check_runnable(bundle)
+    given = options.series_descriptions
+    overrides = RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
+    said = sorted((study, series, str(role)) for (study, series), role in overrides.roles.items())
+    digest = hashlib.sha256(repr(said).encode("utf-8", "backslashreplace")).hexdigest()
+    return WalkPlan(
+        discover=discover,
+        factory=partial(StudyWalk, root, bundle.path, bundle.digest, options, overrides),
+        series_descriptions=digest if said else "none",
+    )
+
+
+def _check_runnable(bundle: Bundle) -> None:
+    detector, _ = bundle.detector, bundle.grader  # both must be there
+    if detector.decoder != "level_heatmaps":
+        raise BundleError(
+            f"the detector of {bundle.manifest.name!r} is decoded as {detector.decoder}, which this version cannot do; "
+            "use a bundle with level_heatmaps"
+        )
+
+
+class StudyWalk:
+    """A worker's walk: the models it has opened, and the buffer its level grids share from study to study."""
+
+    def __init__(
+        self, root: Path, bundle_path: Path, bundle_digest: str, options: RunOptions, overrides: RoleOverrides
+    ) -> None:
+        """Open the models.
+
+        Raises:
+            BackendError: the backend, device or precision is not to be had.
+            BundleError: the bundle is damaged or no longer the one the run began with.
+        """
+        bundle = Bundle.open(bundle_path)
+        if bundle.digest != bundle_digest:
+            raise BundleError(f"the bundle {bundle.manifest.name!r} was changed while the run started; start again")
+        self._root = root
+        self._overrides = overrides
+        self._limits = replace(DEFAULT_LIMITS, study_s=options.timeout_s)
+        self._detector_entry, self._grader_entry = bundle.detector, bundle.grader
+        self._detector, self._grader = (
+            _Timed(
+                bundle.open_model(
+                    entry,
+                    name=options.backend,
+                    device=options.device,
+                    precision=cast(Precision, options.precision),
+                    threads=1,
+                )
+            )
+            for entry in (self._detector_entry, self._grader_entry)
+        )
+        channels = len(self._grader_entry.channels)
+        self._grids = np.empty((len(LEVELS), channels, *self._grader_entry.grid.shape), np.float32)
+        self.devices: Mapping[str, Device] = {"detector": self._detector.device, "grader": self._grader.device}
+
+    def __call__(self, unit: WorkUnit) -> UnitOutcome:
+        """Walk one unit to its outcome."""
+        clock = _Clock()
+        try:
+            with clock.stage("read"):
+                reading = read_unit(self._root, unit, self._overrides, self._limits)
+        except Exception as error:  # a bug costs one study, not the run
+            if unit.study_id is None:
+                raise
+            return UnitOutcome(results=(_broken(study_key(unit.study_id), error, clock),))
+        results = tuple(self._result(study, clock) for study in reading.studies)
+        return UnitOutcome(results=results, split=reading.split, refused=reading.refused)
+
+    def _result(self, study: Study, clock: _Clock) -> StudyResult:
+        try:
+            if study.reason is not None:
+                return _without_grade(study, study.reason, clock)
+            return self._graded(study, clock)
+        except StudyError as error:
+            detail = error.detail if error.reason is Reason.INTERNAL_ERROR else None
+            return _without_grade(study, error.reason, clock, detail=detail)
+        except MemoryError:
+            return _without_grade(study, Reason.OUT_OF_MEMORY, clock)
+        except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
+            return _broken(study_key(study.study_id), error, clock, _series(study))
+
+    def _graded(self, study: Study, clock: _Clock) -> StudyResult:
+        sagittal = [s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in study.with_role(role)]
+        with clock.stage("detect"):
+            detection = detect(sagittal, self._detector, self._detector_entry.spec)
+        if all(disc.source == "prior" for disc in detection.levels.values()):
+            return _without_grade(study, Reason.NOT_LOCALIZED, clock, detection)
+        self._grader.seconds = 0.0
+        with clock.stage("voxelize"):
+            grades = grade(study, detection.levels, self._grader, self._grader_entry, out=self._grids)
+        clock.move("voxelize", "grade", self._grader.seconds)
+        if not grades.assessed.any():
+            return _without_grade(study, Reason.GAP_AT_LEVEL, clock, detection)
+        warnings = {*study.warnings, *detection.warnings, *(warning for _, warning in grades.not_assessed)}
+        if grades.not_covered:
+            warnings.add(Warn.LEVEL_NOT_COVERED)
+        rows, not_assessed = _rows(grades)
+        return StudyResult(
+            study_id=study_key(study.study_id),
+            status=Status.GRADED,
+            warnings=_in_order(warnings),
+            series=_series(study),
+            levels=_levels(detection),
+            rows=rows,
+            not_assessed=not_assessed,
+            timings_ms=clock.timings_ms(),
+        )
+
+
+class _Timed:
+    """A backend that adds up the time its model takes."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.inputs, self.outputs, self.device = backend.inputs, backend.outputs, backend.device
+        self.seconds = 0.0
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        began = perf_counter()
+        try:
+            return self._backend.run(inputs)
+        finally:
+            self.seconds += perf_counter() - began
+
+    def close(self) -> None:
+        self._backend.close()
+
+
+class _Clock:
+    """Wall time by stage of one study."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + perf_counter() - began
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Count ``seconds`` of one stage under another."""
+        self._seconds[source] -= seconds
+        self._seconds[target] = self._seconds.get(target, 0.0) + seconds
+
+    def timings_ms(self) -> dict[str, float]:
+        return {stage: seconds * 1000 for stage, seconds in self._seconds.items()}
+
+
+def _rows(grades: Grades) -> tuple[tuple[tuple[int, int, int], ...], tuple[str, ...]]:
+    """Return the study's rows in file order, and the names of those that hold the prior."""
+    rows, missing = [], []
+    for condition, level in ROW_ORDER:
+        place = (LEVELS.index(level), CONDITIONS.index(condition))
+        rows.append(in_millionths(grades.probabilities[place].tolist()))
+        if not grades.assessed[place]:
+            missing.append(row_name(condition, level))
+    return tuple(rows), tuple(missing)
+
+
+def _without_grade(
+    study: Study, reason: Reason, clock: _Clock, detection: Detection | None = None, *, detail: str | None = None
+) -> StudyResult:
+    status = Status.PRIOR if reason in READ_BUT_NOT_GRADABLE else Status.FAILED
+    return ungraded(
+        study_key(study.study_id),
+        status,
+        reason,
+        warnings=_in_order({*study.warnings, *(detection.warnings if detection else ())}),
+        series=_series(study),
+        levels=_levels(detection) if detection else {},
+        timings_ms=clock.timings_ms(),
+        detail=detail,
+    )
+
+
+def _broken(study_id: str, error: Exception, clock: _Clock, series: tuple[SeriesResult, ...] = ()) -> StudyResult:
+    """Return the record of a bug: the exception's type and line, never its message, which may name a patient."""
+    frames = traceback.extract_tb(error.__traceback__)
+    here = next((frame for frame in reversed(frames) if "spine_engine" in frame.filename), frames[-1])
+    detail = f"{type(error).__name__} at {Path(here.filename).stem}:{here.lineno}"
+    timings_ms = clock.timings_ms()
+    return ungraded(study_id, Status.FAILED, Reason.INTERNAL_ERROR, series=series, timings_ms=timings_ms, detail=detail)
+
+
+def _series(study: Study) -> tuple[SeriesResult, ...]:
+    return tuple(
+        SeriesResult(
+            path=series.path,
+            role=series.role,
+            evidence=series.evidence,
+            stacks=len(series.stacks),
+            slices=series.slices,
+            reason=series.reason,
+        )
+        for series in study.series
+    )
+
+
+def _levels(detection: Detection) -> dict[Level, LevelResult]:
+    return {level: _level(detection.levels[level]) for level in LEVELS}
+
+
+def _level(disc: DiscLevel) -> LevelResult:
+    x, y, z = disc.center_mm.tolist()
+    down, back, across = (cast(tuple[float, float, float], tuple(axis)) for axis in disc.axes.tolist())
+    d, h, w = disc.size_mm.tolist()
+    return LevelResult(
+        center_mm=(x, y, z),
+        axes=(down, back, across),
+        size_mm=(d, h, w),
+        confidence=disc.confidence,
+        source=disc.source,
+    )
+
+
+def _in_order(warnings: set[Warn]) -> tuple[Warn, ...]:
+    return tuple(warning for warning in Warn if warning in warnings)

@@ -1,0 +1,132 @@
+"""A folder of one-line 'exams' and a walk that does what the line says: grade, fail, die, hang, ...
+
+An exam is ``<study id> <deed> [argument]``. Each opening of a unit is logged, so a test can count attempts.
+"""
+
+import os
+import signal
+import time
+import zlib
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from spine_engine.backends.base import Device
+from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.engine import Run, RunIdentity
+from spine_engine.errors import BackendError, Reason
+from spine_engine.options import RunOptions
+from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, ungraded
+from spine_engine.scheduler import UnitOutcome
+
+
+def write_exam(root: Path, folder: str, study_id: str, deed: str = "grade", name: str = "exam") -> Path:
+    path = root / folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{study_id}\n{deed}", encoding="utf-8")
+    return path
+
+
+def discover(root: Path, *, order=sorted):
+    for folder in order(path for path in root.iterdir() if path.is_dir()):
+        files = tuple(
+            FileEntry(str(path.relative_to(root)), path.stat().st_size)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        )
+        if files:
+            study = (root / files[0].path).read_text("utf-8", "replace").split("\n")[0]
+            study = None if folder.name == "nameless" else study
+            yield WorkUnit(folder.name, files, study)
+    for path in sorted(root.iterdir()):
+        if path.is_file():
+            yield RefusedFile(path.name, Reason.NOT_AN_IMAGE)
+
+
+def graded(study_id: str, seed: bytes) -> StudyResult:
+    rows = []
+    for index in range(len(ROW_ORDER)):
+        a, b, c = (1 + zlib.crc32(seed + bytes([index, k])) % 9973 for k in range(3))
+        rows.append(in_millionths((a, b, c)))
+    series = (SeriesResult(path="s", role="sagittal_t2", evidence="TE 100 ms", stacks=1, slices=15),)
+    return StudyResult(
+        study_id=study_id, status=Status.GRADED, rows=tuple(rows), series=series, timings_ms={"read": 1.0, "grade": 2.0}
+    )
+
+
+@dataclass
+class FakeWalk:
+    root: Path
+    log: Path
+    devices: dict[str, Device] = field(default_factory=lambda: {"grader": Device("fake", "cpu", "f32")})
+
+    def __call__(self, unit: WorkUnit) -> UnitOutcome:
+        with self.log.open("a") as log:
+            log.write(f"{unit.key}\n")
+        exams = {}
+        for entry in unit.files:
+            study_id, deed = (self.root / entry.path).read_text("utf-8").split("\n")
+            exams.setdefault(study_id, []).append((entry, deed))
+        if len(exams) > 1:
+            parts = (
+                WorkUnit(f"{unit.key}#{name}", tuple(entry for entry, _ in part), name) for name, part in exams.items()
+            )
+            return UnitOutcome(split=tuple(parts))
+        ((study_id, part),) = exams.items()
+        patients = {deed for _, deed in part if deed.startswith("patient")}
+        if len(patients) > 1:
+            return UnitOutcome(results=(ungraded(study_id, Status.FAILED, Reason.UID_COLLISION),))
+        seed = "\n".join(sorted({deed for _, deed in part})).encode()
+        for _, deed in part:
+            self.do(deed)
+            if deed == "prior":
+                return UnitOutcome(results=(ungraded(study_id, Status.PRIOR, Reason.NO_SAGITTAL),))
+            if deed == "no study":
+                return UnitOutcome(refused=(RefusedFile(part[0][0].path, Reason.CORRUPT_FILE),))
+        return UnitOutcome(results=(graded(study_id, study_id.encode() + seed),))
+
+    def do(self, deed: str) -> None:
+        word, _, argument = deed.partition(" ")
+        if word == "die":
+            os._exit(3)
+        elif word == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif word == "die-once":
+            marker = self.log.with_name("died-" + argument)
+            if not marker.exists():
+                marker.touch()
+                os._exit(3)
+        elif word == "hang":
+            time.sleep(600)
+        elif word == "sleep":
+            time.sleep(float(argument))
+        elif word == "raise":
+            raise ZeroDivisionError("NAME OF PATIENT")
+
+
+def no_backend() -> FakeWalk:
+    raise BackendError("no such backend here")
+
+
+def dies_at_start() -> FakeWalk:
+    os._exit(9)
+
+
+def start(root: Path, output: Path | None, *, factory=None, discover=discover, bundle="b1", **options) -> Run:
+    log = root.parent / "opened.log"
+    return Run(
+        root,
+        output,
+        identity=RunIdentity(
+            bundle={"name": "fake", "version": "1", "digest": bundle},
+            options=RunOptions(**{"workers": 1, **options}),
+            series_descriptions="none",
+        ),
+        discover=discover,
+        factory=factory or partial(FakeWalk, root, log),
+    )
+
+
+def opened(root: Path) -> list[str]:
+    log = root.parent / "opened.log"
+    return log.read_text().splitlines() if log.exists() else []

@@ -1,0 +1,149 @@
+import sqlite3
+
+import pytest
+from fakes import graded
+
+from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.errors import OutputError, Reason
+from spine_engine.ledger import Ledger
+from spine_engine.results import Status, ungraded
+
+IDENTITY = {"bundle": "b1"}
+
+
+def unit(key="a", *, size=1, study_id="1", name="x"):
+    return WorkUnit(key, (FileEntry(f"{key}/{name}", size),), study_id)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "ledger.sqlite"
+
+
+def seen_from_outside(path, query):
+    with sqlite3.connect(path) as other:
+        return other.execute(query).fetchall()
+
+
+def ids(ledger):
+    return [study_id for study_id, _, _ in ledger.outcomes()]
+
+
+def test_an_attempt_is_on_disk_before_the_unit_is_opened(path):
+    ledger = Ledger(path, IDENTITY)
+    assert seen_from_outside(path, "PRAGMA journal_mode") == [("wal",)]
+    ledger.meet(unit())
+    ledger.begin(unit())
+    assert seen_from_outside(path, "SELECT attempts, faults, state FROM units") == [(1, 0, "open")]
+    ledger.fault(unit(), Reason.TIMEOUT)
+    ledger.begin(unit())
+    assert seen_from_outside(path, "SELECT attempts, faults, last_fault FROM units") == [(2, 1, "timeout")]
+    ledger.finish(unit(), [graded("1", b"")], [])
+    assert seen_from_outside(path, "SELECT state FROM units") == [("done",)]
+    assert seen_from_outside(path, "SELECT study_id, status FROM outcomes") == [("1", "graded")]
+    ledger.close()
+
+
+def test_what_an_earlier_run_left_is_known(path):
+    ledger = Ledger(path, IDENTITY)
+    for name in "abc":
+        ledger.meet(unit(name))
+    ledger.begin(unit("a"))
+    ledger.begin(unit("b"))
+    ledger.finish(unit("b"), [graded("1", b"")], [])
+    ledger.begin(unit("c"))
+    ledger.withdraw(unit("c"))
+    ledger._db.close()  # as if killed
+    again = Ledger(path, IDENTITY)
+    assert (again.meet(unit("a")).attempts, again.meet(unit("a")).faults) == (1, 0)
+    assert again.meet(unit("b")).done
+    assert again.meet(unit("c")).attempts == 0
+
+
+def test_a_unit_whose_files_changed_starts_afresh(path):
+    ledger = Ledger(path, IDENTITY)
+    ledger.meet(unit(size=1))
+    ledger.begin(unit(size=1))
+    ledger.finish(unit(size=1), [graded("1", b"")], [RefusedFile("a/y", Reason.NOT_AN_IMAGE)])
+    assert not ledger.meet(unit(size=2)).done
+    assert ids(ledger) == []
+    assert ledger.refused_counts() == {}
+
+
+def test_what_the_input_no_longer_holds_is_forgotten(path):
+    ledger = Ledger(path, IDENTITY)
+    for name, study in (("a", "1"), ("b", "2")):
+        ledger.meet(unit(name))
+        ledger.finish(unit(name), [graded(study, b"")], [])
+    ledger.refuse(RefusedFile("old", Reason.NOT_AN_IMAGE))
+    ledger.close()
+    again = Ledger(path, IDENTITY)
+    again.meet(unit("b"))
+    again.refuse(RefusedFile("new", Reason.UNREADABLE))
+    again.sweep(merged=False)
+    assert ids(again) == ["2"]
+    assert again.refused_counts() == {"unreadable": 1}
+
+
+def test_parts_of_a_split_unit_come_back_with_their_files(path):
+    ledger = Ledger(path, IDENTITY)
+    whole = WorkUnit("a", (FileEntry("a/1", 5), FileEntry("a/2\udc80", 6)), "1")
+    parts = (WorkUnit("a#1", whole.files[:1], "1"), WorkUnit("a#2", whole.files[1:], "2"))
+    ledger.meet(whole)
+    ledger.split(whole, parts, [RefusedFile("a/3", Reason.NOT_AN_IMAGE)])
+    ledger.close()
+    again = Ledger(path, IDENTITY)
+    assert again.meet(whole).split == parts
+    assert again.refused_counts() == {"not_an_image": 1}
+    for part in parts:
+        again.meet(part, "a")
+    again.sweep(merged=False)
+    assert again.meet(whole).split == parts
+
+
+def test_a_study_in_two_units_is_offered_once_more_with_all_files_and_then_counts_once(path):
+    ledger = Ledger(path, IDENTITY)
+    for name in "bac":
+        ledger.meet(unit(name))
+        ledger.finish(unit(name), [graded("7" if name != "c" else "8", name.encode())], [])
+    (merged,) = ledger.scattered()
+    assert [entry.path for entry in merged.files] == ["a/x", "b/x"]
+    assert merged.study_id == "7"
+    ledger.meet(merged)
+    ledger.finish(merged, [ungraded("7", Status.FAILED, Reason.UID_COLLISION)], [])
+    assert ids(ledger) == ["7", "8"]
+    statuses, reasons = ledger.counts()
+    assert (dict(statuses), dict(reasons)) == ({"failed": 1, "graded": 1}, {"uid_collision": 1})
+    ledger.close()
+    # when one of the two is gone the merged outcome goes with it
+    again = Ledger(path, IDENTITY)
+    again.meet(unit("b"))
+    again.sweep(merged=False)
+    assert list(again.scattered()) == []
+    again.sweep(merged=True)
+    assert dict(again.counts()[0]) == {"graded": 1}
+
+
+def test_results_of_something_else_are_not_mixed_in(path):
+    Ledger(path, IDENTITY).close()
+    with pytest.raises(OutputError, match="bundle b1, this run has b2"):
+        Ledger(path, {"bundle": "b2"})
+    ledger = Ledger(path, IDENTITY)
+    ledger.agree("devices", "cpu")
+    with pytest.raises(OutputError, match="devices cpu"):
+        ledger.agree("devices", "gpu")
+
+
+def test_a_damaged_ledger_is_an_output_error(path):
+    path.write_bytes(b"not a database" * 100)
+    with pytest.raises(OutputError, match="cannot use"):
+        Ledger(path, IDENTITY)
+
+
+def test_outcomes_are_sorted_as_bytes_sort(path):
+    ledger = Ledger(path, IDENTITY)
+    names = ["é", "b", "10", "9", "B", "a,b", "=x", "", "\U0001f9b4", "\uffee"]
+    for index, name in enumerate(names):
+        ledger.meet(unit(str(index)))
+        ledger.finish(unit(str(index)), [graded(name, b"")], [])
+    assert ids(ledger) == sorted(names)

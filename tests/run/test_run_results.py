@@ -1,0 +1,161 @@
+import csv
+import io
+import json
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spine_engine.anatomy import CONDITIONS, LEVELS, prior
+from spine_engine.errors import OutputError, Reason
+from spine_engine.results import (
+    PRIOR_ROWS,
+    ROW_ORDER,
+    LevelResult,
+    Status,
+    StudyResult,
+    in_millionths,
+    prediction_rows,
+    study_key,
+    study_line,
+    ungraded,
+    write_lines,
+    write_predictions,
+)
+
+ODD_IDS = [
+    "=1+1",
+    "+cmd",
+    "a,b",
+    'a"b',
+    "a\nb",
+    "a\rb",
+    "../../etc/passwd",
+    "/abs",
+    "a;b",
+    " lead",
+    "é\u2028",
+    "\0",
+    "'",
+    "",
+]
+
+
+@given(st.tuples(*[st.floats(0, 1e6, allow_nan=False)] * 3).filter(lambda values: sum(values) > 1e-9))
+def test_rounded_probabilities_sum_to_one_and_stay_close(values):
+    row = in_millionths(values)
+    assert sum(row) == 1_000_000
+    assert all(abs(count / 1e6 - value / sum(values)) <= 1e-6 + 1e-12 for count, value in zip(row, values, strict=True))
+
+
+@pytest.mark.parametrize("values", [(0, 0, 0), (math.nan, 0, 1), (-0.1, 0.6, 0.5), (math.inf, 0, 0), (1, 0)])
+def test_what_is_no_probability_is_refused(values):
+    with pytest.raises(ValueError, match="probabilities"):
+        in_millionths(values)
+
+
+def test_ties_go_to_the_milder_grade():
+    assert in_millionths((1 / 3, 1 / 3, 1 / 3)) == (333_334, 333_333, 333_333)
+
+
+def test_rows_come_in_rsna_order_with_six_decimals():
+    rows = list(prediction_rows("7", PRIOR_ROWS))
+    assert len(rows) == 25
+    names = [row.split(",")[0] for row in rows]
+    assert names == [f"7_{condition}_{level}" for condition in sorted(CONDITIONS) for level in LEVELS]
+    assert names[0] == "7_left_neural_foraminal_narrowing_l1_l2"
+    for row, (condition, level) in zip(rows, ROW_ORDER, strict=True):
+        numbers = row.split(",")[1:]
+        assert all(len(number.split(".")[1]) == 6 for number in numbers)
+        assert sum(Fraction(number) for number in numbers) == 1
+        assert [float(number) for number in numbers] == pytest.approx(prior(condition, level), abs=1e-6)
+
+
+def test_odd_study_ids_come_back_from_csv_and_jsonl(tmp_path):
+    path = tmp_path / "predictions.csv"
+    write_predictions(path, ((name, PRIOR_ROWS) for name in ODD_IDS))
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["row_id", "normal_mild", "moderate", "severe"]
+    assert [row[0].removesuffix("_left_neural_foraminal_narrowing_l1_l2") for row in rows[1::25]] == ODD_IDS
+    for name in ODD_IDS:
+        line = study_line(ungraded(name, Status.FAILED, Reason.TIMEOUT))
+        assert line.isascii()
+        assert len(line.splitlines()) == 1
+        assert json.loads(line)["study_id"] == name
+
+
+def test_a_key_with_lone_surrogates_can_be_stored():
+    assert study_key("a\udc80b").encode() == rb"a\udc80b"
+    assert study_key("1.2.é") == "1.2.é"
+
+
+def test_a_study_line_has_the_documented_fields():
+    level = LevelResult(
+        center_mm=(1.00049, -0.0, 3.0),
+        axes=((0, 0, -1), (0, 1, 0), (1, 0, 0)),
+        size_mm=(30, 60, 70),
+        confidence=0.98765,
+        source="detector",
+    )
+    lost = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior")
+    result = StudyResult(
+        study_id="1",
+        status=Status.GRADED,
+        rows=PRIOR_ROWS,
+        levels={LEVELS[0]: level, LEVELS[1]: lost},
+        timings_ms={"read": 1.26},
+    )
+    record = json.loads(study_line(result))
+    assert list(record) == [
+        "study_id", "status", "reason", "warnings", "series", "levels", "not_assessed", "timings_ms",
+    ]  # fmt: skip
+    assert record["levels"]["l1_l2"]["center_mm"] == [1.0, 0.0, 3.0]
+    assert record["levels"]["l1_l2"]["box_mm"] == {
+        "center": [1.0, 0.0, 3.0], "axes": [[0, 0, -1], [0, 1, 0], [1, 0, 0]], "size": [30, 60, 70],
+    }  # fmt: skip
+    assert record["levels"]["l2_l3"] == {"center_mm": None, "box_mm": None, "confidence": 0.0, "source": "prior"}
+    assert record["timings_ms"] == {"read": 1.3}
+    assert "-0.0" not in study_line(result)
+
+
+def test_a_study_without_a_grade_holds_the_prior_everywhere():
+    result = ungraded("1", Status.PRIOR, Reason.NO_SAGITTAL)
+    assert result.rows == PRIOR_ROWS
+    assert len(result.not_assessed) == 25
+    assert result.probabilities(CONDITIONS[4], LEVELS[3])["severe"] == pytest.approx(0.343)
+
+
+def test_a_result_that_contradicts_itself_is_refused():
+    with pytest.raises(ValueError, match="reason"):
+        StudyResult(study_id="1", status=Status.GRADED, reason=Reason.TIMEOUT, rows=PRIOR_ROWS)
+    with pytest.raises(ValueError, match="rows"):
+        StudyResult(study_id="1", status=Status.GRADED, rows=((1, 2, 3),) * 25)
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "file"
+    write_lines(path, ["old"])
+
+    def lines():
+        yield "new"
+        raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError):
+        write_lines(path, lines())
+    assert path.read_text() == "old\n"
+    write_lines(path, ["new"])
+    assert path.read_text() == "new\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
+    with pytest.raises(OutputError, match="cannot write"):
+        write_lines(tmp_path / "missing" / "file", [])
+
+
+def test_csv_is_readable_by_a_plain_reader():
+    (line,) = list(prediction_rows('x"\n', PRIOR_ROWS))[:1]
+    assert next(csv.reader(io.StringIO(line, newline="")))[0] == 'x"\n_left_neural_foraminal_narrowing_l1_l2'

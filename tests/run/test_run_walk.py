@@ -1,0 +1,203 @@
+"""The walk of one study, in this process: a fake bundle, made-up stacks, and a detection that is given."""
+
+import dataclasses
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from spine_engine import walk
+from spine_engine.anatomy import CONDITIONS, LEVELS
+from spine_engine.bundle import Bundle, file_facts, write_manifest
+from spine_engine.detection import Detection, DetectorSpec, DiscLevel
+from spine_engine.dicom import FileEntry, UnitReading, WorkUnit
+from spine_engine.errors import BundleError, Reason, StudyError, UsageError, Warn
+from spine_engine.manifest import SCHEMA, DetectorEntry, GraderEntry, GridEntry, Manifest, Models, TensorEntry
+from spine_engine.options import RunOptions
+from spine_engine.results import PRIOR_ROWS, ROW_ORDER, Status, study_line
+from spine_engine.study import Role, Series, Stack, Study
+
+UNIT = WorkUnit("a", (FileEntry("a/1", 1),), "1.2.3")
+OPTIONS = RunOptions(backend="fake")
+
+
+def model(path, inputs, outputs):
+    listing = {"inputs": [dataclasses.asdict(inputs)], "outputs": [dataclasses.asdict(outputs)]}
+    path.write_text(json.dumps(listing))
+    return {**file_facts(path), "inputs": (inputs,), "outputs": (outputs,)}
+
+
+def write_bundle(folder, decoder="level_heatmaps"):
+    folder.mkdir()
+    spec, grid = DetectorSpec(), GridEntry(shape=(4, 6, 6), spacing_mm=(8.0, 8.0, 8.0))
+    slices = TensorEntry(name="slices", shape=(None, 1, None, None))
+    maps = TensorEntry(name="heatmaps", shape=(None, spec.channels, None, None))
+    image = TensorEntry(name="image", shape=(None, 3, *grid.shape))
+    grades = TensorEntry(name="probabilities", shape=(None, 5, 3))
+    detector = DetectorEntry(
+        **model(folder / "detector.onnx", slices, maps),
+        decoder=decoder,
+        output_channels=("disc", "body", "row", "column", *spec.bins),
+        spec=spec if decoder == "level_heatmaps" else None,
+    )
+    grader = GraderEntry(
+        **model(folder / "grader.onnx", image, grades),
+        channels=(Role.SAGITTAL_T1, Role.SAGITTAL_T2, Role.AXIAL_T2),
+        grid=grid,
+        output_channels=tuple(CONDITIONS),
+    )
+    about = {"name": "fake", "version": "1", "licence": "-", "intended_use": "-", "training_data": (), "metrics": {}}
+    write_manifest(folder, Manifest(schema=SCHEMA, models=Models(detector=detector, grader=grader), **about))
+    return Bundle.open(folder)
+
+
+def stack(axes, slices, spacing):
+    rng = np.random.default_rng(slices)
+    pixels = rng.integers(0, 900, (slices, 60, 60), np.uint16)
+    normal = np.asarray(axes, float)[0]
+    middle = sum(np.asarray(axes, float)[k] * 4.0 * 59 / 2 for k in (1, 2))
+    origins = np.array([(s - (slices - 1) / 2) * spacing * normal - middle for s in range(slices)])
+    ones = np.ones(slices, np.float32)
+    return Stack(pixels, ones, ones * 0, origins, np.asarray(axes, float), (4.0, 4.0))
+
+
+SAGITTAL = stack([[1, 0, 0], [0, 0, -1], [0, 1, 0]], 20, 5.0)
+AXIAL = stack([[0, 0, 1], [0, 1, 0], [1, 0, 0]], 50, 4.0)
+
+
+def study(*roles, reason=None):
+    series = [
+        Series(f"s{n}", role, "it says so", (AXIAL if role is Role.AXIAL_T2 else SAGITTAL,), 20)
+        for n, role in enumerate(roles)
+    ]
+    return Study("1.2.3", tuple(series), (Warn.GAP,), reason)
+
+
+def detection(source="detector"):
+    axes = np.array([[0, 0, -1.0], [0, 1, 0], [1, 0, 0]])
+    size = np.array([32.0, 48, 48])
+    levels = {
+        level: DiscLevel(level, np.array([0.0, 0, 60 - 30 * n]), axes, size, 0.9, source)
+        for n, level in enumerate(LEVELS)
+    }
+    return Detection(levels, (), (Warn.LOW_CONFIDENCE,))
+
+
+@pytest.fixture
+def walked(tmp_path, monkeypatch):
+    bundle = write_bundle(tmp_path / "bundle")
+    made = walk.plan_walk(tmp_path, bundle, OPTIONS).factory()
+
+    def go(given, found=None):
+        def read(*_):
+            if isinstance(given, BaseException):
+                raise given
+            return UnitReading((given,), (), ())
+
+        def detect(*_):
+            if isinstance(found, BaseException):
+                raise found
+            return found or detection()
+
+        monkeypatch.setattr(walk, "read_unit", read)
+        monkeypatch.setattr(walk, "detect", detect)
+        (result,) = made(UNIT).results
+        return result
+
+    return go
+
+
+def test_a_whole_study_is_graded_at_every_level(walked):
+    result = walked(study(Role.SAGITTAL_T1, Role.SAGITTAL_T2, Role.AXIAL_T2))
+    assert (result.status, result.reason, result.not_assessed) == (Status.GRADED, None, ())
+    assert result.warnings == (Warn.GAP, Warn.LOW_CONFIDENCE)
+    assert all(row != prior for row, prior in zip(result.rows, PRIOR_ROWS, strict=True))
+    assert [series.role for series in result.series] == ["sagittal_t1", "sagittal_t2", "axial_t2"]
+    assert result.levels[LEVELS[1]].center_mm == (0.0, 0.0, 30.0)
+    assert set(result.timings_ms) == {"read", "detect", "voxelize", "grade"}
+    assert min(result.timings_ms.values()) >= 0
+    assert len(pickle.dumps(result)) < 10_000  # no pixels travel
+
+
+def test_the_same_study_gives_the_same_record_again(walked):
+    first, again = (walked(study(Role.SAGITTAL_T2)) for _ in range(2))
+    assert first.rows == again.rows
+
+
+def test_what_no_series_shows_is_the_prior_and_is_named(walked):
+    result = walked(study(Role.SAGITTAL_T1, Role.SAGITTAL_T2))
+    assert result.status is Status.GRADED
+    assert Warn.NO_AXIAL_T2 in result.warnings
+    assert len(result.not_assessed) == 10
+    assert all("subarticular" in name for name in result.not_assessed)
+    for (condition, level), row, prior in zip(ROW_ORDER, result.rows, PRIOR_ROWS, strict=True):
+        assert (row == prior) == (f"{condition}_{level}" in result.not_assessed)
+
+
+def test_a_level_outside_the_pictures_is_not_graded(walked):
+    found = detection()
+    far = dataclasses.replace(found.levels[LEVELS[4]], center_mm=np.array([0.0, 0, -900]))
+    levels = {**found.levels, LEVELS[4]: far}
+    result = walked(study(Role.SAGITTAL_T1, Role.AXIAL_T2), dataclasses.replace(found, levels=levels))
+    assert Warn.LEVEL_NOT_COVERED in result.warnings
+    assert {name[-5:] for name in result.not_assessed} == {"l5_s1"}
+    for level in LEVELS:
+        levels[level] = dataclasses.replace(far, level=level)
+    result = walked(study(Role.SAGITTAL_T1), dataclasses.replace(found, levels=levels))
+    assert (result.status, result.reason) == (Status.PRIOR, Reason.GAP_AT_LEVEL)
+
+
+@pytest.mark.parametrize(
+    ("given", "found", "status", "reason"),
+    [
+        (study(reason=Reason.NO_SAGITTAL), None, Status.PRIOR, Reason.NO_SAGITTAL),
+        (study(reason=Reason.NO_POSITION), None, Status.PRIOR, Reason.NO_POSITION),
+        (study(reason=Reason.UID_COLLISION), None, Status.FAILED, Reason.UID_COLLISION),
+        (study(reason=Reason.CORRUPT_PIXELS), None, Status.FAILED, Reason.CORRUPT_PIXELS),
+        (study(Role.SAGITTAL_T2), detection("prior"), Status.PRIOR, Reason.NOT_LOCALIZED),
+        (study(Role.SAGITTAL_T2), StudyError(Reason.NO_SAGITTAL), Status.PRIOR, Reason.NO_SAGITTAL),
+        (study(Role.SAGITTAL_T2), MemoryError(), Status.FAILED, Reason.OUT_OF_MEMORY),
+        (study(Role.SAGITTAL_T2), ValueError("DOE^JOHN"), Status.FAILED, Reason.INTERNAL_ERROR),
+        (ValueError("DOE^JOHN"), None, Status.FAILED, Reason.INTERNAL_ERROR),
+    ],
+)
+def test_what_stops_a_study_becomes_its_record(walked, given, found, status, reason):
+    result = walked(given, found)
+    assert (result.study_id, result.status, result.reason) == ("1.2.3", status, reason)
+    assert result.rows == PRIOR_ROWS
+    line = study_line(result)
+    assert "DOE" not in line
+    if reason is Reason.INTERNAL_ERROR:
+        assert result.detail.startswith("ValueError at ")
+    if found is not None and not isinstance(found, BaseException):
+        assert json.loads(line)["levels"]["l1_l2"]["source"] == "prior"
+
+
+def test_an_error_while_reading_an_unknown_study_is_left_to_the_run(walked, monkeypatch, tmp_path):
+    made = walk.StudyWalk(tmp_path, tmp_path / "bundle", Bundle.open(tmp_path / "bundle").digest, OPTIONS, None)
+    monkeypatch.setattr(walk, "read_unit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made(WorkUnit("a", UNIT.files, None))
+
+
+def test_series_descriptions_are_part_of_what_decides_the_results(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle")
+    root = tmp_path / "images"
+    root.mkdir()
+    assert walk.plan_walk(root, bundle, OPTIONS).series_descriptions == "none"
+    table = tmp_path / "train_series_descriptions.csv"
+    table.write_text("study_id,series_id,series_description\n1,2,Sagittal T1\n")
+    found = walk.plan_walk(root, bundle, OPTIONS).series_descriptions
+    given = dataclasses.replace(OPTIONS, series_descriptions=table)
+    assert found == walk.plan_walk(root, bundle, given).series_descriptions != "none"
+    with pytest.raises(UsageError, match="missing"):
+        walk.plan_walk(root, bundle, dataclasses.replace(OPTIONS, series_descriptions=tmp_path / "missing.csv"))
+
+
+def test_a_bundle_that_cannot_be_run_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="vfr"):
+        walk.plan_walk(tmp_path, write_bundle(tmp_path / "other", "vfr"), OPTIONS)
+    bundle = write_bundle(tmp_path / "bundle")
+    with pytest.raises(BundleError, match="changed"):
+        walk.StudyWalk(tmp_path, bundle.path, "0" * 64, OPTIONS, None)

@@ -1,0 +1,394 @@
+"""Whole runs over fake exams: what the files hold, whatever happens on the way."""
+
+import asyncio
+import csv
+import json
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+from fakes import dies_at_start, discover, no_backend, opened, start, write_exam
+
+from spine_engine.errors import BackendError, OutputBusyError, OutputError, UsageError
+from spine_engine.ledger import Ledger
+from spine_engine.output import held
+from spine_engine.scheduler import Scheduler
+
+
+@pytest.fixture
+def root(tmp_path):
+    folder = tmp_path / "input"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
+
+
+def predictions(out):
+    return (out / "predictions.csv").read_bytes()
+
+
+def studies(out):
+    lines = [json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["timings_ms"] = {}
+    return lines
+
+
+def by_id(out):
+    return {study["study_id"]: (study["status"], study["reason"]) for study in studies(out)}
+
+
+def manifest(out):
+    return json.loads((out / "run.json").read_text())
+
+
+def test_every_study_has_its_rows_and_its_line(root, out):
+    for index in (10, 9, 2):
+        write_exam(root, f"f{index}", f"1.{index}")
+    write_exam(root, "p", "1.3", "prior")
+    (root / "README").write_text("no exam")
+    run = start(root, out)
+    results = list(run)
+    assert Counter(result.status for result in results) == {"graded": 3, "prior": 1}
+    with (out / "predictions.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert len(rows) == 100
+    assert [row[0].split("_")[0] for row in rows[::25]] == ["1.10", "1.2", "1.3", "1.9"]
+    assert list(by_id(out)) == ["1.10", "1.2", "1.3", "1.9"]
+    assert by_id(out)["1.3"] == ("prior", "no_sagittal")
+    record = manifest(out)
+    assert record["studies"] == {"total": 4, "graded": 3, "prior": 1, "failed": 0}
+    assert record["refused_files"] == {"total": 1, "by_reason": {"not_an_image": 1}}
+    assert record["devices"] == {"grader": {"backend": "fake", "device": "cpu", "precision": "f32"}}
+    assert record["units"] == {"walked": 4, "resumed": 0}
+    assert record["stage_seconds"] == {"grade": 0.006, "read": 0.003}
+    assert record["options"]["workers"] == 1
+    assert record["peak_memory_bytes"]["total"] > record["peak_memory_bytes"]["main"] > 1e6
+    assert run.summary.exit_code == 8
+
+
+def test_the_bytes_do_not_depend_on_workers_or_order(root, tmp_path):
+    for index in range(8):
+        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.05" if index % 3 == 0 else "grade")
+    write_exam(root, "m", "1.1", "second part")  # a study met in two units
+    start(root, tmp_path / "a", workers=1).finish()
+
+    def shuffled(paths):
+        return random.Random(4).sample(list(paths), k=9)
+
+    start(root, tmp_path / "b", workers=2, discover=partial(discover, order=shuffled)).finish()
+    assert predictions(tmp_path / "a") == predictions(tmp_path / "b")
+    assert studies(tmp_path / "a") == studies(tmp_path / "b")
+
+
+def test_each_fault_costs_its_own_study_and_no_other(root, out):
+    for name, deed in {
+        "1": "grade", "2": "segfault", "3": "die-once c", "4": "hang", "5": "raise", "6": "sleep 0.1", "7": "no study"
+    }.items():  # fmt: skip
+        write_exam(root, name, name, deed)
+    write_exam(root, "nameless", "8", "die")
+    began = time.monotonic()
+    summary = start(root, out, workers=2, timeout_s=3).finish()
+    assert time.monotonic() - began < 120
+    assert by_id(out) == {
+        "1": ("graded", None),
+        "2": ("failed", "worker_died"),
+        "3": ("graded", None),
+        "4": ("failed", "timeout"),
+        "5": ("failed", "internal_error"),
+        "6": ("graded", None),
+    }
+    assert len(predictions(out).splitlines()) == 1 + 6 * 25
+    assert Counter(opened(root)) == {"1": 1, "2": 2, "3": 2, "4": 2, "5": 1, "6": 1, "7": 1, "nameless": 2}
+    assert manifest(out)["refused_examples"] == [
+        {"path": "7/exam", "reason": "corrupt_file"}, {"path": "nameless", "reason": "worker_died"},
+    ]  # fmt: skip
+    assert next(study for study in studies(out) if study["study_id"] == "5")["detail"] == "ZeroDivisionError"
+    assert all("PATIENT" not in path.read_text("utf-8", "replace") for path in out.iterdir())
+    assert summary.exit_code == 8
+
+
+def test_several_studies_in_one_folder_are_walked_apart(root, out):
+    for name in "xyz":
+        write_exam(root, "flat", f"1.{name}", name=name)
+    summary = start(root, out).finish()
+    assert list(by_id(out)) == ["1.x", "1.y", "1.z"]
+    assert (summary.exit_code, summary.walked) == (0, 3)
+    again = start(root, out).finish()
+    assert (again.walked, again.resumed) == (0, 3)
+    assert len(opened(root)) == 4
+
+
+def test_two_patients_under_one_id_are_never_merged(root, out):
+    write_exam(root, "a", "1", "patient A")
+    write_exam(root, "b", "1", "patient B")
+    write_exam(root, "c", "2")
+    start(root, out, workers=2).finish()
+    assert by_id(out) == {"1": ("failed", "uid_collision"), "2": ("graded", None)}
+    assert len(predictions(out).splitlines()) == 51
+
+
+def test_the_same_command_again_only_does_what_changed(root, out):
+    for index in range(4):
+        write_exam(root, f"f{index}", f"1.{index}")
+    start(root, out).finish()
+    before = predictions(out)
+    (out / "predictions.csv").unlink()
+    again = start(root, out)
+    assert list(again) == []
+    assert (again.summary.walked, again.summary.resumed, again.summary.exit_code) == (0, 4, 0)
+    assert predictions(out) == before
+    assert manifest(out)["devices"] == {"grader": {"backend": "fake", "device": "cpu", "precision": "f32"}}
+    write_exam(root, "f1", "1.1", "graded otherwise")
+    shutil.rmtree(root / "f2")
+    write_exam(root, "f9", "1.9")
+    summary = start(root, out).finish()
+    assert (summary.walked, summary.resumed) == (2, 2)
+    assert list(by_id(out)) == ["1.0", "1.1", "1.3", "1.9"]
+    assert predictions(out) != before
+
+
+def test_results_made_with_another_bundle_or_option_are_not_mixed(root, out):
+    write_exam(root, "a", "1")
+    start(root, out).finish()
+    with pytest.raises(OutputError, match=r"bundle b1, this run has b2; choose another output folder"):
+        start(root, out, bundle="b2").finish()
+    with pytest.raises(OutputError, match="precision auto, this run has f32"):
+        start(root, out, precision="f32").finish()
+    other = root.parent / "other"
+    write_exam(other, "a", "1")
+    with pytest.raises(OutputError, match="input"):
+        start(other, out).finish()
+    assert start(root, out, workers=2, timeout_s=9, max_attempts=5).finish().resumed == 1
+
+
+def test_an_output_inside_the_input_is_not_read_as_input(root):
+    write_exam(root, "a", "1")
+    out = root / "results" / "now"
+    for _ in range(2):
+        summary = start(root, out).finish()
+        assert by_id(out) == {"1": ("graded", None)}
+        assert summary.refused_files == {}
+    with pytest.raises(UsageError, match="same folder"):
+        start(root, root)
+
+
+def test_an_output_in_use_is_refused(root, out):
+    write_exam(root, "a", "1")
+    with held(out), pytest.raises(OutputBusyError, match="another run"):
+        start(root, out).finish()
+    assert start(root, out).finish().exit_code == 0
+
+
+def test_an_output_that_cannot_be_written_is_refused(root, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file" / "out", Path("/proc/spine-engine-out")):
+        with pytest.raises(OutputError, match="cannot write"):
+            start(root, place).finish()
+
+
+def test_an_input_that_is_no_folder_is_wrong_usage(root, out, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "missing"):
+        with pytest.raises(UsageError, match="give"):
+            start(place, out)
+    assert not out.exists()
+
+
+def test_an_empty_input_is_not_a_success(root, out):
+    summary = start(root, out).finish()
+    assert summary.exit_code == 8
+    assert predictions(out) == b"row_id,normal_mild,moderate,severe\n"
+
+
+@pytest.mark.parametrize(("factory", "message"), [(no_backend, "no such backend"), (dies_at_start, "died twice")])
+def test_a_worker_that_cannot_start_ends_the_run(root, out, factory, message):
+    for name in "abc":
+        write_exam(root, name, name)
+    with pytest.raises(BackendError, match=message):
+        start(root, out, factory=factory, workers=2).finish()
+
+
+def test_an_error_of_discovery_ends_the_run(root, out):
+    def broken(folder):
+        yield from discover(folder)
+        raise UsageError("the folder went away")
+
+    write_exam(root, "a", "1", "sleep 0.2")
+    with pytest.raises(UsageError, match="went away"):
+        start(root, out, discover=broken).finish()
+
+
+def test_a_ledger_that_fails_in_the_middle_is_an_output_error(root, out, monkeypatch):
+    def full(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
+    for name in "ab":
+        write_exam(root, name, name)
+    monkeypatch.setattr(Ledger, "finish", full)
+    with pytest.raises(OutputError, match="disk is full; free space and run the command again"):
+        start(root, out).finish()
+
+
+def test_without_an_output_nothing_is_kept(root):
+    write_exam(root, "a", "1")
+    run = start(root, None)
+    (result,) = run
+    assert result.study_id == "1"
+    with pytest.raises(RuntimeError, match="once"):
+        list(run)
+
+
+def workers():
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_leaving_the_loop_ends_the_workers_and_can_be_resumed(root, out):
+    for index in range(4):
+        write_exam(root, f"f{index}", f"1.{index}", "grade" if index == 0 else "sleep 30")
+    began = time.monotonic()
+    for result in start(root, out, workers=2):
+        assert result.study_id == "1.0"
+        break
+    assert time.monotonic() - began < 25
+    _, alive = psutil.wait_procs(workers(), timeout=10)
+    assert not alive
+    with sqlite3.connect(out / "ledger.sqlite") as ledger:
+        assert ledger.execute("SELECT sum(attempts) FROM units").fetchone() == (0,)  # taken back: no study is blamed
+
+
+def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on_later(root, out):
+    for index in range(6):
+        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.3")
+    run = start(root, out)
+    for _ in run:
+        run.stop()
+    assert run.summary.interrupted
+    assert run.summary.exit_code == 130
+    assert 1 <= run.summary.studies < 6
+    assert len(studies(out)) == run.summary.studies
+    summary = start(root, out).finish()
+    assert (summary.studies, summary.walked + summary.resumed, summary.exit_code) == (6, 6, 0)
+    assert len(opened(root)) == 6
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {here!r})
+import fakes
+if __name__ == "__main__":
+    fakes.start(Path(sys.argv[1]), Path(sys.argv[2]), workers=2).finish()
+"""
+
+
+def killed_run(root, out, tmp_path, *, after):
+    """Start a run in a process of its own, kill it when ``after`` more units have been opened, return its workers."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
+    already = len(opened(root))
+    process = subprocess.Popen([sys.executable, str(script), str(root), str(out)], env={**os.environ})
+    try:
+        deadline = time.monotonic() + 60
+        while len(opened(root)) < already + after:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        workers = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        process.kill()
+        process.wait()
+    return workers
+
+
+def test_kill_9_in_the_middle_and_a_second_run_give_the_same_bytes(root, out, tmp_path):
+    for index in range(10):
+        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.1")
+    write_exam(root, "g", "1.3", "more of it")
+    workers = killed_run(root, out, tmp_path, after=5)
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive, "workers outlived the run"
+    assert not (out / "predictions.csv").exists()
+    summary = start(root, out, workers=2).finish()
+    assert summary.exit_code == 0
+    assert summary.resumed >= 2
+    assert len(opened(root)) <= 12 + 2  # eleven units, one merged, at most two opened twice
+    start(root, tmp_path / "fresh").finish()
+    assert predictions(out) == predictions(tmp_path / "fresh")
+    assert studies(out) == studies(tmp_path / "fresh")
+
+
+def test_a_study_that_takes_the_whole_run_down_again_and_again_is_set_aside(root, out):
+    for name in "abc":
+        write_exam(root, name, name)
+    first = start(root, out)
+    units = {unit.key: unit for unit in discover(root)}
+    out.mkdir()
+    for attempts in ("ab", "ab", "a"):  # three runs that died with these studies open
+        ledger = Ledger(out / "ledger.sqlite", first._identity.facts(first._root))
+        for key in attempts:
+            ledger.meet(units[key])
+            ledger.begin(units[key])
+        ledger.close()
+    assert first.finish().exit_code == 8
+    assert by_id(out) == {"a": ("failed", "worker_died"), "b": ("graded", None), "c": ("graded", None)}
+    assert opened(root) == ["b", "c"]
+
+
+def test_a_suspect_runs_alone():
+    async def scenario():
+        scheduler = Scheduler(no_backend, workers=3, timeout_s=1)
+        for slot in scheduler._slots:
+            slot.start = lambda: asyncio.sleep(0)
+        running, seen = set(), {}
+
+        async def unit(name, alone):
+            async with scheduler.slot(alone=alone):
+                running.add(name)
+                for _ in range(5):
+                    await asyncio.sleep(0)
+                    seen.setdefault(name, set()).update(running)
+                running.remove(name)
+
+        plan = [("a", False), ("b", False), ("s", True), ("c", False), ("t", True), ("d", False)]
+        await asyncio.gather(*(unit(name, alone) for name, alone in plan))
+        return seen
+
+    seen = asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert seen["s"] == {"s"}
+    assert seen["t"] == {"t"}
+    assert seen["a"] == {"a", "b"}
+    assert set(seen) == set("abstcd")
+
+
+def test_memory_does_not_hold_the_results(root, tmp_path):
+    def peak(count):
+        folder = tmp_path / f"in{count}"
+        for index in range(count):
+            write_exam(folder, f"f{index:04}", f"1.{index}")
+        summary = start(folder, tmp_path / f"out{count}").finish()
+        assert summary.studies == count
+        return summary.peak_memory_bytes["main"]
+
+    small = peak(20)  # the peak of a process only grows: the large run comes second
+    assert peak(200) <= small * 1.1
