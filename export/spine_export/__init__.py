@@ -1,0 +1,1 @@
+"""Checkpoints to ONNX, and models to a bundle that the engine opens."""

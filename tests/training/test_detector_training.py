@@ -1,0 +1,143 @@
+"""Samples, losses, the net, its export and a resumed training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the training extra is not installed")
+nib = pytest.importorskip("nibabel", reason="the training extra is not installed")
+
+from spine_engine.detection import DetectorSpec  # noqa: E402
+from spine_training.detector import train as training  # noqa: E402
+from spine_training.detector.augment import arrays_from_exam, sample  # noqa: E402
+from spine_training.detector.data import Exam, load_exams  # noqa: E402
+from spine_training.detector.loss import detector_loss, level_bins  # noqa: E402
+from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
+from spine_training.detector.truth import column_from_bodies  # noqa: E402
+
+SPEC = DetectorSpec()
+
+
+def column_volume():
+    """A 1 mm volume with five bright boxes as vertebral bodies, and their labels."""
+    labels = np.zeros((224, 160, 60), np.uint8)
+    for i, label in enumerate((1, 2, 3, 4, 5)):
+        labels[20 + 35 * i : 45 + 35 * i, 60:94, 10:50] = label
+    image = (np.random.default_rng(0).integers(10, 40, labels.shape) + 120 * (labels > 0)).astype(np.uint8)
+    return image, labels
+
+
+@pytest.fixture(scope="module")
+def exam():
+    image, labels = column_volume()
+    return arrays_from_exam(Exam("A", "VB3", "A", image, (1.0, 1.0, 1.0), column_from_bodies(labels)), SPEC)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data folder with two exams of one source."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "lumbar-mri").mkdir()
+    image, labels = column_volume()
+    for k, name in enumerate(("VB3-01", "VB3-03")):
+        for suffix, volume in (("image", image + np.uint8(k)), ("levels", labels)):
+            nib.save(nib.Nifti1Image(volume, np.eye(4)), root / "lumbar-mri" / f"{name}_{suffix}.nii.gz")
+    return root
+
+
+def test_a_sample_is_its_seed_and_its_targets_fit(exam):
+    for seed in range(8):
+        image, target = sample(exam, (160, 128), np.random.default_rng(seed), SPEC)
+        again, _ = sample(exam, (160, 128), np.random.default_rng(seed), SPEC)
+        assert np.array_equal(image, again)
+        assert image.shape == (160, 128)
+        assert target.shape == (9, 80, 64)
+        assert np.isfinite(image).all()
+        assert 0 <= target[0].min() <= target[0].max() <= 1
+        assert np.isin(target[5], (0, 1)).all()
+        used = target[8] > 0
+        assert target[4][used].min() > -1.5
+        assert target[4][used].max() < 6.5
+        direction = np.hypot(target[2], target[3])[target[7] > 0]
+        assert np.allclose(direction, 1.0, atol=1e-5)
+
+
+def test_heat_lies_on_dark_gaps_between_bodies(exam):
+    dark, bright = [], []
+    for seed in range(30):
+        image, target = sample(exam, (160, 128), np.random.default_rng(seed), SPEC)
+        coarse = image.reshape(80, 2, 64, 2).mean((1, 3))
+        if target[0].max() > 0.6 and target[1].max() > 0.6:
+            dark.append(coarse[target[0] > 0.5].mean())
+            bright.append(coarse[target[1] > 0.5].mean())
+    contrast = np.abs(np.array(dark) - np.array(bright))
+    assert len(dark) > 5
+    assert np.median(contrast) > 0.1
+
+
+def test_level_bins_are_soft_between_discs():
+    bins = level_bins(torch.tensor([[[-3.0, 0.0, 0.25, 20.0]]]), 10)[0, :, 0]
+    assert torch.allclose(bins.sum(0), torch.ones(4))
+    assert bins[0, 0] == 1
+    assert bins[1, 1] == 1
+    assert bins[1, 2] == pytest.approx(0.75)
+    assert bins[9, 3] == 1
+
+
+def test_a_perfect_answer_costs_nothing_and_masked_pixels_do_not_count():
+    target = torch.zeros(1, 9, 8, 8)
+    target[:, 5:7] = 1
+    output = torch.full((1, 14, 8, 8), -20.0)
+    assert detector_loss(output, target)[0] < 1e-3
+    wrong = output.clone()
+    wrong[:, 0, 4:] = 20.0
+    assert detector_loss(wrong, target)[0] > 1.0
+    target[:, 5, 4:] = 0
+    assert detector_loss(wrong, target)[0] < 1e-3
+
+
+def test_the_net_accepts_every_multiple_of_32():
+    net = LevelHeatmapNet(SPEC).eval()
+    with torch.no_grad():
+        for size in ((32, 32), (96, 160)):
+            assert net(torch.zeros(1, 1, *size)).shape == (1, SPEC.channels, size[0] // 2, size[1] // 2)
+
+
+def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CANVASES", (((96, 64), 3, 1.0),))
+    monkeypatch.setattr(training, "SOURCE_WEIGHTS", {"VB3": 1.0})
+    options = training.TrainOptions(steps=4, steps_per_epoch=2, fold=-1, warmup_steps=2)
+    assert {exam.source for exam in load_exams(folder)} == {"VB3"}
+    whole = torch.load(training.train(folder, tmp_path / "whole", options), weights_only=True)
+    path = training.train(folder, tmp_path / "parts", options, stop_after=2)
+    assert torch.load(path, weights_only=True)["step"] == 2
+    parts = torch.load(training.train(folder, tmp_path / "parts", options, resume=True), weights_only=True)
+    for key in ("net", "ema"):
+        assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key])
+    assert (tmp_path / "parts" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_exported_model_answers_as_the_checkpoint(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxscript", reason="the export extra is not installed")
+    from spine_training.detector.evaluate import OnnxBackend, TorchBackend
+    from spine_training.detector.export import export_onnx
+
+    torch.manual_seed(0)
+    torch.save({"ema": LevelHeatmapNet(SPEC).state_dict()}, tmp_path / "net.pt")
+    path = export_onnx(tmp_path / "net.pt", tmp_path / "net.onnx")
+    assert path.stat().st_size <= 5_000_000
+    outputs = [o.name for o in onnxruntime.InferenceSession(str(path)).get_outputs()]
+    assert outputs == ["heatmaps"]
+    backends = [
+        TorchBackend(tmp_path / "net.pt"),
+        OnnxBackend(path, "onnxruntime"),
+        OnnxBackend(path, "openvino"),
+    ]
+    for shape in ((1, 1, 64, 96), (3, 1, 160, 128)):
+        slices = np.random.default_rng(1).random(shape, np.float32)
+        torch_maps, ort_maps, openvino_maps = (backend.run({"slices": slices})["heatmaps"] for backend in backends)
+        assert np.abs(ort_maps - openvino_maps).max() < 1e-3
+        assert np.abs(ort_maps - torch_maps).max() < 2e-2  # the file's weights are float16

@@ -1,0 +1,1 @@
+"""PyTorch models, datasets, augmentation, training and evaluation for spine-engine."""

@@ -1,0 +1,1 @@
+"""The level heat-map detector: truth, augmentation, model, training, evaluation and export."""

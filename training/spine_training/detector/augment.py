@@ -1,0 +1,327 @@
+"""Random sagittal slices of an exam with their targets, rendered straight from the volume.
+
+Canvas frame: pixel (r, c) of a slice lies at `pixel_mm * (r, c)`; rows superior -> inferior, columns anterior ->
+posterior. A random affine takes canvas mm to volume mm; the slice plane may be tilted against
+the volume, and several lateral
+samples are averaged as a thick slice would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.detection.spec import DetectorSpec
+from spine_training.detector.data import Exam
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+U8 = NDArray[np.uint8]
+
+#: Widths of the targets: a disc is 30-35 mm long and 6-14 mm high, its heat keeps neighbours 30 mm apart separate.
+DISC_SIGMA_MM, BODY_SIGMA_MM, LATERAL_SIGMA_MM = 5.0, 7.0, 12.0
+#: Half width of the band along the column where the level bins are learnt.
+BAND_MM = 16.0
+#: Heat at 24 mm from the midline: beyond it a slice has passed the pedicles and says nothing of levels.
+LEVEL_FLOOR = 0.13
+#: Above the last labelled disc the next one is 0.92 of the last distance away (mean of the thoracolumbar exams).
+ABOVE_TOP_SHARE = 0.92
+#: S1 is 28-30 mm high (Panjabi et al., Spine 17 (1992) 299, and VB1's masks); its band ends where S1/S2 bends away.
+SACRUM_STEP_MM, SACRUM_REACH_MM = 28.0, 38.0
+#: Round a disc of unknown place, and above the last labelled disc, the heat loss is masked.
+UNKNOWN_RADIUS_MM, UNKNOWN_CORRIDOR_MM = 18.0, 32.0
+#: Target planes: disc, body, direction (2), level coordinate u, weights of disc, body, direction, level.
+PLANES = 9
+
+
+@dataclass(frozen=True, slots=True)
+class ExamArrays:
+    """An exam as plain arrays: discs `(n, 8)` = row, column, lateral mm, direction (2), rank, known, weak."""
+
+    volume: NDArray[np.uint8]
+    spacing_mm: F64
+    low: float
+    high: float
+    discs: F64
+    bodies: F64
+
+
+def arrays_from_exam(exam: Exam, spec: DetectorSpec) -> ExamArrays:
+    """Flatten an exam for the kernels."""
+    low, high = np.percentile(exam.volume, [spec.low_percentile, spec.high_percentile])
+    discs = np.array([[*d.center_mm, *d.direction, d.rank, d.known, d.weak] for d in exam.column.discs], float)
+    bodies = np.array([[*center, rank] for rank, center in exam.column.bodies], float)
+    spacing = np.array(exam.spacing_mm)
+    return ExamArrays(exam.volume, spacing, float(low), float(max(high, low + 1)), discs, bodies)
+
+
+@numba.njit(cache=True, nogil=True)
+def _render_slice(
+    volume: U8,
+    spacing: F64,
+    matrix: F64,
+    shift: F64,
+    plane: F64,
+    offsets: F64,
+    crop: F64,
+    lut: F64,
+    window: tuple[float, float, float],
+    bias: F64,
+    pixel_mm: float,
+    out: F32,
+) -> None:
+    """Average of bilinear samples at the lateral `offsets` mm, through `lut`, times the bias field; 0 outside.
+
+    `matrix` and `shift` take canvas mm to volume mm; `plane` gives the lateral mm of a volume point; `crop` is the
+    field of view in canvas pixels; `window` is (low, high, gain) of the intensities.
+    """
+    rows, columns, depth = volume.shape
+    low, high, gain = window
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[r, c] = 0.0
+            if r < crop[0] or r >= crop[1] or c < crop[2] or c >= crop[3]:
+                continue
+            y, x = r * pixel_mm, c * pixel_mm
+            vy = matrix[0, 0] * y + matrix[0, 1] * x + shift[0]
+            vx = matrix[1, 0] * y + matrix[1, 1] * x + shift[1]
+            fy, fx = vy / spacing[0], vx / spacing[1]
+            iy, ix = int(np.floor(fy)), int(np.floor(fx))
+            if iy < 0 or ix < 0 or iy >= rows - 1 or ix >= columns - 1:
+                continue
+            ty, tx = fy - iy, fx - ix
+            lateral = plane[0] + plane[1] * vy + plane[2] * vx
+            total = 0.0
+            for offset in offsets:
+                k = int(np.floor((lateral + offset) / spacing[2] + 0.5))
+                k = min(max(k, 0), depth - 1)
+                total += (1 - ty) * ((1 - tx) * volume[iy, ix, k] + tx * volume[iy, ix + 1, k])
+                total += ty * ((1 - tx) * volume[iy + 1, ix, k] + tx * volume[iy + 1, ix + 1, k])
+            value = (total / len(offsets) - low) / (high - low)
+            by, bx = 2.0 * r / out.shape[0] - 1.0, 2.0 * c / out.shape[1] - 1.0
+            field = np.exp(bias[0] * by + bias[1] * bx + bias[2] * by * by + bias[3] * bx * bx + bias[4] * bx * by)
+            position = min(max(value * field * gain, 0.0), 1.25) * (len(lut) - 1) / 1.25
+            i = min(int(position), len(lut) - 2)
+            out[r, c] = lut[i] + (position - i) * (lut[i + 1] - lut[i])
+
+
+@numba.njit(cache=True, nogil=True)
+def _render_heat(
+    discs: F64,
+    bodies: F64,
+    amplitude: F64,
+    body_amplitude: F64,
+    crop_mm: F64,
+    step_mm: float,
+    origin_mm: float,
+    out: F32,
+) -> None:
+    """Heat, direction and their weights; discs and bodies are in canvas mm, `crop_mm` the field of view there."""
+    top, second = discs[len(discs) - 1], discs[len(discs) - 2]
+    norm = np.hypot(top[0] - second[0], top[1] - second[1])
+    up_y, up_x = (top[0] - second[0]) / norm, (top[1] - second[1]) / norm
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            y, x = origin_mm + i * step_mm, origin_mm + j * step_mm
+            inside = crop_mm[0] <= y < crop_mm[1] and crop_mm[2] <= x < crop_mm[3]
+            along = (y - top[0]) * up_y + (x - top[1]) * up_x
+            across = (y - top[0]) * up_x - (x - top[1]) * up_y
+            beyond = abs(across) < UNKNOWN_CORRIDOR_MM
+            out[5, i, j] = 0.0 if along > 10.0 and beyond else 1.0
+            out[6, i, j] = 0.0 if along > 28.0 and beyond else 1.0
+            for k in range(len(discs)):
+                dy, dx = y - discs[k, 0], x - discs[k, 1]
+                d2 = dy * dy + dx * dx
+                if discs[k, 6] == 0.0:
+                    if d2 < UNKNOWN_RADIUS_MM**2:
+                        out[5, i, j] = 0.0
+                    if d2 < 4 * UNKNOWN_RADIUS_MM**2:
+                        out[6, i, j] = 0.0
+                    continue
+                heat = np.exp(-d2 / (2 * DISC_SIGMA_MM**2))
+                if inside and heat * amplitude[k] > out[0, i, j]:
+                    out[0, i, j] = heat * amplitude[k]
+                if inside and heat > 0.1 and amplitude[k] > 0.15:
+                    out[2, i, j], out[3, i, j] = discs[k, 3], discs[k, 4]
+                    out[7, i, j] = heat * amplitude[k]
+            for k in range(len(bodies)):
+                dy, dx = y - bodies[k, 0], x - bodies[k, 1]
+                heat = np.exp(-(dy * dy + dx * dx) / (2 * BODY_SIGMA_MM**2)) * body_amplitude[k]
+                if inside and heat > out[1, i, j]:
+                    out[1, i, j] = heat
+
+
+@numba.njit(cache=True, nogil=True)
+def _render_levels(discs: F64, amplitude: F64, crop_mm: F64, step_mm: float, origin_mm: float, out: F32) -> None:
+    """Level coordinate u (0 at L5/S1, 1 at L4/L5, ...) and its weight along the column, a little beyond both ends."""
+    n = len(discs)
+    top, bottom, second = discs[n - 1], discs[0], discs[n - 2]
+    norm = np.hypot(top[0] - second[0], top[1] - second[1])
+    up_y, up_x = (top[0] - second[0]) / norm, (top[1] - second[1]) / norm
+    top_step = ABOVE_TOP_SHARE * norm / max(1.0, top[5] - second[5])
+    down_y, down_x = bottom[4], -bottom[3]  # the normal of the lowest disc, pointing down
+    if down_y < 0:
+        down_y, down_x = -down_y, -down_x
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            y, x = origin_mm + i * step_mm, origin_mm + j * step_mm
+            if not (crop_mm[0] <= y < crop_mm[1] and crop_mm[2] <= x < crop_mm[3]):
+                continue
+            best, u, weight = BAND_MM**2, 0.0, 0.0
+            for k in range(n - 1):
+                sy, sx = discs[k + 1, 0] - discs[k, 0], discs[k + 1, 1] - discs[k, 1]
+                t = ((y - discs[k, 0]) * sy + (x - discs[k, 1]) * sx) / (sy * sy + sx * sx)
+                if t < 0.0 or t > 1.0:
+                    continue
+                ey, ex = y - discs[k, 0] - t * sy, x - discs[k, 1] - t * sx
+                if ey * ey + ex * ex < best:
+                    best = ey * ey + ex * ex
+                    u = discs[k, 5] + t * (discs[k + 1, 5] - discs[k, 5])
+                    weight = amplitude[k] if t < 0.5 else amplitude[k + 1]
+                    if 0.1 < t < 0.9:
+                        weight = min(amplitude[k], amplitude[k + 1])
+            along = (y - top[0]) * up_y + (x - top[1]) * up_x
+            across = (y - top[0]) * up_x - (x - top[1]) * up_y
+            if weight == 0.0 and abs(across) < BAND_MM and 0.0 < along < 1.5 * top_step:
+                u, weight = top[5] + along / top_step, 0.7 * amplitude[n - 1]
+            below = (y - bottom[0]) * down_y + (x - bottom[1]) * down_x
+            beside = (y - bottom[0]) * down_x - (x - bottom[1]) * down_y
+            if weight == 0.0 and abs(beside) < BAND_MM and 0.0 < below < SACRUM_REACH_MM:
+                u, weight = bottom[5] - below / SACRUM_STEP_MM, amplitude[0]
+            out[4, i, j] = u
+            out[8, i, j] = weight if weight > LEVEL_FLOOR else 0.0
+
+
+def _random_lut(rng: np.random.Generator, gamma: float) -> F64:
+    """A random intensity curve over 0..1.25: gamma, monotone bends, now and then an inversion or free curve."""
+    x = np.linspace(0.0, 1.25, 64)
+    y = np.minimum(x, 1.25) ** (gamma * np.exp(rng.normal(0.0, 0.35)))
+    if rng.random() < 0.4:  # random monotone
+        steps = np.exp(rng.normal(0.0, 0.9, 8))
+        curve = np.concatenate([[0.0], np.cumsum(steps) / steps.sum()])
+        y = 0.3 * y + 0.7 * np.interp(x / 1.25, np.linspace(0, 1, 9), curve)
+    draw = rng.random()
+    if draw < 0.1:  # inverted tissue, dark air
+        y = (1.0 - y / y.max()) * np.clip(x / rng.uniform(0.05, 0.25), 0.0, 1.0)
+    elif draw < 0.2:  # any smooth contrast
+        free = np.interp(x, np.linspace(0, 1.25, 7), rng.uniform(0.0, 1.1, 7))
+        y = free * np.clip(x / 0.1, 0.0, 1.0)
+    return np.asarray(y * np.exp(rng.normal(0.0, 0.12)))
+
+
+def _crop_mm(rng: np.random.Generator, discs: F64, extent: F64) -> F64:
+    """Random field of view in volume mm: (row from, to, column from, to), from cut columns to the whole picture."""
+    box = np.array([0.0, extent[0], 0.0, extent[1]])
+    if rng.random() < 0.45:
+        return box
+    last = len(discs) - 1
+    if rng.random() < 0.65:
+        above = discs[min(1, last), 0] if rng.random() < 0.15 else discs[0, 0] + 8.0
+        if rng.random() < 0.5:
+            box[1] = rng.uniform(min(above, extent[0]), extent[0])
+        else:
+            box[1] = min(extent[0], above + rng.exponential(35.0))
+    if rng.random() < 0.7:
+        l1_l2 = discs[min(int(np.searchsorted(discs[:, 5], 4)), last), 0] + 10.0
+        lowest = l1_l2 if rng.random() < 0.75 else discs[min(3, last), 0]
+        box[0] = rng.uniform(0.0, max(1.0, float(lowest)))
+    box[0] = max(0.0, min(box[0], box[1] - 110.0))
+    if rng.random() < 0.6:
+        box[2] = rng.uniform(0.0, max(1.0, discs[:, 1].min() - 32.0))
+    if rng.random() < 0.6:
+        box[3] = rng.uniform(min(discs[:, 1].max() + 40.0, extent[1] - 1.0), extent[1])
+    return box
+
+
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where a sample lies: `canvas = forward @ volume + shift` (mm) and the field of view in canvas mm."""
+
+    forward: F64
+    shift: F64
+    crop_mm: F64
+
+
+def _placement(rng: np.random.Generator, discs: F64, extent: F64, size_mm: F64) -> _Placement:
+    """A random rotation, scale and shear, a random field of view, and its place on the canvas."""
+    angle = np.deg2rad(rng.normal(0.0, 8.0) if rng.random() < 0.8 else rng.uniform(-25, 25))
+    scale = np.exp(rng.normal(0.0, 0.1)) * np.exp(rng.normal(0.0, 0.04, 2))
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    shear = np.array([[1.0, 0.0], [rng.normal(0.0, 0.05), 1.0]])
+    forward = rotation @ shear @ np.diag(scale)
+    crop = _crop_mm(rng, discs, extent)
+    middle = np.array([(crop[0] + crop[1]) / 2, (crop[2] + crop[3]) / 2])
+    reach = np.array([(crop[1] - crop[0]) / 2, (crop[3] - crop[2]) / 2])
+    half = np.minimum(np.abs(forward) @ reach, reach * scale * 1.03)
+    slack = size_mm / 2 - half
+    center = size_mm / 2 + rng.uniform(-1, 1, 2) * np.maximum(slack, 0.0)
+    for axis in range(2):  # larger than the canvas: let any part be cut
+        if slack[axis] < 0:
+            center[axis] = size_mm[axis] / 2 + rng.uniform(slack[axis], -slack[axis])
+    box = np.array([center[0] - half[0], center[0] + half[0], center[1] - half[1], center[1] + half[1]])
+    box = np.clip(box, 0.0, np.repeat(size_mm, 2))
+    return _Placement(forward, center - forward @ middle, box)
+
+
+def sample(exam: ExamArrays, canvas: tuple[int, int], rng: np.random.Generator, spec: DetectorSpec) -> tuple[F32, F32]:
+    """One random slice `(H, W)` and its target planes `(9, H / stride, W / stride)`."""
+    extent = (np.array(exam.volume.shape) - 1) * exam.spacing_mm
+    place = _placement(rng, exam.discs, extent, np.array(canvas) * spec.pixel_mm)
+    plane = _slice_plane(rng, exam.discs, extent)
+    image = _sampled_image(exam, canvas, rng, spec, place, plane)
+    discs, bodies = exam.discs.copy(), exam.bodies.copy()
+    discs[:, :2] = discs[:, :2] @ place.forward.T + place.shift
+    bodies[:, :2] = bodies[:, :2] @ place.forward.T + place.shift
+    direction = discs[:, 3:5] @ place.forward.T
+    discs[:, 3:5] = direction / np.linalg.norm(direction, axis=1, keepdims=True)
+    amplitude, body_amplitude = _amplitude(plane, exam.discs), _amplitude(plane, exam.bodies)
+    target = np.zeros((PLANES, canvas[0] // spec.stride, canvas[1] // spec.stride), np.float32)
+    step_mm, origin_mm = spec.output_pixel_mm, (spec.stride - 1) / 2 * spec.pixel_mm
+    _render_heat(discs, bodies, amplitude, body_amplitude, place.crop_mm, step_mm, origin_mm, target)
+    _render_levels(discs, amplitude, place.crop_mm, step_mm, origin_mm, target)
+    return image, target
+
+
+def _sampled_image(
+    exam: ExamArrays,
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    spec: DetectorSpec,
+    place: _Placement,
+    plane: F64,
+) -> F32:
+    """The picture of a sample: thick slice, intensity curve, gain, bias field, noise."""
+    thickness = rng.choice([1.0, 3.0, 4.0, 4.0, 5.0])
+    count = max(1, round(thickness / max(1.0, exam.spacing_mm[2])))
+    offsets = (np.arange(count) - (count - 1) / 2) * thickness / count
+    window = (exam.low, exam.high, float(np.exp(rng.normal(0.0, 0.25))))
+    bias = rng.normal(0.0, 0.3, 5) * (rng.random() < 0.6)
+    inverse = np.linalg.inv(place.forward).astype(np.float64)
+    crop_px = np.ceil(place.crop_mm / spec.pixel_mm)
+    image = np.empty(canvas, np.float32)
+    _render_slice(
+        exam.volume, exam.spacing_mm, inverse, -inverse @ place.shift, plane, offsets, crop_px,
+        _random_lut(rng, spec.gamma), window, bias, spec.pixel_mm, image,
+    )  # fmt: skip
+    if rng.random() < 0.5:
+        image += (rng.exponential(0.04) * rng.standard_normal(canvas, np.float32)) * (image > 0)
+        np.maximum(image, 0.0, out=image)
+    return image
+
+
+def _slice_plane(rng: np.random.Generator, discs: F64, extent: F64) -> F64:
+    """Lateral position of the slice as a plane `p0 + p1 * row + p2 * column` in volume mm."""
+    tilt = rng.normal(0.0, 0.05, 2) if extent[2] > 30 else np.zeros(2)
+    pivot = discs[rng.integers(len(discs))]
+    reach = rng.uniform(-26.0, 26.0) if rng.random() < 0.5 else rng.normal(0.0, 8.0)
+    lateral = float(np.clip(pivot[2] + reach, 0.0, extent[2]))
+    return np.array([lateral - tilt @ pivot[:2], tilt[0], tilt[1]])
+
+
+def _amplitude(plane: F64, points: F64) -> F64:
+    """Heat of each point in the slice: a Gaussian of its lateral distance to the slice plane."""
+    distance = plane[0] + points[:, :2] @ plane[1:] - points[:, 2]
+    return np.asarray(np.exp(-(distance**2) / (2 * LATERAL_SIGMA_MM**2)))

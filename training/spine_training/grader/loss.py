@@ -1,0 +1,54 @@
+"""The grader's loss: cumulative-link likelihood, weighted and grouped as the official metric is."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from spacecutter.losses import cumulative_link_loss
+from torch import Tensor
+
+from spine_engine.phantom.severity import READER_THRESHOLDS
+from spine_training.metric import GROUPS, MISSING, SEVERITY_WEIGHTS
+
+
+def grading_loss(probabilities: Tensor, grades: Tensor) -> Tensor:
+    """Mean over the three condition groups of the 1/2/4-weighted negative log likelihood.
+
+    Args:
+        probabilities: ``(N, 5, 3)`` float32, from the cumulative-link heads.
+        grades: ``(N, 5)`` int64, 0 / 1 / 2, or ``MISSING`` for a row that must not count.
+
+    Returns:
+        A scalar; zero, with a gradient of zero, when no row of the batch has a label.
+    """
+    known = grades != MISSING
+    target = grades.clamp(min=0)
+    rows = cumulative_link_loss(
+        probabilities.flatten(0, 1),
+        target.flatten()[:, None],
+        reduction="none",
+        class_weights=np.asarray(SEVERITY_WEIGHTS),
+    ).view_as(grades)
+    weights = torch.tensor(SEVERITY_WEIGHTS, device=rows.device)[target] * known
+    groups = [
+        (rows[:, list(heads)] * known[:, list(heads)]).sum() / weights[:, list(heads)].sum().clamp(min=1.0)
+        for heads in GROUPS.values()
+    ]
+    return torch.stack(groups).mean()
+
+
+def narrowing_loss(latents: Tensor, cutpoints: Tensor, narrowing: Tensor) -> Tensor:
+    """Mean absolute error of the narrowing that latents stand for, in units of narrowing.
+
+    A phantom's narrowing is known exactly. On the scale where the reader's two thresholds are a head's two cut-points,
+    each latent is a narrowing; every crop then teaches, also those far from a threshold.
+
+    Args:
+        latents: ``(N, 5)``.
+        cutpoints: ``(5, 2)`` of the heads; they set the scale and are not trained by this.
+        narrowing: ``(N, 5)`` in [0, 1].
+    """
+    low, high = cutpoints.detach().T
+    scale = (high - low) / (READER_THRESHOLDS[1] - READER_THRESHOLDS[0])
+    error: Tensor = (latents - low) / scale + READER_THRESHOLDS[0] - narrowing
+    return error.abs().mean()
