@@ -66,7 +66,8 @@ class Stack:
     @property
     def positions_mm(self) -> NDArray[np.float64]:
         """Positions of the slices along the normal ``(S,)``, mm, strictly ascending."""
-        return self.origins_mm @ self.axes[0]
+        positions: NDArray[np.float64] = self.origins_mm @ self.axes[0]
+        return positions
 
     @property
     def slice_spacing_mm(self) -> float:

@@ -10,6 +10,8 @@ import typer
 
 from spine_export.bundle import write_bundle, write_grader_card
 from spine_export.onnx import export_grader
+from spine_export.parity import reduced_precisions
+from spine_training.grader.data import HELD_OUT_SEED, load_crops
 
 GRADER_DATA: Final = (
     "grader: synthetic phantom studies of this project (Apache-2.0), as severe as the RSNA 2024 training labels; no "
@@ -24,16 +26,25 @@ def grader_command(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of spine_training.grader.")],
     out: Annotated[Path, typer.Option(help="Folder for grader.onnx and its card, grader.json.")],
     figures: Annotated[Path | None, typer.Option(help="What spine_training.grader evaluate printed.")] = None,
+    crops: Annotated[Path | None, typer.Option(help="Held-out crops to prove reduced precisions on.")] = None,
+    studies: Annotated[int, typer.Option(min=1, help="How many of them.")] = 40,
 ) -> None:
-    """Export a grader.
+    """Export a grader; without --crops it may run in float32 only.
 
-    Example: python -m spine_export grader build/grader/last.pt --out build --figures figures.json
+    Example: python -m spine_export grader build/grader/last.pt --out build --figures figures.json --crops build/crops
     """
     out.mkdir(parents=True, exist_ok=True)
-    model = export_grader(checkpoint, out / "grader.onnx")
+    path = out / "grader.onnx"
+    model = export_grader(checkpoint, path)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    precisions = ["f32"]
+    if crops is not None:
+        grids = load_crops(crops, range(HELD_OUT_SEED, HELD_OUT_SEED + studies), slice(1)).grids
+        for precision, parity in reduced_precisions(path.read_bytes(), grids).items():
+            print(f"{precision}: {'passed' if parity.passed else 'refused'}, {parity}")
+            precisions += [str(precision)] * parity.passed
     found = {} if figures is None else card_metrics(json.loads(figures.read_text(encoding="utf-8")))
-    write_grader_card(out / "grader.json", model.grader.config, found, [GRADER_DATA])
-    print(f"{out / 'grader.onnx'}: {(out / 'grader.onnx').stat().st_size / 1e6:.1f} MB")
+    write_grader_card(out / "grader.json", model.grader.config, found, [GRADER_DATA], precisions)
 
 
 @app.command("bundle")

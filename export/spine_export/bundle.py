@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -95,9 +96,20 @@ def write_bundle(
     return Bundle.open(out)
 
 
-def write_grader_card(path: Path, config: GraderConfig, metrics: dict[str, float], training_data: list[str]) -> None:
+def write_grader_card(
+    path: Path,
+    config: GraderConfig,
+    metrics: dict[str, float],
+    training_data: Sequence[str],
+    precisions: Sequence[str] = ("f32",),
+) -> None:
     """Write what ``write_bundle`` wants to know of a grader."""
-    content = {"config": asdict(config), "metrics": metrics, "training_data": training_data, "precisions": ["f32"]}
+    content = {
+        "config": asdict(config),
+        "metrics": metrics,
+        "training_data": list(training_data),
+        "precisions": list(precisions),
+    }
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

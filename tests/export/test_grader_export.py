@@ -17,6 +17,7 @@ from spine_engine.errors import BundleError  # noqa: E402
 from spine_export.__main__ import card_metrics  # noqa: E402
 from spine_export.bundle import write_bundle, write_grader_card  # noqa: E402
 from spine_export.onnx import export_grader  # noqa: E402
+from spine_export.parity import compare, reduced_precisions  # noqa: E402
 from spine_training.grader.model import MIRRORED_HEADS, Grader, GraderConfig, save_grader  # noqa: E402
 
 PARITY = 1e-4
@@ -115,3 +116,19 @@ def test_card_figures_come_from_the_evaluation():
     card = card_metrics(figures)
     assert (card["phantom_metric"], card["phantom_metric_strayed_boxes"]) == (0.25, 0.27)
     assert card["phantom_difference_mirrored"] == 0.001
+
+
+def test_parity_counts_only_grades_that_were_sure():
+    first = np.array([[[0.52, 0.48, 0.0]], [[0.7, 0.3, 0.0]]], np.float32)
+    second = np.array([[[0.48, 0.52, 0.0]], [[0.4, 0.6, 0.0]]], np.float32)
+    close = compare(first[:1], second[:1])
+    assert (close.changed, close.largest) == (0, pytest.approx(0.04))
+    assert compare(first, second).changed == 1
+    assert not compare(first, second).passed
+    assert compare(first, first).passed
+
+
+def test_a_trained_precision_is_measured_against_float32(exported):
+    grids = np.random.default_rng(0).random((10, 3, *TINY.shape))
+    for parity in reduced_precisions(exported[1].read_bytes(), grids).values():
+        assert 0 < parity.largest < 0.2

@@ -12,16 +12,10 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from spine_training.grader.data import BoxJitter, CropSet, load_crops, make_crops
+from spine_training.grader.data import HELD_OUT_SEED, TRAINING_SEED, BoxJitter, CropSet, load_crops, make_crops
 from spine_training.grader.evaluate import consistency, predict, report
 from spine_training.grader.model import Grader, GraderConfig, MirrorAveraged, load_grader
 from spine_training.grader.train import TrainOptions, train
-
-TRAINING_SEED = 10_000_000
-"""Phantoms from here on are trained on; those of ``demo`` and tests have small seeds."""
-
-HELD_OUT_SEED = 20_000_000
-"""Phantoms from here on are never trained on."""
 
 TRUE_BOXES = slice(1)
 STRAYED_BOXES = slice(1, 2)

@@ -22,6 +22,12 @@ from spine_engine.phantom.severity import read_grades
 from spine_engine.study import Role
 from spine_training.grader.model import GraderConfig
 
+TRAINING_SEED = 10_000_000
+"""Phantoms from here on are trained on; those of ``demo`` and tests have small seeds."""
+
+HELD_OUT_SEED = 20_000_000
+"""Phantoms from here on are never trained on."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class BoxJitter:

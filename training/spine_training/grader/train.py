@@ -25,13 +25,16 @@ CURVES = "curves.csv"
 CUTPOINT_LEARNING_RATE = 10.0
 """Times the common rate: the cut-points must travel from 2 to about 8 apart within a short training."""
 
+EXACT_SHARE = 0.8
+"""Share of the training in which the exact narrowing still counts; calibration is left to the last fifth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """How the grader is trained; stored in every checkpoint, and a resumed training must ask for the same.
 
-    ``exact_weight`` is the weight, in the beginning, of the error of the exactly known narrowing; it fades to 0 at the
-    end, where the noisy reader's grades alone decide, as calibrated probabilities need it.
+    ``exact_weight`` is the weight, in the beginning, of the error of the exactly known narrowing; it fades to 0 before
+    the end, where the noisy reader's grades alone decide, as calibrated probabilities need it.
     """
 
     epochs: int = 24
@@ -155,8 +158,8 @@ def _parameter_groups(grader: Grader, options: TrainOptions) -> list[dict[str, A
 
 
 def _fade(options: TrainOptions, epoch: float) -> float:
-    """Return a factor that falls from 1 to 0 as the training goes on."""
-    return max(0.0, 1.0 - epoch / options.epochs)
+    """Return a factor that falls from 1 to 0 in the first ``EXACT_SHARE`` of the training."""
+    return max(0.0, 1.0 - epoch / (EXACT_SHARE * options.epochs))
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, options: TrainOptions, epoch: float) -> None:
