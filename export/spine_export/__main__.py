@@ -1,4 +1,4 @@
-"""``python -m spine_export grader|bundle``: a trained grader to ONNX, and two models to a bundle."""
+"""``spine-engine export detector|grader|bundle``: checkpoints to ONNX, and two models to a bundle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from spine_export.bundle import write_bundle, write_grader_card
-from spine_export.onnx import export_grader
+from spine_export.onnx import export_detector, export_grader
 from spine_export.parity import reduced_precisions
 from spine_training.grader.data import HELD_OUT_SEED, load_crops
 
@@ -19,6 +19,19 @@ GRADER_DATA: Final = (
 )
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+@app.command("detector")
+def detector_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of spine_training.detector.")],
+    out: Annotated[Path, typer.Option(help="The ONNX file to write.")],
+) -> None:
+    """Export a detector.
+
+    Example: spine-engine export detector build/detector/last.pt --out build/detector.onnx.
+    """
+    export_detector(checkpoint, out)
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
 
 
 @app.command("grader")
@@ -31,7 +44,7 @@ def grader_command(
 ) -> None:
     """Export a grader; without --crops it may run in float32 only.
 
-    Example: python -m spine_export grader build/grader/last.pt --out build --figures figures.json --crops build/crops
+    Example: spine-engine export grader build/grader/last.pt --out build --figures figures.json --crops build/crops
     """
     out.mkdir(parents=True, exist_ok=True)
     path = out / "grader.onnx"
@@ -59,7 +72,7 @@ def bundle_command(
 ) -> None:
     """Put a detector and a grader into a bundle, and open it.
 
-    Example: python -m spine_export bundle --detector d.onnx --detector-card d.json --grader g.onnx --grader-card g.json
+    Example: spine-engine export bundle --detector d.onnx --detector-card d.json --grader g.onnx --grader-card g.json
     --out engine/spine_engine/bundles/lumbar-small
     """
     bundle = write_bundle(detector, detector_card, grader, grader_card, out, name=name, version=version)

@@ -1,4 +1,4 @@
-"""Samples, losses, the net, its export and a resumed training."""
+"""Samples, losses, the net and a resumed training."""
 
 from __future__ import annotations
 
@@ -116,28 +116,3 @@ def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch
     for key in ("net", "ema"):
         assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key])
     assert (tmp_path / "parts" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_exported_model_answers_as_the_checkpoint(tmp_path):
-    onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    pytest.importorskip("onnxscript", reason="the export extra is not installed")
-    from spine_training.detector.evaluate import OnnxBackend, TorchBackend
-    from spine_training.detector.export import export_onnx
-
-    torch.manual_seed(0)
-    torch.save({"ema": LevelHeatmapNet(SPEC).state_dict()}, tmp_path / "net.pt")
-    path = export_onnx(tmp_path / "net.pt", tmp_path / "net.onnx")
-    assert path.stat().st_size <= 5_000_000
-    outputs = [o.name for o in onnxruntime.InferenceSession(str(path)).get_outputs()]
-    assert outputs == ["heatmaps"]
-    backends = [
-        TorchBackend(tmp_path / "net.pt"),
-        OnnxBackend(path, "onnxruntime"),
-        OnnxBackend(path, "openvino"),
-    ]
-    for shape in ((1, 1, 64, 96), (3, 1, 160, 128)):
-        slices = np.random.default_rng(1).random(shape, np.float32)
-        torch_maps, ort_maps, openvino_maps = (backend.run({"slices": slices})["heatmaps"] for backend in backends)
-        assert np.abs(ort_maps - openvino_maps).max() < 1e-3
-        assert np.abs(ort_maps - torch_maps).max() < 2e-2  # the file's weights are float16

@@ -30,12 +30,8 @@ _OWN: Final[dict[str, tuple[str, str]]] = {
 """The engine's own commands: where each lives, and its line in the help."""
 
 _EXTRAS: Final[dict[str, tuple[str, str]]] = {
-    "report": ("viz", "Draw the results of a run."),
-    "view": ("viz", "Look at one study and its levels."),
     "train": ("train", "Train a detector or a grader."),
-    "evaluate": ("train", "Measure a model on held-out studies."),
-    "export": ("export", "Turn a checkpoint into a bundle."),
-    "bench": ("bench", "Measure speed against other ways of doing it."),
+    "export": ("export", "Turn checkpoints into ONNX models and bundles."),
 }
 """Commands that come with an extra: which one, and the line in the help."""
 

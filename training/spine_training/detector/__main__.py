@@ -1,78 +1,78 @@
-"""`python -m spine_training.detector train|evaluate|export`."""
+"""``python -m spine_training.detector train|evaluate``: train the disc detector on public exams, see what it finds."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated, Final, Literal
 
+import typer
+
+from spine_engine.backends import open_backend
 from spine_engine.detection.spec import DetectorSpec
 from spine_training.detector.augment import ExamArrays, arrays_from_exam
-from spine_training.detector.evaluate import OnnxBackend, TorchBackend, evaluate, rows_as_json, table
-from spine_training.detector.export import export_onnx
+from spine_training.detector.evaluate import TorchBackend, evaluate, rows_as_json, table
 from spine_training.detector.phantoms import exams_from_phantom
 from spine_training.detector.train import TrainOptions, train
 
-#: First seed of the training phantoms; the demo and the tests use small seeds.
-PHANTOM_SEED = 700_000
+PHANTOM_SEED: Final = 700_000
+"""First seed of the training phantoms; the demo and the tests use small seeds."""
+
+_DEFAULTS: Final = TrainOptions()
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+Data = Annotated[Path, typer.Option(help="Folder with lumbar-mri/ and spider-slices/.")]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and run one command."""
-    parser = argparse.ArgumentParser(prog="python -m spine_training.detector")
-    defaults = TrainOptions()
-    commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("train", help="train on the public data folder")
-    one.add_argument("--data", type=Path, required=True)
-    one.add_argument("--out", type=Path, required=True)
-    one.add_argument("--resume", action="store_true", help="go on from OUT/last.pt")
-    one.add_argument("--fold", type=int, default=defaults.fold, help="fold held out; -1 trains on everything")
-    one.add_argument("--steps", type=int, default=defaults.steps)
-    one.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
-    one.add_argument("--seed", type=int, default=defaults.seed)
-    one.add_argument("--phantoms", type=int, default=defaults.phantoms, help="phantom studies mixed in")
-    one.add_argument("--start", help="checkpoint to begin from")
-    two = commands.add_parser("evaluate", help="held-out figures per source and contrast")
-    two.add_argument("--data", type=Path, required=True)
-    two.add_argument("--checkpoint", type=Path, required=True, help="a checkpoint (.pt) or an exported model (.onnx)")
-    two.add_argument(
-        "--fold", type=int, default=defaults.fold, help="the fold the checkpoint did not see; -1: all exams"
-    )
-    two.add_argument("--precision", choices=("f32", "bf16"), default="f32", help="of an exported model under OpenVINO")
-    two.add_argument("--rows", type=Path, help="write every disc as a line of JSON")
-    three = commands.add_parser("export", help="write a checkpoint as ONNX")
-    three.add_argument("--checkpoint", type=Path, required=True)
-    three.add_argument("--out", type=Path, required=True)
-    args = parser.parse_args(arguments)
-    {"train": _train, "evaluate": _evaluate, "export": _export}[args.command](args)
+@app.command("train")
+def train_command(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint, last.pt.")],
+    fold: Annotated[int, typer.Option(help="Fold held out, 0 to 4; -1 trains on everything.")] = _DEFAULTS.fold,
+    steps: Annotated[int, typer.Option(min=1)] = _DEFAULTS.steps,
+    learning_rate: Annotated[float, typer.Option()] = _DEFAULTS.learning_rate,
+    seed: Annotated[int, typer.Option()] = _DEFAULTS.seed,
+    phantoms: Annotated[int, typer.Option(min=0, help="Phantom studies mixed in.")] = 0,
+    start: Annotated[Path | None, typer.Option(help="A checkpoint to begin with.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from OUT/last.pt.")] = False,
+) -> None:
+    """Train a detector.
 
-
-def _train(args: argparse.Namespace) -> None:
+    Example: spine-engine train detector --data exams --out build/detector.
+    """
     options = TrainOptions(
-        steps=args.steps,
-        fold=args.fold,
-        seed=args.seed,
-        start=args.start,
-        phantoms=args.phantoms,
-        learning_rate=args.learning_rate,
+        steps=steps,
+        fold=fold,
+        seed=seed,
+        start=None if start is None else str(start),
+        phantoms=phantoms,
+        learning_rate=learning_rate,
     )
-    print(train(args.data, args.out, options, resume=args.resume, extra=_phantom_group(args.phantoms)))
+    print(train(data, out, options, resume=resume, extra=_phantom_group(phantoms)))
 
 
-def _evaluate(args: argparse.Namespace) -> None:
-    onnx = args.checkpoint.suffix == ".onnx"
-    backend = OnnxBackend(args.checkpoint, precision=args.precision) if onnx else TorchBackend(args.checkpoint)
-    rows = evaluate(args.data, backend, args.fold)
-    print(table(rows))
-    if args.rows:
-        args.rows.write_text(rows_as_json(rows) + "\n")
+@app.command("evaluate")
+def evaluate_command(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint (.pt) or an exported model (.onnx).")],
+    data: Data,
+    fold: Annotated[int, typer.Option(help="The fold the checkpoint did not see; -1: all exams.")] = 0,
+    precision: Annotated[Literal["f32", "bf16"], typer.Option(help="Of an exported model, under OpenVINO.")] = "f32",
+    rows: Annotated[Path | None, typer.Option(help="File for every disc, a line of JSON each.")] = None,
+) -> None:
+    """Print held-out figures per source and contrast.
 
-
-def _export(args: argparse.Namespace) -> None:
-    print(export_onnx(args.checkpoint, args.out))
+    Example: python -m spine_training.detector evaluate build/detector/last.pt --data exams --fold 0
+    """
+    onnx = checkpoint.suffix == ".onnx"
+    backend = open_backend(checkpoint, precision=precision, threads=2) if onnx else TorchBackend(checkpoint)
+    found = evaluate(data, backend, fold)
+    print(table(found))
+    if rows is not None:
+        rows.write_text(rows_as_json(found) + "\n")
 
 
 def _phantom_group(count: int) -> dict[str, list[ExamArrays]]:
-    """Sagittal series of `count` phantom studies as a training group of their own."""
+    """Sagittal series of ``count`` phantom studies as a training group of their own."""
     if not count:
         return {}
     spec = DetectorSpec()
@@ -81,4 +81,4 @@ def _phantom_group(count: int) -> dict[str, list[ExamArrays]]:
 
 
 if __name__ == "__main__":
-    main()
+    app()

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,27 +41,6 @@ class TorchBackend:
         with torch.inference_mode():
             maps = self.net.forward(torch.from_numpy(inputs["slices"]).contiguous(memory_format=torch.channels_last))
         return {"heatmaps": np.ascontiguousarray(maps.float().numpy())}
-
-
-class OnnxBackend:
-    """An exported detector under ONNX Runtime or OpenVINO (`"openvino"`, precision `"f32"` or `"bf16"`)."""
-
-    def __init__(self, path: Path, runtime: str = "openvino", precision: str = "f32") -> None:
-        if runtime == "openvino":
-            import openvino as ov
-
-            options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
-            model: Any = ov.Core().compile_model(str(path), "CPU", options)
-            self.call: Callable[[NDArray[np.float32]], Any] = lambda slices: model(slices)[0]
-        else:
-            import onnxruntime as ort
-
-            session: Any = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-            self.call = lambda slices: session.run(None, {"slices": slices})[0]
-
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """`{"slices": (N, 1, H, W)} -> {"heatmaps": (N, K, h, w)}`."""
-        return {"heatmaps": np.array(self.call(inputs["slices"]), np.float32)}
 
 
 def stack_from_exam(exam: Exam, slice_mm: float = SLICE_MM) -> Stack:

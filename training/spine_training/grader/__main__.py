@@ -40,7 +40,10 @@ def train_command(
     workers: Annotated[int, typer.Option(min=1, help="Processes that make crops.")] = 1,
     threads: Threads = 1,
 ) -> None:
-    """Train a grader. Example: python -m spine_training.grader train --crops build/crops --out build/grader."""
+    """Train a grader.
+
+    Example: spine-engine train grader --crops build/crops --out build/grader.
+    """
     torch.set_num_threads(threads)
     config = GraderConfig(backbone=backbone)
     seeds = range(TRAINING_SEED, TRAINING_SEED + studies)
