@@ -18,7 +18,7 @@ from spine_engine.manifest import SCHEMA, DetectorEntry, GraderEntry, GridEntry,
 from spine_engine.study import Role
 from spine_training.grader.model import GraderConfig
 
-LICENCE: Final = "Apache-2.0"
+LICENCE: Final = "Apache-2.0; the detector's weights for research only, as one source of their training data asks"
 INTENDED_USE: Final = (
     "Research only; not a medical device. The grades are a demonstration: the grader was trained on synthetic phantoms "
     "and knows nothing of real disease."
@@ -73,8 +73,10 @@ def write_bundle(
     shutil.copyfile(detector_onnx, files["detector"])
     shutil.copyfile(grader_onnx, files["grader"])
     config = GraderConfig.from_dict(grader["config"])
-    figures = {f"{role}.{key}": value for role, card in (("detector", detector), ("grader", grader))
-               for key, value in _leaves({k: v for k, v in card.items() if k not in NOT_FIGURES}).items()}  # fmt: skip
+    figures: dict[str, float | str] = {}
+    for role, card in (("detector", detector), ("grader", grader)):
+        held_out = _leaves({key: value for key, value in card.items() if key not in NOT_FIGURES})
+        figures |= {f"{role}.{key.removeprefix('metrics.')}": value for key, value in held_out.items()}
     manifest = Manifest(
         schema=SCHEMA,
         name=name,

@@ -82,8 +82,8 @@ def test_a_bundle_opens_and_says_what_it_holds(parts, tmp_path):
     bundle = write_bundle(*parts, tmp_path / "bundle", name="tiny", version="0.1.0")
     again = Bundle.open(tmp_path / "bundle")
     assert again.digest == bundle.digest
-    assert again.manifest.metrics == {"detector.metrics.fold_0.mm": 2.0, "grader.metrics.phantom_metric": 0.3}
-    assert "detector.metrics.fold_0: one fold" in again.manifest.training_data
+    assert again.manifest.metrics == {"detector.fold_0.mm": 2.0, "grader.phantom_metric": 0.3}
+    assert "detector.fold_0: one fold" in again.manifest.training_data
     assert again.grader.grid.shape == TINY.shape
     assert again.grader.inputs[0].shape == (None, 3, *TINY.shape)
     assert "esearch only" in again.manifest.intended_use
