@@ -95,10 +95,11 @@ class SceneBackend:
             low, high = series_range(stacks, SPEC)
             for stack in stacks:
                 canvas = canvas_from_stack(stack, low, high, SPEC)
-                self.maps[canvas.slices.tobytes()] = render(scene.discs, canvas)
+                pictures = (picture.tobytes() for picture in canvas.slices)
+                self.maps.update(zip(pictures, render(scene.discs, canvas), strict=True))
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"heatmaps": self.maps[inputs["slices"].tobytes()]}
+        return {"heatmaps": np.stack([self.maps[picture.tobytes()] for picture in inputs["slices"]])}
 
 
 def render(discs: Sequence[SceneDisc], canvas) -> np.ndarray:

@@ -89,12 +89,22 @@ def detect(
         low, high = series_range(stacks, spec)
         for stack in stacks:
             canvas = canvas_from_stack(stack, low, high, spec)
-            maps = backend.run({"slices": np.ascontiguousarray(canvas.slices[:, None])})["heatmaps"]
+            maps = _maps_of(canvas, backend)
             discs.append(peaks_from_maps(maps, canvas, DISC, number, spec))
             bodies.append(peaks_from_maps(maps, canvas, BODY, number, spec))
             canvases.append(canvas)
     frame = spine_frame(canvases)
     return _decode(joined(discs), joined(bodies), canvases, frame, options)
+
+
+def _maps_of(canvas: Canvas, backend: SliceBackend) -> F32:
+    """Return the heat maps ``(S, K, h, w)`` of a canvas, one slice a call.
+
+    Runtimes keep a plan for every shape they have met. With the number of slices in the shape a worker's memory grew
+    from 203 to 443 MB over 60 series; without it, it stays at 195 MB, for 7 % more time.
+    """
+    slices = canvas.slices[:, None]
+    return np.concatenate([backend.run({"slices": slices[s : s + 1]})["heatmaps"] for s in range(len(slices))])
 
 
 def _in_fixed_order(series: Sequence[Sequence[Stack]]) -> list[list[Stack]]:
