@@ -5,9 +5,8 @@ UV := $(BIN)/python -m uv --quiet
 INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
-OUT ?= out
 
-.PHONY: help demo test check lint accept detector grader bundle lock clean
+.PHONY: help demo test check lint accept detector grader lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +48,17 @@ check: lint ## everything: lint and all tests, training included (installs PyTor
 accept: .venv/.dev ## measure what the project promises and write docs/acceptance.md (SPINE_REAL_DATA for the real exams)
 	$(BIN)/python -m spine_bench.acceptance
 
+detector: .venv/.all ## train the disc detector on DATA (lumbar-mri/, spider-slices/) and export build/detector.onnx; hours
+	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-1 --fold 0
+	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-2 --fold -1 --seed 1 --steps 800 --learning-rate 1.2e-3 --phantoms 50 --start build/detector-1/last.pt
+	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-3 --fold -1 --seed 2 --steps 1200 --learning-rate 1.2e-3 --phantoms 50 --start build/detector-2/last.pt
+	$(BIN)/spine-engine export detector build/detector-3/last.pt --out build/detector.onnx
+
+grader: .venv/.all ## train the grader on phantoms and export build/grader.onnx with its card; hours
+	$(BIN)/spine-engine train grader --crops build/crops --out build/grader --threads 2
+	$(BIN)/python -m spine_training.grader evaluate build/grader/last.pt --crops build/crops > build/figures.json
+	$(BIN)/spine-engine export grader build/grader/last.pt --out build --figures build/figures.json --crops build/crops
+
 lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements/run.txt
@@ -56,4 +66,4 @@ lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --extra dev --extra train -c requirements/dev.txt -o requirements/all.txt
 
 clean: ## remove what the targets made
-	rm -rf .venv demo out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -28,10 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES, Condition, row_id
-from spine_engine.phantom import PhantomSpine, draw_spine, render, write_study
+from spine_engine.phantom import PhantomSpine, Protocol, draw_spine, render, write_study
 
 FIRST_SEED: Final = 910_000
 """Phantoms from here on are drawn for measurement only; training draws below it."""
+ANOTHER_SCAN: Final = 50_000
+"""Added to a rendering seed for another scan of the same phantom."""
 MAX_POSE_DEG: Final = 20.0
 """Poses turn the patient by up to this angle about a random axis."""
 LOCATED_MM: Final = 8.0
@@ -89,14 +91,23 @@ def grades_of(rows: dict[str, Probabilities], study_id: str, conditions: Iterabl
     return np.array([[rows[row_id(study_id, condition, level)] for level in LEVELS] for condition in conditions])
 
 
-def write_phantoms(folder: Path, spines: Iterable[tuple[PhantomSpine, int]]) -> list[str]:
-    """Render and write (spine, rendering seed) pairs below ``folder``; return their study ids."""
+def write_phantoms(folder: Path, spines: Iterable[PhantomSpine], *, scan: int = 0) -> list[str]:
+    """Render and write phantoms below ``folder``; return their study ids.
+
+    Each spine has a protocol of its own, drawn from its seed. Another ``scan`` of it has other noise, coil sensitivity
+    and tilts of the planes.
+    """
     identifiers = []
-    for spine, seed in spines:
-        study = render(spine, seed=seed)
+    for spine in spines:
+        study = render(spine, seed=spine.seed + scan * ANOTHER_SCAN, protocol=Protocol.draw(spine.seed))
         write_study(study, folder)
         identifiers.append(study.study_id)
     return identifiers
+
+
+def phantoms(count: int) -> list[PhantomSpine]:
+    """Draw the phantoms that every figure begins with."""
+    return [draw_spine(FIRST_SEED + k) for k in range(count)]
 
 
 # -- the promises
@@ -128,9 +139,9 @@ def real_exams(real_data: Path, work: Path) -> list[Figure]:
 
 def mirror(work: Path, count: int) -> list[Figure]:
     """A mirrored patient swaps left and right."""
-    spines = [(draw_spine(FIRST_SEED + k), FIRST_SEED + k) for k in range(count)]
+    spines = phantoms(count)
     straight = write_phantoms(work / "straight", spines)
-    mirrored = write_phantoms(work / "mirrored", [(spine.mirrored(), seed + 50_000) for spine, seed in spines])
+    mirrored = write_phantoms(work / "mirrored", [spine.mirrored() for spine in spines], scan=1)
     run(work / "straight", work / "straight-out")
     run(work / "mirrored", work / "mirrored-out")
     one, two = predictions(work / "straight-out"), predictions(work / "mirrored-out")
@@ -166,12 +177,10 @@ def _worse_side_follows(here: Probabilities, there: Probabilities) -> tuple[int,
 def pose(work: Path, count: int) -> list[Figure]:
     """A patient lying obliquely gets the same grades."""
     rng = np.random.default_rng(FIRST_SEED)
-    spines = [(draw_spine(FIRST_SEED + k), FIRST_SEED + k) for k in range(count)]
+    spines = phantoms(count)
+    posed = [spine.posed(_rotation(rng), rng.uniform(-30, 30, 3)) for spine in spines]
     upright = write_phantoms(work / "upright", spines)
-    oblique = write_phantoms(
-        work / "oblique",
-        [(spine.posed(_rotation(rng), rng.uniform(-30, 30, 3)), seed + 50_000) for spine, seed in spines],
-    )
+    oblique = write_phantoms(work / "oblique", posed, scan=1)
     run(work / "upright", work / "upright-out")
     run(work / "oblique", work / "oblique-out")
     one, two = predictions(work / "upright-out"), predictions(work / "oblique-out")
@@ -200,7 +209,7 @@ def _rotation(rng: np.random.Generator) -> Probabilities:
 def same_bytes(work: Path, count: int) -> list[Figure]:
     """One and two workers, shuffled files and a killed run give the same ``predictions.csv``."""
     folder = work / "same"
-    write_phantoms(folder, [(draw_spine(FIRST_SEED + k), FIRST_SEED + k) for k in range(count)])
+    write_phantoms(folder, phantoms(count))
     shuffle(folder, work / "shuffled")
     run(folder, work / "one", "--workers", "1")
     wanted = (work / "one" / "predictions.csv").read_bytes()
@@ -269,7 +278,7 @@ def _recorded(ledger: Path) -> int:
 
 def memory(work: Path, small: int, large: int) -> list[Figure]:
     """Peak memory does not grow with the number of studies."""
-    write_phantoms(work / "large", [(draw_spine(FIRST_SEED + k), FIRST_SEED + k) for k in range(large)])
+    write_phantoms(work / "large", phantoms(large))
     (work / "small").mkdir()
     for study in sorted(path for path in (work / "large").iterdir() if path.is_dir())[:small]:
         shutil.copytree(study, work / "small" / study.name, copy_function=os.link)
