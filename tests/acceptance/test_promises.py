@@ -35,4 +35,4 @@ def test_workers_order_and_interruption_change_no_byte(tmp_path: Path):
 
 
 def test_memory_does_not_grow_with_the_number_of_studies(tmp_path: Path):
-    assert_met(acceptance.memory(tmp_path, 4, 16))
+    assert_met(acceptance.memory(tmp_path, 8, 32))
