@@ -135,7 +135,12 @@ def real_exams(real_data: Path, work: Path) -> list[Figure]:
             distances.append(np.inf if found is None else float(np.linalg.norm(np.subtract(found, center_mm))))
     located = float(np.mean(np.array(distances) <= LOCATED_MM))
     return [
-        Figure("real exams graded", f"{graded} of {len(truth)}", "all", graded == len(truth)),
+        Figure(
+            "real exams graded (the packaged detector trained on them)",
+            f"{graded} of {len(truth)}",
+            "all",
+            graded == len(truth),
+        ),
         Figure(
             f"their discs at the right level within {LOCATED_MM:.0f} mm",
             f"{located:.1%} of {len(distances)}, median error {np.median(distances):.1f} mm",
