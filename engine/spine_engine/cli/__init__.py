@@ -30,7 +30,8 @@ _OWN: Final[dict[str, tuple[str, str]]] = {
 """The engine's own commands: where each lives, and its line in the help."""
 
 _EXTRAS: Final[dict[str, tuple[str, str]]] = {
-    "train": ("train", "Train a detector or a grader."),
+    "train": ("train", "Train a detector, a level grader or a whole-study grader; fit their calibration."),
+    "evaluate": ("train", "Score predictions against a truth file with the official metric."),
     "export": ("export", "Turn checkpoints into ONNX models and bundles."),
 }
 """Commands that come with an extra: which one, and the line in the help."""
