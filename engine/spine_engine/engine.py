@@ -49,6 +49,7 @@ class RunIdentity:
             "device": self.options.device,
             "precision": self.options.precision,
             "series descriptions": self.series_descriptions,
+            "detector": "on" if self.options.detector else "off",
         }
 
 
@@ -203,7 +204,7 @@ class Run:
         return RunSummary(
             engine_version=__version__,
             bundle=self._identity.bundle,
-            devices=json.loads(ledger.fact("devices") or "{}"),
+            devices=ledger.devices(),
             options=options,
             interrupted=self.progress.stopped,
             statuses=statuses,

@@ -60,6 +60,9 @@ class Warn(StrEnum):
     LEVEL_INTERPOLATED = "level_interpolated"
     LEVEL_NOT_COVERED = "level_not_covered"
     LOW_CONFIDENCE = "low_confidence"
+    SERIES_DISAGREE = "series_disagree"
+    TRANSITIONAL_ANATOMY = "transitional_anatomy"
+    WHOLE_STUDY_GRADER = "whole_study_grader"
 
 
 class SpineEngineError(Exception):

@@ -1,4 +1,5 @@
 """Grades of a study: level grids cut along each disc, one model call for the five, calibration, and the honest gaps.
+Or, where the levels are not known, one grid of the whole study and one call.
 
 A condition is graded at a level only where a series that can show it covers the level; elsewhere the row is the
 weighted prior of ``anatomy``, and the result says so.
@@ -6,7 +7,7 @@ weighted prior of ``anatomy``, and the result says so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,10 +17,11 @@ from numpy.typing import NDArray
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, prior
 from spine_engine.backends.base import Backend
 from spine_engine.detection.levels import DiscLevel
+from spine_engine.detection.slices import field_of_view_center, in_fixed_order, spine_frame
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.manifest import Calibration, GraderEntry
 from spine_engine.study import Role, Study
-from spine_engine.voxels import GridPose, voxelize, windowed
+from spine_engine.voxels import GridPose, WindowedStack, voxelize, windowed
 
 ASSESSABLE: Final[dict[Condition, tuple[Role, ...]]] = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, Role.AXIAL_T2),
@@ -43,6 +45,8 @@ MIN_COVERAGE = 0.2
 LINK_TOLERANCE = 1e-3
 """How far a model's probabilities may leave 0..1, or their sum 1, before they are no probabilities; a cumulative link
 computed in float32 stays within 1e-5."""
+
+_SHAPE: Final = (len(LEVELS), len(CONDITIONS), len(SEVERITIES))
 
 _LOGIT_LIMIT = 1e-7
 """Cumulative probabilities are kept this far from 0 and 1 before their logit is taken: float32's own resolution."""
@@ -93,17 +97,66 @@ def grade(
     """
     grids, coverage = level_grids(study, levels, entry, out=out)
     located = np.array([levels[level].source != "prior" for level in LEVELS])
-    present = {role for role in Role if role in entry.channels and any(s.stacks for s in study.with_role(role))}
+    shown = _shown(coverage >= MIN_COVERAGE, entry) & located[:, None]
+
+    def answer() -> NDArray[np.float64]:
+        return checked(backend.run({entry.inputs[0].name: grids})[entry.outputs[0].name], _SHAPE)
+
+    return _grades(study, entry, answer, coverage=coverage, shown=shown, located=located)
+
+
+def grade_whole_study(study: Study, backend: Backend, entry: GraderEntry) -> Grades:
+    """Grade the five levels of a study from one grid of the whole of it, without knowing where they are.
+
+    The model finds the levels by itself, so nothing says which of them a series covers: a condition counts as shown at
+    all levels when a series that can show it covers any of the grid. ``coverage`` repeats the grid's for every level.
+
+    Args:
+        study: the series, by role.
+        backend: the loaded whole-study grader.
+        entry: what the bundle says of it.
+
+    Raises:
+        StudyError: the study has no sagittal stack, or the model's output is not probabilities.
+    """
+    grid, covered = study_grid(study, entry)
+    coverage = np.tile(covered, (len(LEVELS), 1))
+
+    def answer() -> NDArray[np.float64]:
+        raw = backend.run({entry.inputs[0].name: grid[None]})[entry.outputs[0].name]
+        heads = checked(raw, (1, len(CONDITIONS) * len(LEVELS), len(SEVERITIES)))
+        return heads.reshape(len(CONDITIONS), len(LEVELS), len(SEVERITIES)).transpose(1, 0, 2)
+
+    shown, located = _shown(coverage > 0, entry), np.ones(len(LEVELS), np.bool_)
+    return _grades(study, entry, answer, coverage=coverage, shown=shown, located=located)
+
+
+def _shown(covered: NDArray[np.bool_], entry: GraderEntry) -> NDArray[np.bool_]:
+    """Return ``(5 levels, 5 conditions)``: whether a channel that can show the condition is ``covered (5, C)``."""
     shown = np.zeros((len(LEVELS), len(CONDITIONS)), np.bool_)
     for c, condition in enumerate(CONDITIONS):
         views = [channel for channel, role in enumerate(entry.channels) if role in ASSESSABLE[condition]]
-        shown[:, c] = (coverage[:, views] >= MIN_COVERAGE).any(axis=1) & located
+        shown[:, c] = covered[:, views].any(axis=1)
+    return shown
+
+
+def _grades(
+    study: Study,
+    entry: GraderEntry,
+    answer: Callable[[], NDArray[np.float64]],
+    *,
+    coverage: NDArray[np.float64],
+    shown: NDArray[np.bool_],
+    located: NDArray[np.bool_],
+) -> Grades:
+    """Put a model's calibrated ``answer (5, 5, 3)`` where something is ``shown``, the prior elsewhere, and say why."""
     probabilities = prior_probabilities()
     if shown.any():
-        graded = checked(backend.run({entry.inputs[0].name: grids})[entry.outputs[0].name], probabilities.shape)
+        graded = answer()
         if entry.calibration is not None:
             graded = calibrated(graded, entry.calibration)
         probabilities[shown] = graded[shown]
+    present = {role for role in Role if role in entry.channels and any(s.stacks for s in study.with_role(role))}
     hidden = [condition for condition in CONDITIONS if present.isdisjoint(ASSESSABLE[condition])]
     expected = np.array([condition not in hidden for condition in CONDITIONS]) & located[:, None]
     return Grades(
@@ -111,9 +164,7 @@ def grade(
         assessed=shown,
         coverage=coverage,
         not_assessed=tuple((condition, MISSING[ASSESSABLE[condition][0]]) for condition in hidden),
-        not_covered=tuple(
-            level for level, missing in zip(LEVELS, (expected & ~shown).any(axis=1), strict=True) if missing
-        ),
+        not_covered=tuple(LEVELS[k] for k in np.flatnonzero((expected & ~shown).any(axis=1))),
     )
 
 
@@ -129,9 +180,7 @@ def level_grids(
     Each series is scaled by a window of its own; all series of a channel's role are sampled together. A level whose
     source is ``prior`` is left 0, with coverage 0.
     """
-    channels = [
-        [placed for series in study.with_role(role) for placed in windowed(series.stacks)] for role in entry.channels
-    ]
+    channels = _channels(study, entry)
     shape = (len(LEVELS), len(channels), *entry.grid.shape)
     grids = np.empty(shape, np.float32) if out is None else out
     if grids.shape != shape:
@@ -146,6 +195,52 @@ def level_grids(
         pose = GridPose(disc.center_mm + offset_mm @ disc.axes, disc.axes)
         coverage[place] = voxelize(channels, entry.grid.spec, pose, out=grids[place]).coverage
     return grids, coverage
+
+
+def study_grid(
+    study: Study, entry: GraderEntry, out: NDArray[np.float32] | None = None, *, pose: GridPose | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return one grid of the whole study ``(C, D, H, W)`` float32 in 0..1, and the share of it that each channel covers
+    ``(C,)``. Channels and intensities are those of ``level_grids``.
+
+    Args:
+        study: the series, by role.
+        entry: what the bundle says of the whole-study grader.
+        out: ``(C, D, H, W)`` float32, C-contiguous, to be filled and returned.
+        pose: where the grid lies before the entry's offset; the engine's own ``study_pose`` where not given.
+
+    Raises:
+        StudyError: the study has no sagittal stack.
+    """
+    middle = pose or study_pose(study)
+    place = GridPose(middle.center_mm + np.asarray(entry.grid.center_offset_mm) @ middle.axes, middle.axes)
+    grid = voxelize(_channels(study, entry), entry.grid.spec, place, out=out)
+    return grid.values, np.array(grid.coverage)
+
+
+def study_pose(study: Study) -> GridPose:
+    """Return where the grid of a whole study lies, from its sagittal T1 and T2 stacks alone: no detector is asked.
+
+    Frame: patient LPS, mm. The centre is the middle of the sagittal field of view (the mean over the stacks of their
+    own middles); the axes are the spine frame: D superior to inferior, H anterior to posterior, W from the patient's
+    right to left across the slices. Orthonormal and right-handed (D x H = W), whatever the order of series and slices.
+
+    Raises:
+        StudyError: the study has no sagittal stack.
+    """
+    roles = (Role.SAGITTAL_T1, Role.SAGITTAL_T2)
+    ordered = in_fixed_order([series.stacks for role in roles for series in study.with_role(role)])
+    stacks = [stack for stacks in ordered for stack in stacks]
+    if not stacks:
+        raise StudyError(Reason.NO_SAGITTAL, "the grid of a whole study needs at least one sagittal stack")
+    return GridPose(field_of_view_center(stacks), spine_frame(stacks))
+
+
+def _channels(study: Study, entry: GraderEntry) -> list[list[WindowedStack]]:
+    """Return the stacks of each channel's role, each with its series' window."""
+    return [
+        [placed for series in study.with_role(role) for placed in windowed(series.stacks)] for role in entry.channels
+    ]
 
 
 def prior_probabilities() -> NDArray[np.float64]:

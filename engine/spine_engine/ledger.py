@@ -30,6 +30,8 @@ _BATCH: Final = 500
 """Small notes (refused files, units met again) committed at once: losing them costs nothing, a commit each costs ms."""
 _MERGED_PREFIX: Final = "//merged/"
 """Keys of units made of several others; keys of discovered units are relative paths and never begin with a slash."""
+_DEVICE: Final = "device of the "
+"""Begins the names of the facts that say what a model ran on; its role follows."""
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -109,6 +111,16 @@ class Ledger:
         """
         self._agree(name, value)
         self._commit()
+
+    def agree_device(self, role: str, device: Mapping[str, str]) -> None:
+        """Record what the model of ``role`` runs on, or check that it is still the same; raises as :meth:`agree`."""
+        self.agree(_DEVICE + role, json.dumps(dict(device)))
+
+    def devices(self) -> dict[str, dict[str, str]]:
+        """Return by role what each model that was needed ran on."""
+        query = "SELECT name, value FROM facts WHERE substr(name, 1, ?) = ? ORDER BY name"
+        rows = self._db.execute(query, (len(_DEVICE), _DEVICE))
+        return {name.removeprefix(_DEVICE): json.loads(value) for name, value in rows}
 
     def _agree(self, name: str, value: str) -> None:
         known = self.fact(name)

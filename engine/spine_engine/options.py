@@ -28,6 +28,7 @@ class RunOptions:
         max_attempts: how often a study may kill its worker, or outlast ``timeout_s``, before it is recorded failed.
         series_descriptions: a CSV in RSNA's layout that says which series plays which part; ``None`` uses one lying
             beside the input folder when there is one.
+        detector: find the levels first and grade each; false grades with the bundle's whole-study grader alone.
 
     Raises:
         UsageError: a value is out of range.
@@ -40,6 +41,7 @@ class RunOptions:
     timeout_s: float = DEFAULT_TIMEOUT_S
     max_attempts: int = 2
     series_descriptions: Path | None = None
+    detector: bool = True
 
     def __post_init__(self) -> None:
         if self.workers is not None and not 1 <= self.workers <= MAX_WORKERS:

@@ -64,6 +64,17 @@ class LevelResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlternativeResult:
+    """Another numbering of the same discs: every disc ``shift`` levels higher, how probable that is, and the discs'
+    centres under it, patient LPS mm.
+    """
+
+    shift: int
+    probability: float
+    centers_mm: Mapping[Level, tuple[float, float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyResult:
     """The outcome of one study.
 
@@ -74,6 +85,7 @@ class StudyResult:
         warnings: what was unusual, sorted, each once.
         series: what its series are.
         levels: the five discs, or empty when the study was not looked at.
+        alternative: another numbering of the discs, where one is worth telling.
         rows: millionths by (condition, level), 25 entries in the order of ``predictions.csv``.
         not_assessed: ``<condition>_<level>`` of the rows that hold the weighted prior instead of a grade.
         timings_ms: wall time of each stage.
@@ -86,6 +98,7 @@ class StudyResult:
     warnings: tuple[Warn, ...] = ()
     series: tuple[SeriesResult, ...] = ()
     levels: Mapping[Level, LevelResult] = field(default_factory=dict)
+    alternative: AlternativeResult | None = None
     rows: tuple[Row, ...]
     not_assessed: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
@@ -142,6 +155,7 @@ def ungraded(
     warnings: tuple[Warn, ...] = (),
     series: tuple[SeriesResult, ...] = (),
     levels: Mapping[Level, LevelResult] | None = None,
+    alternative: AlternativeResult | None = None,
     timings_ms: Mapping[str, float] | None = None,
     detail: str | None = None,
 ) -> StudyResult:
@@ -153,6 +167,7 @@ def ungraded(
         warnings=warnings,
         series=series,
         levels=levels or {},
+        alternative=alternative,
         rows=PRIOR_ROWS,
         not_assessed=ALL_ROW_NAMES,
         timings_ms=timings_ms or {},
@@ -184,6 +199,7 @@ def study_line(result: StudyResult) -> str:
             for series in result.series
         ],
         "levels": {str(level): _level_record(entry) for level, entry in result.levels.items()},
+        "alternative_levels": _alternative_record(result.alternative),
         "not_assessed": list(result.not_assessed),
         "timings_ms": {stage: round(ms, 1) for stage, ms in result.timings_ms.items()},
     }
@@ -199,6 +215,13 @@ def _level_record(entry: LevelResult) -> dict[str, Any]:
         axes = [_rounded(axis, 6) for axis in entry.axes]
         box = {"center": center, "axes": axes, "size": _rounded(entry.size_mm, 3)}
     return {"center_mm": center, "box_mm": box, "confidence": round(entry.confidence, 4), "source": entry.source}
+
+
+def _alternative_record(entry: AlternativeResult | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    levels = {str(level): _rounded(center, 3) for level, center in entry.centers_mm.items()}
+    return {"shift": entry.shift, "probability": round(entry.probability, 4), "levels": levels}
 
 
 def _rounded(values: Iterable[float], decimals: int) -> list[float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import json
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from spine_engine.dicom.discovery import RefusedFile, WorkUnit
-from spine_engine.errors import Reason
+from spine_engine.errors import BackendError, BundleError, OutputError, Reason
 from spine_engine.ledger import Ledger
 from spine_engine.results import Status, StudyResult, study_key, ungraded
 from spine_engine.scheduler import Scheduler, UnitOutcome, WalkFactory, WorkerError
@@ -253,6 +252,9 @@ class Runner:
             except asyncio.CancelledError:
                 self._ledger.withdraw(unit)
                 raise
+            except (BackendError, BundleError, OutputError):  # no study's fault, and no other study would fare better
+                self._ledger.withdraw(unit)
+                raise
             except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
                 return _failed(unit, Reason.INTERNAL_ERROR, detail=type(error).__name__)
 
@@ -267,7 +269,8 @@ class Runner:
             await self._emit(result)
 
     def _check_devices(self, devices: dict[str, Device]) -> None:
-        self._ledger.agree("devices", json.dumps({role: asdict(device) for role, device in devices.items()}))
+        for role, device in devices.items():
+            self._ledger.agree_device(role, asdict(device))
 
 
 def _failed(unit: WorkUnit, reason: Reason, *, detail: str | None = None) -> UnitOutcome:

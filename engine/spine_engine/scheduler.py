@@ -51,8 +51,9 @@ class Walk(Protocol):
     """Takes units to their outcome; lives in a worker process, which makes it once.
 
     - Called from one thread, with one unit at a time.
-    - Every error of a study is a result with a reason; what it raises counts as an internal error of the engine.
-    - ``devices`` says by role what each model really runs on.
+    - Every error of a study is a result with a reason; what it raises counts as an internal error of the engine, but
+      ``BackendError`` and ``BundleError`` (a model opened late that cannot be had) end the run.
+    - ``devices`` says by role what each model opened so far really runs on; it may grow from unit to unit.
     """
 
     devices: Mapping[str, Device]
@@ -66,7 +67,7 @@ WalkFactory = Callable[[], Walk]
 """Makes the walk inside a worker; picklable. What it raises as ``SpineEngineError`` ends the run with that error."""
 
 OnDevices = Callable[[dict[str, "Device"]], None]
-"""Told a worker's devices when it has started; what it raises ends the run."""
+"""Told a worker's devices when it has started and when it has opened more; what it raises ends the run."""
 
 
 class WorkerError(Exception):
@@ -84,7 +85,7 @@ class Scheduler:
         factory: makes the walk in each worker.
         workers: how many units are walked at once.
         timeout_s: how long one unit may take.
-        on_devices: called each time a worker has started.
+        on_devices: called each time a worker has started or has opened another model.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class Slot:
         self._on_devices = on_devices
         self._executor: ProcessPoolExecutor | None = None
         self._pid = 0
+        self._devices: dict[str, Device] = {}
         self.peak_memory_bytes = 0
 
     async def start(self) -> None:
@@ -172,8 +174,7 @@ class Slot:
                 with _environment(_ONE_THREAD):  # the process is started by the first submit
                     process = self._executor.submit(os.getpid)
                 self._pid = await self._result(process, START_TIMEOUT_S)
-                devices = await self._result(self._executor.submit(_open_walk, self._factory), START_TIMEOUT_S)
-                self._on_devices(devices)
+                self._tell(await self._result(self._executor.submit(_open_walk, self._factory), START_TIMEOUT_S))
                 return
             except (WorkerError, BrokenProcessPool):
                 self.kill()
@@ -198,9 +199,15 @@ class Slot:
             self.kill()
             raise WorkerError(Reason.WORKER_DIED) from None
         outcome: UnitOutcome
-        outcome, peak = await self._result(future, self._timeout_s)
+        outcome, peak, devices = await self._result(future, self._timeout_s)
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
+        if devices != self._devices:
+            self._tell(devices)
         return outcome
+
+    def _tell(self, devices: dict[str, Device]) -> None:
+        self._devices = devices
+        self._on_devices(devices)
 
     async def _result(self, future: Future[Any], timeout_s: float) -> Any:
         """Wait for a call's result; on timeout, death or cancellation the worker is gone afterwards."""
@@ -287,6 +294,6 @@ def _open_walk(factory: WalkFactory) -> dict[str, Device]:
     return dict(_walk.devices)
 
 
-def _walk_unit(unit: WorkUnit) -> tuple[UnitOutcome, int]:
+def _walk_unit(unit: WorkUnit) -> tuple[UnitOutcome, int, dict[str, Device]]:
     assert _walk is not None
-    return _walk(unit), peak_memory_bytes()
+    return _walk(unit), peak_memory_bytes(), dict(_walk.devices)

@@ -19,16 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Level
-from spine_engine.backends import Backend, Device, Precision
+from spine_engine.backends import Device
 from spine_engine.bundle import Bundle
-from spine_engine.detection import Detection, DiscLevel, detect
+from spine_engine.detection import Detection, DiscLevel, detect, undetected
 from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit
 from spine_engine.dicom.limits import DEFAULT_LIMITS
-from spine_engine.errors import BundleError, Reason, StudyError, Warn
-from spine_engine.grading import Grades, grade
+from spine_engine.errors import BackendError, BundleError, Reason, StudyError, Warn
+from spine_engine.grading import Grades, grade, grade_whole_study
+from spine_engine.manifest import GraderEntry
+from spine_engine.opened import OpenModel, OpenModels, in_two_stages
 from spine_engine.options import RunOptions
 from spine_engine.results import (
     ROW_ORDER,
+    AlternativeResult,
     LevelResult,
     SeriesResult,
     Status,
@@ -71,10 +74,10 @@ def plan_walk(root: Path, bundle: Bundle, options: RunOptions) -> WalkPlan:
     """Read the series descriptions and return the plan for the studies under ``root``.
 
     Raises:
-        BundleError: the bundle has no models for this walk.
+        BundleError: this version cannot run the bundle's detector.
         UsageError: the series descriptions cannot be used.
     """
-    _check_runnable(bundle)
+    _check_runnable(bundle, options)
     given = options.series_descriptions
     overrides = RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
     said = sorted((study, series, str(role)) for (study, series), role in overrides.roles.items())
@@ -86,11 +89,10 @@ def plan_walk(root: Path, bundle: Bundle, options: RunOptions) -> WalkPlan:
     )
 
 
-def _check_runnable(bundle: Bundle) -> None:
-    detector, _ = bundle.detector, bundle.grader  # both must be there
-    if detector.decoder != "level_heatmaps":
+def _check_runnable(bundle: Bundle, options: RunOptions) -> None:
+    if in_two_stages(bundle, options) and (decoder := bundle.detector.decoder) != "level_heatmaps":
         raise BundleError(
-            f"the detector of {bundle.manifest.name!r} is decoded as {detector.decoder}, which this version cannot do; "
+            f"the detector of {bundle.manifest.name!r} is decoded as {decoder}, which this version cannot do; "
             "use a bundle with level_heatmaps"
         )
 
@@ -113,22 +115,12 @@ class StudyWalk:
         self._root = root
         self._overrides = overrides
         self._limits = replace(DEFAULT_LIMITS, study_s=options.timeout_s)
-        self._detector_entry, self._grader_entry = bundle.detector, bundle.grader
-        self._detector, self._grader = (
-            _Timed(
-                bundle.open_model(
-                    entry,
-                    name=options.backend,
-                    device=options.device,
-                    precision=cast(Precision, options.precision),
-                    threads=1,
-                )
-            )
-            for entry in (self._detector_entry, self._grader_entry)
-        )
-        channels = len(self._grader_entry.channels)
-        self._grids = np.empty((len(LEVELS), channels, *self._grader_entry.grid.shape), np.float32)
-        self.devices: Mapping[str, Device] = {"detector": self._detector.device, "grader": self._grader.device}
+        self._models = OpenModels(bundle, options)
+        self.devices: Mapping[str, Device] = self._models.devices
+        self._grids: NDArray[np.float32] | None = None
+        if self._models.grader is not None:
+            entry = self._models.grader.entry
+            self._grids = np.empty((len(LEVELS), len(entry.channels), *entry.grid.shape), np.float32)
 
     def __call__(self, unit: WorkUnit) -> UnitOutcome:
         """Walk one unit to its outcome."""
@@ -153,54 +145,36 @@ class StudyWalk:
             return _without_grade(study, error.reason, clock, detail=detail)
         except MemoryError:
             return _without_grade(study, Reason.OUT_OF_MEMORY, clock)
+        except (BackendError, BundleError):  # a model opened late: no study's fault
+            raise
         except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
             return _broken(study_key(study.study_id), error, clock, _series(study))
 
     def _graded(self, study: Study, clock: _Clock) -> StudyResult:
         sagittal = [s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in study.with_role(role)]
+        detector, grader = self._models.detector, self._models.grader
+        if detector is None or grader is None:
+            return self._graded_whole(study, undetected(sagittal), clock)
         with clock.stage("detect"):
-            detection = detect(sagittal, self._detector, self._detector_entry.spec)
+            detection = detect(sagittal, detector, detector.entry.spec)
         if all(disc.source == "prior" for disc in detection.levels.values()):
-            return _without_grade(study, Reason.NOT_LOCALIZED, clock, detection)
-        self._grader.seconds = 0.0
-        with clock.stage("voxelize"):
-            grades = grade(study, detection.levels, self._grader, self._grader_entry, out=self._grids)
-        clock.move("voxelize", "grade", self._grader.seconds)
+            return self._graded_whole(study, detection, clock)
+        with clock.grading(grader):
+            grades = grade(study, detection.levels, grader, grader.entry, out=self._grids)
         if not grades.assessed.any():
             return _without_grade(study, Reason.GAP_AT_LEVEL, clock, detection)
-        warnings = {*study.warnings, *detection.warnings, *(warning for _, warning in grades.not_assessed)}
-        if grades.not_covered:
-            warnings.add(Warn.LEVEL_NOT_COVERED)
-        rows, not_assessed = _rows(grades)
-        return StudyResult(
-            study_id=study_key(study.study_id),
-            status=Status.GRADED,
-            warnings=_in_order(warnings),
-            series=_series(study),
-            levels=_levels(detection),
-            rows=rows,
-            not_assessed=not_assessed,
-            timings_ms=clock.timings_ms(),
-        )
+        return _with_grades(study, detection, grades, clock)
 
-
-class _Timed:
-    """A backend that adds up the time its model takes."""
-
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
-        self.inputs, self.outputs, self.device = backend.inputs, backend.outputs, backend.device
-        self.seconds = 0.0
-
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        began = perf_counter()
-        try:
-            return self._backend.run(inputs)
-        finally:
-            self.seconds += perf_counter() - began
-
-    def close(self) -> None:
-        self._backend.close()
+    def _graded_whole(self, study: Study, detection: Detection, clock: _Clock) -> StudyResult:
+        """Grade a study whose levels are not known, where the bundle has a model for that."""
+        grader = self._models.whole_study_grader()
+        if grader is None:
+            return _without_grade(study, Reason.NOT_LOCALIZED, clock, detection)
+        with clock.grading(grader):
+            grades = grade_whole_study(study, grader, grader.entry)
+        if not grades.assessed.any():
+            return _without_grade(study, Reason.NOT_LOCALIZED, clock, detection)
+        return _with_grades(study, detection, grades, clock, Warn.WHOLE_STUDY_GRADER)
 
 
 class _Clock:
@@ -217,13 +191,37 @@ class _Clock:
         finally:
             self._seconds[name] = self._seconds.get(name, 0.0) + perf_counter() - began
 
-    def move(self, source: str, target: str, seconds: float) -> None:
-        """Count ``seconds`` of one stage under another."""
-        self._seconds[source] -= seconds
-        self._seconds[target] = self._seconds.get(target, 0.0) + seconds
+    @contextmanager
+    def grading(self, model: OpenModel[GraderEntry]) -> Iterator[None]:
+        """Count the time that ``model`` takes as ``grade`` and the rest as ``voxelize``."""
+        before = model.seconds
+        with self.stage("voxelize"):
+            yield
+        seconds = model.seconds - before
+        self._seconds["voxelize"] -= seconds
+        self._seconds["grade"] = self._seconds.get("grade", 0.0) + seconds
 
     def timings_ms(self) -> dict[str, float]:
         return {stage: seconds * 1000 for stage, seconds in self._seconds.items()}
+
+
+def _with_grades(study: Study, detection: Detection, grades: Grades, clock: _Clock, *also: Warn) -> StudyResult:
+    """Return the result of a study of which a model has graded at least one row."""
+    warnings = {*study.warnings, *detection.warnings, *(warning for _, warning in grades.not_assessed), *also}
+    if grades.not_covered:
+        warnings.add(Warn.LEVEL_NOT_COVERED)
+    rows, not_assessed = _rows(grades)
+    return StudyResult(
+        study_id=study_key(study.study_id),
+        status=Status.GRADED,
+        warnings=_in_order(warnings),
+        series=_series(study),
+        levels=_levels(detection),
+        alternative=_alternative(detection),
+        rows=rows,
+        not_assessed=not_assessed,
+        timings_ms=clock.timings_ms(),
+    )
 
 
 def _rows(grades: Grades) -> tuple[tuple[tuple[int, int, int], ...], tuple[str, ...]]:
@@ -248,6 +246,7 @@ def _without_grade(
         warnings=_in_order({*study.warnings, *(detection.warnings if detection else ())}),
         series=_series(study),
         levels=_levels(detection) if detection else {},
+        alternative=_alternative(detection) if detection else None,
         timings_ms=clock.timings_ms(),
         detail=detail,
     )
@@ -280,12 +279,24 @@ def _levels(detection: Detection) -> dict[Level, LevelResult]:
     return {level: _level(detection.levels[level]) for level in LEVELS}
 
 
-def _level(disc: DiscLevel) -> LevelResult:
+def _alternative(detection: Detection) -> AlternativeResult | None:
+    other = detection.alternative
+    if other is None:
+        return None
+    centers = {level: _center(other.levels[level]) for level in LEVELS}
+    return AlternativeResult(shift=other.shift, probability=other.probability, centers_mm=centers)
+
+
+def _center(disc: DiscLevel) -> tuple[float, float, float]:
     x, y, z = disc.center_mm.tolist()
+    return (x, y, z)
+
+
+def _level(disc: DiscLevel) -> LevelResult:
     down, back, across = (cast(tuple[float, float, float], tuple(axis)) for axis in disc.axes.tolist())
     d, h, w = disc.size_mm.tolist()
     return LevelResult(
-        center_mm=(x, y, z),
+        center_mm=_center(disc),
         axes=(down, back, across),
         size_mm=(d, h, w),
         confidence=disc.confidence,

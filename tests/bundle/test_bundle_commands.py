@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
+from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.bundle import Bundle
 from spine_engine.cli import bundle as bundle_command
 from spine_engine.cli import doctor as doctor_command
 from spine_engine.errors import BackendError, BundleError
+from spine_engine.manifest import Manifest
+
+ALL_ROLES = ("detector", "grader", "whole_study_grader")
 
 doctor_app = typer.Typer()
 doctor_app.command()(doctor_command.doctor)
@@ -59,6 +64,30 @@ def test_doctor_is_content_when_everything_runs(packaged: Path, monkeypatch: pyt
     human = CliRunner().invoke(doctor_app, [])
     assert human.exit_code == 0
     assert "ready to run" in human.output
+
+
+@pytest.mark.parametrize("roles", [ALL_ROLES, ALL_ROLES[2:]], ids=["three", "whole study alone"])
+def test_every_combination_of_models_is_verified_shown_and_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_bundle: Callable[..., Manifest], roles: tuple[str, ...]
+) -> None:
+    folder = tmp_path / "bundle"
+    make_bundle(folder, roles)
+    verified = CliRunner().invoke(bundle_command.app, ["verify", str(folder), "--backend", "fake"])
+    assert verified.exit_code == 0, verified.output
+    assert [line.split(":")[0] for line in verified.output.splitlines()[:-1]] == list(roles)
+    shown = CliRunner().invoke(bundle_command.app, ["show", str(folder)])
+    assert shown.exit_code == 0
+    assert "8x6x4" in shown.output
+    monkeypatch.setattr("spine_engine.bundle.packaged_folder", lambda: folder)
+    really_open = Bundle.open_model
+    monkeypatch.setattr(Bundle, "open_model", lambda self, entry: really_open(self, entry, name="fake"))
+    done = CliRunner().invoke(doctor_app, ["--json"])
+    assert [trial["role"] for trial in json.loads(done.output)["trials"]] == list(roles)
+
+
+def test_heads_in_another_order_are_refused(tmp_path: Path, make_bundle: Callable[..., Manifest]) -> None:
+    with pytest.raises(ValueError, match="whole_study_grader must be in the order"):
+        make_bundle(tmp_path, ALL_ROLES, heads=[f"{c}_{level}" for level in LEVELS for c in CONDITIONS])
 
 
 def test_doctor_says_when_the_bundle_is_damaged(packaged: Path) -> None:

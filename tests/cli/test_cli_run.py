@@ -34,7 +34,8 @@ def spine_engine(monkeypatch):
             self.options = options
 
         def run(self, folder, output):
-            options = {name: getattr(self.options, name) for name in ("timeout_s", "max_attempts", "precision")}
+            names = ("timeout_s", "max_attempts", "precision", "detector")
+            options = {name: getattr(self.options, name) for name in names}
             return start(Path(folder), output, factory=asked.get("factory"), **options)
 
     def open_engine(bundle=None, *, options=None):
@@ -69,6 +70,9 @@ def test_a_run_ends_with_a_short_summary(spine_engine, root, tmp_path):
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path, "--json")
     assert done.exit_code == 8
     assert json.loads(done.stdout)["studies"] == {"total": 2, "graded": 1, "prior": 1, "failed": 0}
+    assert json.loads(done.stdout)["options"]["detector"] is True
+    done = spine_engine("run", IN, root, OUT, tmp_path / "other", "--no-detector", "--json")
+    assert json.loads(done.stdout)["options"]["detector"] is False
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,12 @@ def test_help_is_quick_and_imports_no_runtime():
     loaded = set(done.stderr.split())
     assert "Commands" in done.stdout
     assert loaded.isdisjoint({"numpy", "numba", "pydicom", "openvino", "sqlite3", "torch"})
+
+
+@pytest.mark.parametrize("module", ["bundle", "doctor"])
+def test_commands_that_read_no_pixels_do_not_load_the_compiler(module):
+    code = f"import sys, spine_engine.cli.{module}; sys.exit('numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 SCRIPT = """

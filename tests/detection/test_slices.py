@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from conftest_detection import SPEC, rotation, sagittal_stack
 
-from spine_engine.detection.slices import (
-    canvas_from_stack,
-    normalize,
-    resample_slice,
-    resample_slice_reference,
-    series_range,
-)
+from spine_engine.detection.kernels import resample_slice, resample_slice_reference
+from spine_engine.detection.slices import canvas_from_stack, normalize, series_range
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -100,6 +100,10 @@ class FakeWalk:
             time.sleep(600)
         elif word == "sleep":
             time.sleep(float(argument))
+        elif word == "open":
+            self.devices[argument] = Device("fake", "cpu", "f32")
+        elif word == "no-model":
+            raise BackendError(f"no {argument} here")
         elif word == "raise":
             raise ZeroDivisionError("NAME OF PATIENT")
 

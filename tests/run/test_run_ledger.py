@@ -1,12 +1,15 @@
+import dataclasses
+import json
 import sqlite3
 
 import pytest
 from fakes import graded
 
+from spine_engine.anatomy import LEVELS
 from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
 from spine_engine.errors import OutputError, Reason
 from spine_engine.ledger import Ledger
-from spine_engine.results import Status, ungraded
+from spine_engine.results import AlternativeResult, Status, ungraded
 
 IDENTITY = {"bundle": "b1"}
 
@@ -129,9 +132,26 @@ def test_results_of_something_else_are_not_mixed_in(path):
     with pytest.raises(OutputError, match="bundle b1, this run has b2"):
         Ledger(path, {"bundle": "b2"})
     ledger = Ledger(path, IDENTITY)
-    ledger.agree("devices", "cpu")
-    with pytest.raises(OutputError, match="devices cpu"):
-        ledger.agree("devices", "gpu")
+    ledger.agree("colour", "red")
+    with pytest.raises(OutputError, match="colour red"):
+        ledger.agree("colour", "green")
+    ledger.agree_device("grader", {"device": "cpu"})
+    ledger.agree_device("detector", {"device": "npu"})
+    with pytest.raises(OutputError, match=r"device of the grader .*cpu"):
+        ledger.agree_device("grader", {"device": "gpu"})
+    assert list(ledger.devices().items()) == [("detector", {"device": "npu"}), ("grader", {"device": "cpu"})]
+
+
+def test_a_study_comes_back_with_its_other_numbering(path):
+    other = AlternativeResult(shift=-1, probability=0.25, centers_mm={LEVELS[0]: (1.0, -2.0, 3.5)})
+    ledger = Ledger(path, IDENTITY)
+    ledger.meet(unit())
+    ledger.finish(unit(), [dataclasses.replace(graded("1", b""), alternative=other)], [])
+    ledger.close()
+    ((_, _, line),) = Ledger(path, IDENTITY).outcomes()
+    assert json.loads(line)["alternative_levels"] == {
+        "shift": -1, "probability": 0.25, "levels": {"l1_l2": [1.0, -2.0, 3.5]},
+    }  # fmt: skip
 
 
 def test_a_damaged_ledger_is_an_output_error(path):

@@ -110,7 +110,8 @@ def test_a_study_line_has_the_documented_fields():
     )
     record = json.loads(study_line(result))
     assert list(record) == [
-        "study_id", "status", "reason", "warnings", "series", "levels", "not_assessed", "timings_ms",
+        "study_id", "status", "reason", "warnings", "series", "levels", "alternative_levels", "not_assessed",
+        "timings_ms",
     ]  # fmt: skip
     assert record["levels"]["l1_l2"]["center_mm"] == [1.0, 0.0, 3.0]
     assert record["levels"]["l1_l2"]["box_mm"] == {

@@ -10,7 +10,7 @@ import pytest
 from spine_engine import walk
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.bundle import Bundle, file_facts, write_manifest
-from spine_engine.detection import Detection, DetectorSpec, DiscLevel
+from spine_engine.detection import Alternative, Detection, DetectorSpec, DiscLevel
 from spine_engine.dicom import FileEntry, UnitReading, WorkUnit
 from spine_engine.errors import BundleError, Reason, StudyError, UsageError, Warn
 from spine_engine.manifest import SCHEMA, DetectorEntry, GraderEntry, GridEntry, Manifest, Models, TensorEntry
@@ -28,13 +28,21 @@ def model(path, inputs, outputs):
     return {**file_facts(path), "inputs": (inputs,), "outputs": (outputs,)}
 
 
-def write_bundle(folder, decoder="level_heatmaps"):
+TWO_STAGES = ("detector", "grader")
+ALL_THREE = (*TWO_STAGES, "whole_study_grader")
+WHOLE = ("whole_study_grader",)
+
+
+def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tuple(Role)):
     folder.mkdir()
     spec, grid = DetectorSpec(), GridEntry(shape=(4, 6, 6), spacing_mm=(8.0, 8.0, 8.0))
     slices = TensorEntry(name="slices", shape=(None, 1, None, None))
     maps = TensorEntry(name="heatmaps", shape=(None, spec.channels, None, None))
     image = TensorEntry(name="image", shape=(None, 3, *grid.shape))
     grades = TensorEntry(name="probabilities", shape=(None, 5, 3))
+    wide = GridEntry(shape=(7, 5, 6), spacing_mm=(30.0, 30.0, 30.0))
+    image_of_all = TensorEntry(name="image", shape=(1, len(channels), *wide.shape))
+    grades_of_all = TensorEntry(name="probabilities", shape=(1, 25, 3))
     detector = DetectorEntry(
         **model(folder / "detector.onnx", slices, maps),
         decoder=decoder,
@@ -47,8 +55,16 @@ def write_bundle(folder, decoder="level_heatmaps"):
         grid=grid,
         output_channels=tuple(CONDITIONS),
     )
+    whole = GraderEntry(
+        **model(folder / "whole.onnx", image_of_all, grades_of_all),
+        channels=channels,
+        grid=wide,
+        output_channels=tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS),
+    )
+    entries = {"detector": detector, "grader": grader, "whole_study_grader": whole}
+    models = Models(**{role: entries[role] for role in roles})
     about = {"name": "fake", "version": "1", "licence": "-", "intended_use": "-", "training_data": (), "metrics": {}}
-    write_manifest(folder, Manifest(schema=SCHEMA, models=Models(detector=detector, grader=grader), **about))
+    write_manifest(folder, Manifest(schema=SCHEMA, models=models, **about))
     return Bundle.open(folder)
 
 
@@ -86,16 +102,25 @@ def detection(source="detector"):
 
 @pytest.fixture
 def walked(tmp_path, monkeypatch):
-    bundle = write_bundle(tmp_path / "bundle")
-    made = walk.plan_walk(tmp_path, bundle, OPTIONS).factory()
+    walks = {}
 
-    def go(given, found=None):
+    def go(given, found=None, *, roles=TWO_STAGES, detector=True, channels=tuple(Role)):
+        key = (roles, detector, channels)
+        if key not in walks:
+            bundle = write_bundle(tmp_path / ("bundle" + str(len(walks) or "")), roles=roles, channels=channels)
+            options = dataclasses.replace(OPTIONS, detector=detector)
+            walks[key] = walk.plan_walk(tmp_path, bundle, options).factory()
+        made = walks[key]
+        go.walk = made
+
         def read(*_):
             if isinstance(given, BaseException):
                 raise given
             return UnitReading((given,), (), ())
 
         def detect(*_):
+            assert detector
+            assert "detector" in roles
             if isinstance(found, BaseException):
                 raise found
             return found or detection()
@@ -174,7 +199,78 @@ def test_what_stops_a_study_becomes_its_record(walked, given, found, status, rea
         assert json.loads(line)["levels"]["l1_l2"]["source"] == "prior"
 
 
+WHOLE_STUDY = study(Role.SAGITTAL_T1, Role.SAGITTAL_T2, Role.AXIAL_T2)
+
+
+@pytest.mark.parametrize(
+    ("roles", "detector", "found"),
+    [(ALL_THREE, True, "prior"), (ALL_THREE, False, None), (WHOLE, True, None), (WHOLE, False, None)],
+)
+def test_without_levels_the_whole_study_grader_grades_and_says_so(walked, roles, detector, found):
+    result = walked(WHOLE_STUDY, found and detection(found), roles=roles, detector=detector)
+    assert (result.status, result.reason, result.not_assessed) == (Status.GRADED, None, ())
+    assert result.warnings == (Warn.GAP, Warn.LOW_CONFIDENCE, Warn.WHOLE_STUDY_GRADER)
+    assert {level.source for level in result.levels.values()} == {"prior"}
+    assert all(level.center_mm is not None for level in result.levels.values())
+    assert len(set(result.rows)) == 25
+    assert {"voxelize", "grade"} <= set(result.timings_ms)
+    assert result.rows == walked(WHOLE_STUDY, detection("prior"), roles=ALL_THREE).rows  # whichever way it came to it
+
+
+def test_with_levels_the_whole_study_grader_is_never_opened(walked):
+    with_fallback = walked(WHOLE_STUDY, roles=ALL_THREE)
+    assert set(walked.walk.devices) == {"detector", "grader"}
+    assert with_fallback.rows == walked(WHOLE_STUDY).rows
+    assert Warn.WHOLE_STUDY_GRADER not in with_fallback.warnings
+    walked(WHOLE_STUDY, detection("prior"), roles=ALL_THREE)
+    assert set(walked.walk.devices) == {"detector", "grader", "whole_study_grader"}
+
+
+def test_models_that_the_run_does_without_are_never_opened(walked):
+    walked(WHOLE_STUDY, roles=ALL_THREE, detector=False)
+    assert set(walked.walk.devices) == {"whole_study_grader"}
+
+
+def test_without_a_detector_and_without_a_whole_study_grader_the_rows_are_the_prior(walked):
+    result = walked(WHOLE_STUDY, detector=False)
+    assert (result.status, result.reason, result.rows) == (Status.PRIOR, Reason.NOT_LOCALIZED, PRIOR_ROWS)
+    assert {level.source for level in result.levels.values()} == {"prior"}
+    assert walked.walk.devices == {}
+    assert walked(study(Role.AXIAL_T2), detector=False).reason is Reason.NO_SAGITTAL
+
+
+def test_the_whole_study_grader_too_keeps_the_prior_where_no_series_shows_the_condition(walked):
+    result = walked(study(Role.SAGITTAL_T1), detection("prior"), roles=ALL_THREE)
+    assert result.status is Status.GRADED
+    assert {Warn.NO_AXIAL_T2, Warn.NO_SAGITTAL_T2, Warn.WHOLE_STUDY_GRADER} <= set(result.warnings)
+    for (condition, level), row, prior in zip(ROW_ORDER, result.rows, PRIOR_ROWS, strict=True):
+        assert (row == prior) == ("foraminal" not in condition) == (f"{condition}_{level}" in result.not_assessed)
+    blind = walked(study(Role.SAGITTAL_T1), detection("prior"), roles=ALL_THREE, channels=(Role.AXIAL_T2,))
+    assert (blind.status, blind.reason, blind.rows) == (Status.PRIOR, Reason.NOT_LOCALIZED, PRIOR_ROWS)
+
+
+def test_a_whole_study_grader_that_cannot_be_had_ends_the_run_and_is_no_fault_of_the_study(walked, tmp_path):
+    walked(WHOLE_STUDY, roles=ALL_THREE)
+    (tmp_path / "bundle" / "whole.onnx").write_bytes(b"x")
+    with pytest.raises(BundleError, match=r"whole\.onnx"):
+        walked(WHOLE_STUDY, detection("prior"), roles=ALL_THREE)
+
+
+def test_another_numbering_is_told_with_the_grades(walked):
+    found = detection()
+    moved = dict(zip(LEVELS, [found.levels[level] for level in (*LEVELS[1:], LEVELS[4])], strict=True))
+    other = Alternative(1, 0.3141592, moved)
+    result = walked(WHOLE_STUDY, dataclasses.replace(found, alternative=other))
+    assert result.status is Status.GRADED
+    record = json.loads(study_line(result))["alternative_levels"]
+    assert (record["shift"], record["probability"]) == (1, 0.3142)
+    assert record["levels"]["l1_l2"] == [0.0, 0.0, 30.0]
+    assert list(record["levels"]) == list(LEVELS)
+    assert json.loads(study_line(walked(WHOLE_STUDY)))["alternative_levels"] is None
+
+
 def test_an_error_while_reading_an_unknown_study_is_left_to_the_run(walked, monkeypatch, tmp_path):
+    write_bundle(tmp_path / "bundle")
     made = walk.StudyWalk(tmp_path, tmp_path / "bundle", Bundle.open(tmp_path / "bundle").digest, OPTIONS, None)
     monkeypatch.setattr(walk, "read_unit", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -198,6 +294,8 @@ def test_series_descriptions_are_part_of_what_decides_the_results(tmp_path):
 def test_a_bundle_that_cannot_be_run_is_refused(tmp_path):
     with pytest.raises(BundleError, match="vfr"):
         walk.plan_walk(tmp_path, write_bundle(tmp_path / "other", "vfr"), OPTIONS)
+    without = dataclasses.replace(OPTIONS, detector=False)
+    walk.plan_walk(tmp_path, write_bundle(tmp_path / "third", "vfr", ALL_THREE), without)  # its detector is not needed
     bundle = write_bundle(tmp_path / "bundle")
     with pytest.raises(BundleError, match="changed"):
         walk.StudyWalk(tmp_path, bundle.path, "0" * 64, OPTIONS, None)

@@ -141,6 +141,35 @@ def test_two_patients_under_one_id_are_never_merged(root, out):
     assert len(predictions(out).splitlines()) == 51
 
 
+def test_a_model_that_a_study_needed_late_is_listed_with_what_it_ran_on(root, out):
+    for number, deed in enumerate(["graded", "open whole_study_grader", "graded"]):
+        write_exam(root, f"f{number}", f"1.{number}", deed)
+    summary = start(root, out).finish()
+    assert summary.exit_code == 0
+    assert list(manifest(out)["devices"]) == ["grader", "whole_study_grader"]
+    write_exam(root, "f9", "1.9")  # the next run does not need it
+    assert list(start(root, out).finish().devices) == ["grader", "whole_study_grader"]
+
+
+def test_a_model_that_cannot_be_opened_late_ends_the_run_and_counts_against_no_study(root, out):
+    write_exam(root, "a", "1")
+    write_exam(root, "b", "2", "no-model whole_study_grader")
+    for _ in range(4):  # more often than a study may fail
+        with pytest.raises(BackendError, match="no whole_study_grader here"):
+            start(root, out).finish()
+    write_exam(root, "b", "2")
+    assert start(root, out).finish().exit_code == 0
+
+
+@pytest.mark.parametrize("detector", [True, False])
+def test_results_with_and_without_the_detector_are_not_mixed(root, out, detector):
+    write_exam(root, "a", "1")
+    start(root, out, detector=detector).finish()
+    assert manifest(out)["options"]["detector"] is detector
+    with pytest.raises(OutputError, match="detector"):
+        start(root, out, detector=not detector).finish()
+
+
 def test_the_same_command_again_only_does_what_changed(root, out):
     for index in range(4):
         write_exam(root, f"f{index}", f"1.{index}")

@@ -38,6 +38,9 @@ def run(
     max_attempts: Annotated[
         int, typer.Option(metavar="N", help="Attempts at a study that kills its worker or runs out of time.")
     ] = 2,
+    no_detector: Annotated[
+        bool, typer.Option("--no-detector", help="Grade with the whole-study grader alone; no level is looked for.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of the summary.")] = False,
 ) -> None:
     """Grade every study under a folder.
@@ -61,6 +64,7 @@ def run(
         timeout_s=timeout_s,
         max_attempts=max_attempts,
         series_descriptions=series_descriptions,
+        detector=not no_detector,
     )
     work = Engine.open(bundle, options=options).run(folder, output)
     with stopping_on_signals(work), shown(work.progress):

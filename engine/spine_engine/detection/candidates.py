@@ -56,6 +56,18 @@ class Peaks:
     log_level: F64
     series: NDArray[np.int64]
 
+    def of_series(self, number: int) -> Peaks:
+        """Those of one series."""
+        own = self.series == number
+        return Peaks(
+            self.position_mm[own],
+            self.height[own],
+            self.share_mm[own],
+            self.direction[own],
+            self.log_level[own],
+            self.series[own],
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Candidate:

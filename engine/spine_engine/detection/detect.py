@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.detection.candidates import (
-    Candidate,
     Peaks,
     candidates_from_peaks,
-    clear_candidates,
     joined,
     peaks_from_maps,
 )
-from spine_engine.detection.labelling import Labelling, LabellingOptions, label_column
+from spine_engine.detection.labelling import LabellingOptions
 from spine_engine.detection.levels import (
     BODY_NAMES,
     BOX_MM,
@@ -29,19 +26,21 @@ from spine_engine.detection.levels import (
     complete_levels,
     prior_levels,
 )
-from spine_engine.detection.slices import Canvas, canvas_from_stack, series_range
+from spine_engine.detection.numbering import doubts, named_column
+from spine_engine.detection.slices import (
+    Canvas,
+    canvas_from_stack,
+    field_of_view_center,
+    in_fixed_order,
+    series_range,
+    spine_frame,
+)
 from spine_engine.detection.spec import BODY, DISC, DetectorSpec
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.study import Stack
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-
-PICTURE_MARGIN_MM = 10.0
-"""A disc nearer than this to the picture's edge may be cut, so nobody expects to have seen it."""
-
-MIN_PEAK = 0.12
-"""A column whose best disc is below this is noise: the levels then come from the field of view."""
 
 
 class SliceBackend(Protocol):
@@ -69,7 +68,8 @@ def detect(
     """Find the five disc levels of a study.
 
     Every slice of every sagittal stack goes through the detector; peaks are joined over slices and series in patient mm
-    and the column is labelled as a whole. The result does not depend on the order of the series or of their stacks.
+    and the column is labelled as a whole; each series is also labelled alone, to see whether they agree. The result
+    does not depend on the order of the series or of their stacks.
 
     Args:
         series: the stacks of each sagittal series (T1, T2, STIR, ...).
@@ -81,10 +81,9 @@ def detect(
         StudyError: there is no sagittal stack.
     """
     spec, options = spec or DetectorSpec(), options or DetectionOptions()
-    ordered = _in_fixed_order(series)
-    if not ordered:
-        raise StudyError(Reason.NO_SAGITTAL, "detection needs at least one sagittal stack")
-    discs, bodies, canvases = [], [], []
+    ordered = _some(in_fixed_order(series))
+    discs, bodies = [], []
+    views: list[list[Canvas]] = [[] for _ in ordered]
     for number, stacks in enumerate(ordered):
         low, high = series_range(stacks, spec)
         for stack in stacks:
@@ -92,9 +91,15 @@ def detect(
             maps = _maps_of(canvas, backend)
             discs.append(peaks_from_maps(maps, canvas, DISC, number, spec))
             bodies.append(peaks_from_maps(maps, canvas, BODY, number, spec))
-            canvases.append(canvas)
-    frame = spine_frame(canvases)
-    return _decode(joined(discs), joined(bodies), canvases, frame, options)
+            views[number].append(canvas)
+    frame = spine_frame([stack for stacks in ordered for stack in stacks])
+    return _decode(joined(discs), joined(bodies), views, frame, options) or undetected(ordered, options)
+
+
+def _some(series: list[list[Stack]]) -> list[list[Stack]]:
+    if not series:
+        raise StudyError(Reason.NO_SAGITTAL, "levels need at least one sagittal stack")
+    return series
 
 
 def _maps_of(canvas: Canvas, backend: SliceBackend) -> F32:
@@ -107,60 +112,26 @@ def _maps_of(canvas: Canvas, backend: SliceBackend) -> F32:
     return np.concatenate([backend.run({"slices": slices[s : s + 1]})["heatmaps"] for s in range(len(slices))])
 
 
-def _in_fixed_order(series: Sequence[Sequence[Stack]]) -> list[list[Stack]]:
-    """Series and their stacks sorted by place and content."""
-
-    def key(stack: Stack) -> tuple[object, ...]:
-        middle = stack.pixels[len(stack.pixels) // 2]
-        place = (*stack.origins_mm[0].tolist(), *stack.axes.ravel().tolist(), *stack.spacing_mm, *stack.pixels.shape)
-        return (*place, crc32(middle.tobytes()))
-
-    kept = [sorted(stacks, key=key) for stacks in series if len(stacks)]
-    return sorted(kept, key=lambda stacks: [key(s) for s in stacks])
-
-
-def spine_frame(canvases: Sequence[Canvas]) -> F64:
-    """Rows (down, back, across) shared by all sagittal stacks, orthonormal: the mean across, superior -> inferior made
-    perpendicular to it.
-    """
-    across = np.sum([c.across * len(c.slices) for c in canvases], axis=0)
-    across = across / np.linalg.norm(across)
-    down = np.sum([c.down for c in canvases], axis=0)
-    down = down - (down @ across) * across
-    down = down / np.linalg.norm(down)
-    return np.stack([down, np.cross(across, down), across])
-
-
 def _decode(
-    discs: Peaks, bodies: Peaks, canvases: Sequence[Canvas], frame: F64, options: DetectionOptions
-) -> Detection:
-    """Candidates, labelling, levels."""
-    candidates = clear_candidates(candidates_from_peaks(discs, frame), frame)
-    if not candidates or max(c.peak for c in candidates) < MIN_PEAK:
-        return _prior(canvases, frame, options)
-    places = np.array([c.position_mm for c in candidates]) @ frame[:2].T
-    directions = np.array([c.direction for c in candidates]) @ frame[:2].T
-    labelling = label_column(candidates, places, directions, _Picture(canvases, frame), options.labelling)
-    found = _found(candidates, labelling)
-    if not any(rank <= 4 for rank in found):
-        return _prior(canvases, frame, options)
+    discs: Peaks, bodies: Peaks, views: Sequence[Sequence[Canvas]], frame: F64, options: DetectionOptions
+) -> Detection | None:
+    """Candidates, labelling, levels, and what may be said against the numbering; None where nothing was found."""
+    canvases = [canvas for view in views for canvas in view]
+    column = named_column(discs, canvases, frame, options.labelling)
+    found = column.found(column.labelling.ranks) if column else {}
+    if column is None or not any(rank <= 4 for rank in found):
+        return None
     levels = complete_levels(found, frame, options.box_mm)
-    warnings: set[Warn] = set()
+    alone = []
+    if len(views) > 1:
+        named = (named_column(discs.of_series(n), view, frame, options.labelling) for n, view in enumerate(views))
+        alone = [one for one in named if one is not None]
+    alternative, warnings = doubts(column, alone, levels, frame, options.box_mm, options.labelling)
     if any(entry.source == "interpolated" for entry in levels.values()):
         warnings.add(Warn.LEVEL_INTERPOLATED)
     if any(entry.confidence < LOW_CONFIDENCE for entry in levels.values()):
         warnings.add(Warn.LOW_CONFIDENCE)
-    return Detection(levels, _vertebrae(bodies, found, frame), tuple(sorted(warnings)))
-
-
-def _found(candidates: Sequence[Candidate], labelling: Labelling) -> dict[int, Found]:
-    """Labelled discs by rank; confidence = posterior of the rank times how clear the disc is."""
-    found: dict[int, Found] = {}
-    for candidate, rank, posterior in zip(candidates, labelling.ranks.tolist(), labelling.posterior, strict=True):
-        if rank >= 0:
-            clear = float(np.clip(candidate.peak / 0.4, 0.0, 1.0))
-            found[rank] = Found(candidate.position_mm, candidate.direction, float(posterior[rank]) * clear)
-    return found
+    return Detection(levels, _vertebrae(bodies, found, frame), tuple(sorted(warnings)), alternative)
 
 
 def _vertebrae(bodies: Peaks, found: Mapping[int, Found], frame: F64) -> tuple[Vertebra, ...]:
@@ -180,33 +151,17 @@ def _vertebrae(bodies: Peaks, found: Mapping[int, Found], frame: F64) -> tuple[V
     return tuple(named)
 
 
-class _Picture:
-    """Whether a place (down, back) of the spine frame lies well inside the picture of any stack."""
+def undetected(series: Sequence[Sequence[Stack]], options: DetectionOptions | None = None) -> Detection:
+    """Place the five levels by the field of view alone, flagged: the levels of a study in which nothing was found.
 
-    def __init__(self, canvases: Sequence[Canvas], frame: F64) -> None:
-        self.canvases, self.frame = canvases, frame
+    Args:
+        series: the stacks of each sagittal series.
+        options: box size.
 
-    def __call__(self, place: F64) -> bool:
-        for canvas in self.canvases:
-            middle = canvas.origins_mm[len(canvas.origins_mm) // 2]
-            point = place[0] * self.frame[0] + place[1] * self.frame[1]
-            point = point + (middle @ self.frame[2]) * self.frame[2] - middle
-            pixel = canvas.pixel_mm
-            row, column = float(point @ canvas.down) / pixel, float(point @ canvas.back) / pixel
-            margin = PICTURE_MARGIN_MM / pixel
-            top, bottom, left, right = canvas.picture
-            if top + margin < row < bottom - margin and left + margin < column < right - margin:
-                return True
-        return False
-
-
-def _prior(canvases: Sequence[Canvas], frame: F64, options: DetectionOptions) -> Detection:
-    """Nothing usable was found: the middle of the field of view decides, flagged."""
-    centers = []
-    for canvas in canvases:
-        top, bottom, left, right = canvas.picture
-        middle = (canvas.origins_mm[0] + canvas.origins_mm[-1]) / 2
-        offset = (top + bottom) / 2 * canvas.down + (left + right) / 2 * canvas.back
-        centers.append(middle + offset * canvas.pixel_mm)
-    center = np.mean(centers, axis=0)
-    return Detection(prior_levels(center, frame, options.box_mm), (), (Warn.LOW_CONFIDENCE,))
+    Raises:
+        StudyError: there is no sagittal stack.
+    """
+    box_mm = (options or DetectionOptions()).box_mm
+    stacks = [stack for stacks in _some(in_fixed_order(series)) for stack in stacks]
+    levels = prior_levels(field_of_view_center(stacks), spine_frame(stacks), box_mm)
+    return Detection(levels, (), (Warn.LOW_CONFIDENCE,))

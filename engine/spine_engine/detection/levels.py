@@ -54,12 +54,22 @@ class Vertebra:
 
 
 @dataclass(frozen=True, eq=False)
+class Alternative:
+    """Another numbering of the same column: each disc `shift` levels higher, its probability 0..1, and its levels."""
+
+    shift: int
+    probability: float
+    levels: Mapping[Level, DiscLevel]
+
+
+@dataclass(frozen=True, eq=False)
 class Detection:
-    """All five levels, the vertebrae found, and what was unusual (sorted)."""
+    """All five levels, the vertebrae found, what was unusual (sorted); another numbering where one is worth telling."""
 
     levels: Mapping[Level, DiscLevel]
     vertebrae: tuple[Vertebra, ...]
     warnings: tuple[Warn, ...]
+    alternative: Alternative | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from zlib import crc32
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from spine_engine.detection.spec import DetectorSpec
@@ -54,56 +54,6 @@ class Canvas:
     pixel_mm: float
 
 
-@njit(nogil=True, cache=True)
-def resample_slice(out: F32, pixels: NDArray[np.uint16], start: F64, row_step: F64, column_step: F64, sub: F64) -> None:
-    """Fill `out (H, W)` with bilinear samples of one slice, 0 outside it.
-
-    Canvas pixel (r, c) is the mean over the sub-pixel offsets `sub (K, 2)` of the source at
-    `start + r * row_step + c * column_step + sub[k]`, all in source pixels (row, column).
-    """
-    rows, columns = pixels.shape
-    count = sub.shape[0]
-    for r in range(out.shape[0]):
-        for c in range(out.shape[1]):
-            y0 = start[0] + r * row_step[0] + c * column_step[0]
-            x0 = start[1] + r * row_step[1] + c * column_step[1]
-            if y0 < -0.5 or x0 < -0.5 or y0 > rows - 0.5 or x0 > columns - 0.5:
-                out[r, c] = 0.0
-                continue
-            total = 0.0
-            for k in range(count):
-                y = min(max(y0 + sub[k, 0], 0.0), rows - 1.0)
-                x = min(max(x0 + sub[k, 1], 0.0), columns - 1.0)
-                i, j = min(int(y), max(rows - 2, 0)), min(int(x), max(columns - 2, 0))
-                ty, tx = y - i, x - j
-                i1, j1 = min(i + 1, rows - 1), min(j + 1, columns - 1)
-                upper = (1.0 - tx) * pixels[i, j] + tx * pixels[i, j1]
-                lower = (1.0 - tx) * pixels[i1, j] + tx * pixels[i1, j1]
-                total += (1.0 - ty) * upper + ty * lower
-            out[r, c] = total / count
-
-
-def resample_slice_reference(
-    shape: tuple[int, int], pixels: NDArray[np.uint16], start: F64, row_step: F64, column_step: F64, sub: F64
-) -> F32:
-    """NumPy twin of `resample_slice`."""
-    rows, columns = pixels.shape
-    r, c = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
-    base = start + r[..., None] * row_step + c[..., None] * column_step
-    inside = np.all((base >= -0.5) & (base <= np.array([rows, columns]) - 0.5), axis=-1)
-    total = np.zeros(shape)
-    for offset in sub:
-        yx = np.clip(base + offset, 0.0, np.array([rows, columns]) - 1.0)
-        ij = np.minimum(yx.astype(int), np.maximum(np.array([rows, columns]) - 2, 0))
-        t = yx - ij
-        next_ij = np.minimum(ij + 1, np.array([rows, columns]) - 1)
-        (i, j), (i1, j1) = np.moveaxis(ij, -1, 0), np.moveaxis(next_ij, -1, 0)
-        upper = (1 - t[..., 1]) * pixels[i, j] + t[..., 1] * pixels[i, j1]
-        lower = (1 - t[..., 1]) * pixels[i1, j] + t[..., 1] * pixels[i1, j1]
-        total += (1 - t[..., 0]) * upper + t[..., 0] * lower
-    return np.where(inside, total / len(sub), 0.0).astype(np.float32)
-
-
 def series_range(stacks: Sequence[Stack], spec: DetectorSpec) -> tuple[float, float]:
     """Low and high rescaled values of a series: percentiles of `spec` over a regular subsample of every slice."""
     values = np.concatenate(
@@ -133,6 +83,38 @@ def canvas_axes(stack: Stack) -> tuple[F64, F64, F64, NDArray[np.int64], NDArray
     return down, back, across, which, signs
 
 
+def in_fixed_order(series: Sequence[Sequence[Stack]]) -> list[list[Stack]]:
+    """Return series and their stacks sorted by place and content, without the empty ones."""
+
+    def key(stack: Stack) -> tuple[object, ...]:
+        middle = stack.pixels[len(stack.pixels) // 2]
+        place = (*stack.origins_mm[0].tolist(), *stack.axes.ravel().tolist(), *stack.spacing_mm, *stack.pixels.shape)
+        return (*place, crc32(middle.tobytes()))
+
+    kept = [sorted(stacks, key=key) for stacks in series if len(stacks)]
+    return sorted(kept, key=lambda stacks: [key(s) for s in stacks])
+
+
+def spine_frame(stacks: Sequence[Stack]) -> F64:
+    """Rows (down, back, across) shared by all sagittal stacks, orthonormal: the mean across, superior -> inferior made
+    perpendicular to it. Stacks weigh by the slices that are looked at.
+    """
+    axes = [canvas_axes(stack)[:3] for stack in stacks]
+    counts = [len(_chosen_slices(stack.positions_mm)) for stack in stacks]
+    across = np.sum([each[2] * count for each, count in zip(axes, counts, strict=True)], axis=0)
+    across = across / np.linalg.norm(across)
+    down = np.sum([each[0] for each in axes], axis=0)
+    down = down - (down @ across) * across
+    down = down / np.linalg.norm(down)
+    return np.stack([down, np.cross(across, down), across])
+
+
+def field_of_view_center(stacks: Sequence[Stack]) -> F64:
+    """The middle of the sagittal field of view `(3,)`, LPS mm: the mean of the stacks' own middles."""
+    center: F64 = np.mean([stack.center_mm for stack in stacks], axis=0)
+    return center
+
+
 def _chosen_slices(positions_mm: F64) -> NDArray[np.int64]:
     """Indices of the slices to look at: all, or thinned to `MIN_SLICE_STEP_MM`, the middle `MAX_SLICES` at most."""
     kept = [0]
@@ -147,6 +129,8 @@ def _chosen_slices(positions_mm: F64) -> NDArray[np.int64]:
 
 def canvas_from_stack(stack: Stack, low: float, high: float, spec: DetectorSpec) -> Canvas:
     """Resample the slices of one stack onto their canvas and normalise them."""
+    from spine_engine.detection.kernels import resample_slice  # numba takes a second that only a run should pay
+
     down, back, across, which, signs = canvas_axes(stack)
     spacing = np.array(stack.spacing_mm)
     source_shape = np.array(stack.pixels.shape[1:])

@@ -1,0 +1,92 @@
+"""The models of one worker: what every study needs is opened at once, the fallback when a study first needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Generic, TypeVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.backends import Backend, Device, Precision
+from spine_engine.bundle import Bundle
+from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
+from spine_engine.options import RunOptions
+
+EntryT = TypeVar("EntryT", bound=ModelEntry)
+
+
+class OpenModel(Generic[EntryT]):
+    """A loaded model with what its manifest says, which adds up the time it takes; a ``Backend`` itself."""
+
+    def __init__(self, entry: EntryT, backend: Backend) -> None:
+        self.entry = entry
+        self._backend = backend
+        self.inputs, self.outputs, self.device = backend.inputs, backend.outputs, backend.device
+        self.seconds = 0.0
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Run the model once."""
+        began = perf_counter()
+        try:
+            return self._backend.run(inputs)
+        finally:
+            self.seconds += perf_counter() - began
+
+    def close(self) -> None:
+        """Release the model."""
+        self._backend.close()
+
+
+class OpenModels:
+    """Detector and grader where the run uses them, and the whole-study grader where the bundle has one.
+
+    Attributes:
+        detector, grader: of the two stages; both None when the bundle has only a whole-study grader, or the run does
+            without the detector.
+        devices: by role what each model that has been opened runs on; it grows when the fallback is first needed.
+    """
+
+    def __init__(self, bundle: Bundle, options: RunOptions) -> None:
+        """Open what every study needs.
+
+        Raises:
+            BackendError: the backend, device or precision is not to be had.
+            BundleError: a model is damaged or not what the manifest says.
+        """
+        self._bundle, self._options = bundle, options
+        self.devices: dict[str, Device] = {}
+        self.detector: OpenModel[DetectorEntry] | None = None
+        self.grader: OpenModel[GraderEntry] | None = None
+        self._whole: OpenModel[GraderEntry] | None = None
+        if in_two_stages(bundle, options):
+            self.detector = self._open("detector", bundle.detector)
+            self.grader = self._open("grader", bundle.grader)
+        else:
+            self.whole_study_grader()
+
+    def whole_study_grader(self) -> OpenModel[GraderEntry] | None:
+        """Return the whole-study grader, opened now if need be; None when the bundle has none. Errors as on opening."""
+        entry = self._bundle.manifest.models.whole_study_grader
+        if self._whole is None and entry is not None:
+            self._whole = self._open("whole_study_grader", entry)
+        return self._whole
+
+    def _open(self, role: str, entry: EntryT) -> OpenModel[EntryT]:
+        options = self._options
+        backend = self._bundle.open_model(
+            entry,
+            name=options.backend,
+            device=options.device,
+            precision=cast(Precision, options.precision),
+            threads=1,
+        )
+        self.devices[role] = backend.device
+        return OpenModel(entry, backend)
+
+
+def in_two_stages(bundle: Bundle, options: RunOptions) -> bool:
+    """Whether a run finds the levels first and grades each: the bundle can, and the options do not forbid it."""
+    models = bundle.manifest.models
+    return options.detector and models.detector is not None and models.grader is not None
