@@ -1,0 +1,108 @@
+"""Do probabilities mean what they say: reliability curves, expected calibration error, confusion.
+
+The metric weighs a row by its true grade, so whoever minimises it predicts ``weight * P(grade)``, normalised, and not
+``P(grade)``. Such probabilities can be asked two questions. *As the metric weighs them*: rows count 1 / 2 / 4 by their
+true grade, and predictions are taken as they are. *Unweighted*: rows count alike, and the weights are divided out of
+the predictions first. A model that is perfect in the metric's sense has error 0 in both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.anatomy import SEVERITIES
+from spine_training.metric import MISSING, SEVERITY_WEIGHTS
+
+BINS: Final = 15
+"""Bins of the expected calibration error, equally wide in confidence (Guo et al. 2017)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Rows whose most probable grade has a probability in ``[lower, upper)``; the last bin holds 1 too.
+
+    Attributes:
+        lower, upper: edges of the bin.
+        rows: labelled rows in it.
+        weight: what they weigh together.
+        confidence: their weighted mean top probability.
+        observed: the weighted share of them whose most probable grade is the true one.
+    """
+
+    lower: float
+    upper: float
+    rows: int
+    weight: float
+    confidence: float
+    observed: float
+
+
+def unweighted(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Divide the metric's weights 1 / 2 / 4 out of probabilities ``(..., 3)`` that were trained with them."""
+    plain = probabilities / np.array(SEVERITY_WEIGHTS)
+    divided: NDArray[np.float64] = plain / plain.sum(-1, keepdims=True)
+    return divided
+
+
+def reliability(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> tuple[Bin, ...]:
+    """Return the reliability curve as the metric weighs rows, without its empty bins.
+
+    Args:
+        probabilities: ``(..., 3)``, rows summing to 1.
+        grades: ``(...)``, 0 / 1 / 2 or ``MISSING``; rows without a label are left out.
+    """
+    known = grades != MISSING
+    return _curve(probabilities[known], grades[known], np.asarray(SEVERITY_WEIGHTS)[grades[known]])
+
+
+def reliability_unweighted(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> tuple[Bin, ...]:
+    """Return the reliability curve of rows that count alike, the metric's weights divided out of the probabilities."""
+    known = grades != MISSING
+    return _curve(unweighted(probabilities[known]), grades[known], np.ones(known.sum()))
+
+
+def expected_error(curve: tuple[Bin, ...]) -> float:
+    """Return the expected calibration error of a curve: its weighted mean ``|confidence - observed|``."""
+    return sum(b.weight * abs(b.confidence - b.observed) for b in curve) / sum(b.weight for b in curve)
+
+
+def calibration_error(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> float:
+    """Return the expected calibration error as the metric weighs rows; arguments are those of ``reliability``."""
+    return expected_error(reliability(probabilities, grades))
+
+
+def calibration_error_unweighted(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> float:
+    """Return the expected calibration error of rows that count alike, the metric's weights divided out."""
+    return expected_error(reliability_unweighted(probabilities, grades))
+
+
+def confusion(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Count labelled rows by true grade (rows of the result) and most probable grade (columns), ``(3, 3)``."""
+    known = grades != MISSING
+    cells = grades[known] * len(SEVERITIES) + probabilities[known].argmax(axis=-1)
+    return np.bincount(cells, minlength=len(SEVERITIES) ** 2).reshape(len(SEVERITIES), -1)
+
+
+def _curve(
+    probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]], weights: NDArray[np.float64]
+) -> tuple[Bin, ...]:
+    """Bin rows ``(N, 3)`` by their top probability."""
+    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == grades
+    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = np.bincount(places, minlength=BINS)
+    weight, sure, hits = (np.bincount(places, weights * x, BINS) for x in (1.0, confidence, right))
+    return tuple(
+        Bin(
+            lower=k / BINS,
+            upper=(k + 1) / BINS,
+            rows=int(rows[k]),
+            weight=float(weight[k]),
+            confidence=float(sure[k] / weight[k]),
+            observed=float(hits[k] / weight[k]),
+        )
+        for k in np.flatnonzero(rows)
+    )
