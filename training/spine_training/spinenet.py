@@ -1,0 +1,284 @@
+"""The three networks of SpineNet V2, built from their published description, so that a user's own weights load.
+
+The published code, weights and outputs are under a non-commercial licence: nothing here is taken from that code and no
+weights are shipped. The architectures follow the papers (arXiv 2205.01683, 2007.02606) and the names and shapes of the
+published checkpoints, which ``load_spinenet`` fills key for key:
+
+========== ==================================== ================ =====================================================
+kind       network                              parameters       what it does
+========== ==================================== ================ =====================================================
+vfr        ``VertebraFieldNet``                 139.42 M         one sagittal patch to maps of corners and centroids
+appearance ``AppearanceNet``                    1.94 M           the volume round a vertebra to scores of 24 classes
+context    ``ContextNet``                       0.51 M           the column of those probabilities to the same, refined
+========== ==================================== ================ =====================================================
+
+What the names and shapes leave open is written beside the code that settles it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import resnet50
+
+SpineNetKind = Literal["vfr", "appearance", "context"]
+
+VFR_MAPS: Final = 13
+"""Output maps: 0-3 corners (right-top, right-bottom, left-bottom, left-top in the image), 4 centroid, 5-8 the x and
+9-12 the y displacement of each corner to its centroid, in patch pixels."""
+
+VERTEBRA_CLASSES: Final = 24
+"""Classes of the two labelling networks: S1, L5 .. L1, T12 .. T1, C7 .. C2 (1 + 5 + 12 + 6)."""
+
+_LISTED_KEYS: Final = 6
+"""Keys that an error names of each kind, so that it stays readable."""
+
+_NUMPY_SCALAR: Final[list[Any]] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
+"""What a NumPy number (the ``loss`` beside the weights) is pickled as, before NumPy 2 and since: harmless."""
+
+
+class ConvBlock(nn.Module):
+    """A 3x3 convolution with bias, batch norm, ReLU: the order that its names ``conv``, ``bn`` are listed in."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` -> ``(N, outputs, H, W)``."""
+        return functional.relu(self.bn(self.conv(x)))
+
+
+class Bridge(nn.Module):
+    """Two blocks at the coarsest level, between the way down and the way up."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bridge = nn.Sequential(ConvBlock(channels, channels), ConvBlock(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, C, H, W)`` -> the same shape."""
+        y: Tensor = self.bridge(x)
+        return y
+
+
+class UpBlock(nn.Module):
+    """Bilinear x2 and a 1x1 convolution, the skip appended after those channels, two blocks."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.upsample = nn.Sequential(
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(inputs, outputs, 1)
+        )
+        self.conv_block_1 = ConvBlock(outputs + skip, outputs)
+        self.conv_block_2 = ConvBlock(outputs, outputs)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """``(N, inputs, H, W)`` and ``(N, skip, 2 H, 2 W)`` -> ``(N, outputs, 2 H, 2 W)``."""
+        y: Tensor = self.conv_block_2(self.conv_block_1(torch.cat([self.upsample(x), skip], dim=1)))
+        return y
+
+
+class VertebraFieldNet(nn.Module):
+    """The vertebra field of regression: a U-Net whose way down is a ResNet-50; 69.6 GFLOP a 224x224 patch.
+
+    The way down halves five times (7x7 convolution, 3x3 max pool, the last three of the four stages), so that five
+    steps up bring back the input's size. Skips, from coarse to fine: stages 3, 2 and 1, the input block (after its
+    ReLU, before the pool), the patch itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        resnet = resnet50(weights=None)
+        self.input_block = nn.Sequential(
+            nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
+        )
+        self.input_pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.down_blocks = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
+        self.bridge = Bridge(2048)
+        self.up_blocks = nn.ModuleList(
+            [
+                UpBlock(2048, 1024, 1024),
+                UpBlock(1024, 512, 512),
+                UpBlock(512, 256, 256),
+                UpBlock(256, 64, 128),
+                UpBlock(128, 1, 64),
+            ]
+        )
+        self.out = nn.Conv2d(64, VFR_MAPS, 1)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """``(N, 1, H, W)``, published at 224x224, multiples of 32 -> ``(N, 13, H, W)``, no activation."""
+        skips = [patches, self.input_block(patches)]
+        x = self.input_pool(skips[-1])
+        for stage in self.down_blocks:
+            x = stage(x)
+            skips.append(x)
+        x = self.bridge(skips.pop())
+        for step in self.up_blocks:
+            x = step(x, skips.pop())
+        maps: Tensor = self.out(x)
+        return maps
+
+
+class AppearanceNet(nn.Module):
+    """Names one vertebra from its picture: five convolutions, each ReLU then batch norm, and two linear layers.
+
+    Only 224x224x16 leaves the 5x5x2 maps that ``fc1`` takes (128 * 5 * 5 * 2 = 6400). Between the two linear layers
+    stands a ReLU: without one they would be a single linear map.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(1, 8, (3, 3, 1), stride=(2, 2, 1), padding=(3, 3, 0))
+        self.bnrm1 = nn.BatchNorm3d(8)
+        self.conv2 = nn.Conv3d(8, 16, (3, 3, 1), padding=(3, 3, 0))
+        self.bnrm2 = nn.BatchNorm3d(16)
+        self.conv3 = nn.Conv3d(16, 32, 3)
+        self.bnrm3 = nn.BatchNorm3d(32)
+        self.conv4 = nn.Conv3d(32, 64, 3)
+        self.bnrm4 = nn.BatchNorm3d(64)
+        self.conv5 = nn.Conv3d(64, 128, 3)
+        self.bnrm5 = nn.BatchNorm3d(128)
+        self.fc1 = nn.Linear(6400, 256)
+        self.fc2 = nn.Linear(256, VERTEBRA_CLASSES)
+
+    def forward(self, volumes: Tensor) -> Tensor:
+        """``(N, 1, 224, 224, 16)``, slices last -> ``(N, 24)`` scores, before the softmax."""
+        x = self.bnrm1(functional.relu(self.conv1(volumes)))
+        x = functional.max_pool3d(self.bnrm2(functional.relu(self.conv2(x))), (2, 2, 1))
+        x = functional.max_pool3d(self.bnrm3(functional.relu(self.conv3(x))), (2, 2, 1))
+        x = functional.max_pool3d(self.bnrm4(functional.relu(self.conv4(x))), 2)
+        x = functional.max_pool3d(self.bnrm5(functional.relu(self.conv5(x))), 2)
+        scores: Tensor = self.fc2(functional.relu(self.fc1(x.flatten(1))))
+        return scores
+
+
+class ContextNet(nn.Module):
+    """Refines the labels of a whole column, an image of one row a millimetre and one column a class: a U-Net.
+
+    5x3 convolutions dilated 2x1 that keep the size, each ReLU then batch norm but the last, which has neither. Every
+    one of the four on the way down is followed by a 2x1 max pool, every one on the way up preceded by a 2x1 bilinear
+    step; only the third and second level hand a skip over (the inputs of ``conv6`` and ``conv7`` have room for
+    them, that of ``conv8`` has not), appended after the channels from below.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = _tall(1, 16)
+        self.bnrm1 = nn.BatchNorm2d(16)
+        self.conv2 = _tall(16, 32)
+        self.bnrm2 = nn.BatchNorm2d(32)
+        self.conv3 = _tall(32, 64)
+        self.bnrm3 = nn.BatchNorm2d(64)
+        self.conv4 = _tall(64, 128)
+        self.bnrm4 = nn.BatchNorm2d(128)
+        self.conv_mid = nn.Conv2d(128, 128, 3, padding=1)
+        self.bnrm_mid = nn.BatchNorm2d(128)
+        self.conv5 = _tall(128, 64)
+        self.bnrm5 = nn.BatchNorm2d(64)
+        self.conv6 = _tall(64 + 64, 32)
+        self.bnrm6 = nn.BatchNorm2d(32)
+        self.conv7 = _tall(32 + 32, 16)
+        self.bnrm7 = nn.BatchNorm2d(16)
+        self.conv8 = _tall(16, 1)
+
+    def forward(self, columns: Tensor) -> Tensor:
+        """``(N, 1, H, 24)``, H a multiple of 16 (published: of 256) -> the same shape, before the softmax."""
+        x = self.bnrm1(functional.relu(self.conv1(columns)))
+        second = self.bnrm2(functional.relu(self.conv2(_halve(x))))
+        third = self.bnrm3(functional.relu(self.conv3(_halve(second))))
+        x = self.bnrm4(functional.relu(self.conv4(_halve(third))))
+        x = self.bnrm_mid(functional.relu(self.conv_mid(_halve(x))))
+        x = self.bnrm5(functional.relu(self.conv5(_double(x))))
+        x = self.bnrm6(functional.relu(self.conv6(torch.cat([_double(x), third], dim=1))))
+        x = self.bnrm7(functional.relu(self.conv7(torch.cat([_double(x), second], dim=1))))
+        scores: Tensor = self.conv8(_double(x))
+        return scores
+
+
+SPINENETS: Final[dict[SpineNetKind, type[nn.Module]]] = {
+    "vfr": VertebraFieldNet,
+    "appearance": AppearanceNet,
+    "context": ContextNet,
+}
+"""The networks by the kind that ``load_spinenet`` takes."""
+
+
+def load_spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
+    """Read a published checkpoint into our network, in float32 on the CPU and in evaluation mode.
+
+    The file holds ``{"net": state_dict, ...}`` or a plain state dict; the ``module.`` that ``nn.DataParallel`` puts
+    before every key is taken off.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds no weights, or not those of this network; the message names the keys.
+    """
+    state = _read_state(path)
+    with torch.device("meta"):
+        net = SPINENETS[kind]()
+    if faults := _faults(net.state_dict(), state):
+        raise ValueError(f"the weights in {path.name} are not those of the {kind} network: {faults}")
+    net.load_state_dict(state, strict=True, assign=True)
+    return net.float().eval()
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALAR):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path.name} is no checkpoint that can be read safely: {str(error)[:300]}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("net"), Mapping):
+        content = content["net"]
+    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+        raise ValueError(f"{path.name} holds no weights: expected a state dict, or a dict with one under 'net'")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _faults(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:
+    """Say in one line what does not fit, or nothing."""
+    shapes = [
+        f"{name} {list(got[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in wanted
+        if name in got and got[name].shape != wanted[name].shape
+    ]
+    faults = {
+        "missing": [name for name in wanted if name not in got],
+        "unexpected": [name for name in got if name not in wanted],
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = [f"and {len(listed) - _LISTED_KEYS} more"] if len(listed) > _LISTED_KEYS else []
+    return ", ".join(listed[:_LISTED_KEYS] + more)
+
+
+def _tall(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, (5, 3), dilation=(2, 1), padding=(4, 1))
+
+
+def _halve(x: Tensor) -> Tensor:
+    return functional.max_pool2d(x, (2, 1))
+
+
+def _double(x: Tensor) -> Tensor:
+    return functional.interpolate(x, scale_factor=(2.0, 1.0), mode="bilinear", align_corners=False)
