@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,12 +11,15 @@ torch = pytest.importorskip("torch", reason="the training extra is not installed
 nib = pytest.importorskip("nibabel", reason="the training extra is not installed")
 
 from spine_engine.detection import DetectorSpec  # noqa: E402
+from spine_engine.errors import UsageError  # noqa: E402
 from spine_training.detector import train as training  # noqa: E402
 from spine_training.detector.augment import arrays_from_exam, sample  # noqa: E402
-from spine_training.detector.data import Exam, load_exams  # noqa: E402
+from spine_training.detector.data import load_exams  # noqa: E402
+from spine_training.detector.exam import Exam  # noqa: E402
 from spine_training.detector.loss import detector_loss, level_bins  # noqa: E402
-from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
+from spine_training.detector.model import LevelHeatmapNet, load_detector  # noqa: E402
 from spine_training.detector.truth import column_from_bodies  # noqa: E402
+from spine_training.fit import Machine  # noqa: E402
 
 SPEC = DetectorSpec()
 
@@ -104,15 +109,34 @@ def test_the_net_accepts_every_multiple_of_32():
             assert net(torch.zeros(1, 1, *size)).shape == (1, SPEC.channels, size[0] // 2, size[1] // 2)
 
 
+def quick(exams, out, *, epochs=2, **more):
+    options = replace(training.DETECTOR_FIT, epochs=epochs, precision="f32")
+    machine = Machine(device="cpu", threads=1, workers=0)
+    return training.train(exams, out, options, machine=machine, steps=2, **more)
+
+
 def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CANVASES", (((96, 64), 3, 1.0),))
-    monkeypatch.setattr(training, "SOURCE_WEIGHTS", {"VB3": 1.0})
-    options = training.TrainOptions(steps=4, steps_per_epoch=2, fold=-1, warmup_steps=2)
-    assert {exam.source for exam in load_exams(folder)} == {"VB3"}
-    whole = torch.load(training.train(folder, tmp_path / "whole", options), weights_only=True)
-    path = training.train(folder, tmp_path / "parts", options, stop_after=2)
-    assert torch.load(path, weights_only=True)["step"] == 2
-    parts = torch.load(training.train(folder, tmp_path / "parts", options, resume=True), weights_only=True)
-    for key in ("net", "ema"):
-        assert all(torch.equal(whole[key][name], parts[key][name]) for name in whole[key])
-    assert (tmp_path / "parts" / "curve.csv").read_text() == (tmp_path / "whole" / "curve.csv").read_text()
+    exams = training.TrainingExams.of(load_exams(folder), -1)
+    assert exams.data == "2 VB3 exams"
+    whole = quick(exams, tmp_path / "whole").state_dict()
+    interrupted = training.DetectorTask.figures
+
+    def stop(task, averaged):
+        monkeypatch.setattr(training.DetectorTask, "figures", interrupted)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.DetectorTask, "figures", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quick(exams, tmp_path / "parts")
+    parts = quick(exams, tmp_path / "parts", resume=True).state_dict()
+    assert all(torch.equal(weights, parts[name]) for name, weights in whole.items())
+    kept = load_detector(tmp_path / "parts/last.pt").state_dict()
+    assert all(torch.equal(weights, kept[name]) for name, weights in whole.items())
+    begun = quick(exams, tmp_path / "begun", epochs=1, start=tmp_path / "parts/last.pt").state_dict()
+    assert not all(torch.equal(weights, begun[name]) for name, weights in whole.items())
+
+
+def test_a_fold_that_leaves_nothing_is_refused():
+    with pytest.raises(UsageError, match="no exam is left"):
+        training.TrainingExams.of([], 0)

@@ -10,7 +10,8 @@ import pytest
 nib = pytest.importorskip("nibabel", reason="the training extra is not installed")
 pytest.importorskip("scipy", reason="the training extra is not installed")
 
-from spine_training.detector.data import Exam, fold_of  # noqa: E402
+from spine_training.detector.data import fold_of  # noqa: E402
+from spine_training.detector.exam import Exam  # noqa: E402
 from spine_training.detector.truth import Column, column_from_bodies, column_from_spider  # noqa: E402
 
 
@@ -53,6 +54,16 @@ def test_the_lowest_disc_is_weak_without_a_sacrum_and_true_with_one():
     assert np.linalg.norm(weak.center_mm - with_sacrum.center_mm) < 3.0
 
 
+def test_an_endplate_that_runs_against_the_lordosis_gives_no_place():
+    volume = bodies()
+    rows, columns, _ = np.mgrid[:240, :120, :60]
+    volume[(volume == 5) & (rows > 182 + (columns - 43) * 0.5)] = 0  # L5 loses its lower front corner
+    lowest = column_from_bodies(volume).discs[0]
+    assert not lowest.known
+    assert lowest.weak
+    assert np.linalg.norm(lowest.center_mm[:2] - [200.0, 60.0]) < 8.0
+
+
 def test_a_body_without_mask_leaves_discs_of_unknown_place():
     column = column_from_bodies(bodies((5, 4, 2, 1)))
     assert [disc.known for disc in column.discs] == [True, True, False, False, True]
@@ -68,6 +79,21 @@ def test_spider_discs_are_numbered_from_the_bottom():
     assert [disc.rank for disc in column.discs] == [0, 1, 2, 3]
     assert column.discs[0].center_mm[0] == pytest.approx(153.5)
     assert abs(column.discs[0].direction[1]) > 0.999
+
+
+def test_a_wedge_shaped_disc_has_its_middle_between_its_faces():
+    masks = np.zeros((200, 120, 5), np.uint8)
+    for row in (40, 100, 160):  # 16 mm high in front, 4 mm behind
+        for column in range(40, 76):
+            half = 8 - 6 * (column - 40) / 35
+            masks[round(row - half) : round(row + half), column] = 29
+    masks[:, 80:90] = 150
+    column = column_from_spider(masks, (1.0, 1.0, 1.8))
+    for disc, row in zip(column.discs, (160, 100, 40), strict=True):
+        assert np.allclose(disc.center_mm[:2], [row - 0.5, 57.5], atol=0.6)
+        assert abs(disc.direction[1]) > 0.999
+    assert [rank for rank, _ in column.bodies] == [0, 1, 2]
+    assert column.bodies[2][1][0] == pytest.approx(10.0, abs=1.0)  # above the topmost disc
 
 
 def test_contrasts_of_one_patient_share_a_fold():

@@ -9,13 +9,14 @@ samples are averaged as a thick slice would.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.detection.spec import DetectorSpec
-from spine_training.detector.data import Exam
+from spine_training.detector.exam import Exam, intensity_window, pixels_of
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -39,9 +40,12 @@ PLANES = 9
 
 @dataclass(frozen=True, slots=True)
 class ExamArrays:
-    """An exam as plain arrays: discs `(n, 8)` = row, column, lateral mm, direction (2), rank, known, weak."""
+    """An exam as plain arrays: discs `(n, 8)` = row, column, lateral mm, direction (2), rank, known, weak.
 
-    volume: NDArray[np.uint8]
+    `volume` may be a file, see `Exam`.
+    """
+
+    volume: U8 | Path
     spacing_mm: F64
     low: float
     high: float
@@ -51,11 +55,11 @@ class ExamArrays:
 
 def arrays_from_exam(exam: Exam, spec: DetectorSpec) -> ExamArrays:
     """Flatten an exam for the kernels."""
-    low, high = np.percentile(exam.volume, [spec.low_percentile, spec.high_percentile])
+    low, high = exam.window or intensity_window(pixels_of(exam.volume), spec)
     discs = np.array([[*d.center_mm, *d.direction, d.rank, d.known, d.weak] for d in exam.column.discs], float)
     bodies = np.array([[*center, rank] for rank, center in exam.column.bodies], float)
     spacing = np.array(exam.spacing_mm)
-    return ExamArrays(exam.volume, spacing, float(low), float(max(high, low + 1)), discs, bodies)
+    return ExamArrays(exam.volume, spacing, low, high, discs, bodies)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -268,10 +272,11 @@ def _placement(rng: np.random.Generator, discs: F64, extent: F64, size_mm: F64) 
 
 def sample(exam: ExamArrays, canvas: tuple[int, int], rng: np.random.Generator, spec: DetectorSpec) -> tuple[F32, F32]:
     """One random slice `(H, W)` and its target planes `(9, H / stride, W / stride)`."""
-    extent = (np.array(exam.volume.shape) - 1) * exam.spacing_mm
+    volume = pixels_of(exam.volume)
+    extent = (np.array(volume.shape) - 1) * exam.spacing_mm
     place = _placement(rng, exam.discs, extent, np.array(canvas) * spec.pixel_mm)
     plane = _slice_plane(rng, exam.discs, extent)
-    image = _sampled_image(exam, canvas, rng, spec, place, plane)
+    image = _sampled_image(exam, volume, canvas, rng, spec, place, plane)
     discs, bodies = exam.discs.copy(), exam.bodies.copy()
     discs[:, :2] = discs[:, :2] @ place.forward.T + place.shift
     bodies[:, :2] = bodies[:, :2] @ place.forward.T + place.shift
@@ -287,6 +292,7 @@ def sample(exam: ExamArrays, canvas: tuple[int, int], rng: np.random.Generator, 
 
 def _sampled_image(
     exam: ExamArrays,
+    volume: U8,
     canvas: tuple[int, int],
     rng: np.random.Generator,
     spec: DetectorSpec,
@@ -303,7 +309,7 @@ def _sampled_image(
     crop_px = np.ceil(place.crop_mm / spec.pixel_mm)
     image = np.empty(canvas, np.float32)
     _render_slice(
-        exam.volume, exam.spacing_mm, inverse, -inverse @ place.shift, plane, offsets, crop_px,
+        volume, exam.spacing_mm, inverse, -inverse @ place.shift, plane, offsets, crop_px,
         _random_lut(rng, spec.gamma), window, bias, spec.pixel_mm, image,
     )  # fmt: skip
     if rng.random() < 0.5:

@@ -21,12 +21,12 @@ def _heat_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def level_bins(u: Tensor, count: int) -> Tensor:
     """Soft bin targets `(N, count, H, W)` of level coordinates `u (N, H, W)`: bin 0 is u <= -1, 1 is u = 0."""
     position = (u + 1.0).clamp(0.0, count - 1.0)
-    centers = torch.arange(count, dtype=u.dtype).view(1, -1, 1, 1)
+    centers = torch.arange(count, dtype=u.dtype, device=u.device).view(1, -1, 1, 1)
     return (1.0 - (position.unsqueeze(1) - centers).abs()).clamp_min(0.0)
 
 
-def detector_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
-    """Total loss and its parts.
+def detector_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Total loss, and its parts without gradient.
 
     Args:
         output: `(N, 4 + bins, h, w)` float32 logits of the net.
@@ -44,4 +44,4 @@ def detector_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, flo
     right = (hit * weight).sum() / weight.sum().clamp_min(1.0)
     parts = {"disc": disc, "body": body, "direction": direction, "level": level}
     total = torch.stack([WEIGHTS[k] * v for k, v in parts.items()]).sum()
-    return total, {k: float(v.detach()) for k, v in parts.items()} | {"level_right": float(right)}
+    return total, {k: v.detach() for k, v in parts.items()} | {"level_right": right.detach()}

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from spine_engine.detection.spec import DetectorSpec
+from spine_engine.errors import UsageError
+from spine_training.fit import read_checkpoint
 
 
 class ConvBlock(nn.Module):
@@ -58,6 +61,7 @@ class LevelHeatmapNet(nn.Module):
     def __init__(self, spec: DetectorSpec | None = None, widths: tuple[int, ...] = (24, 48, 80, 112, 144)) -> None:
         super().__init__()
         self.spec = spec or DetectorSpec()
+        self.widths = widths
         self.stem = nn.Sequential(
             nn.Conv2d(1, widths[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
         )
@@ -105,3 +109,18 @@ class Deployed(nn.Module):
         """`(N, 1, H, W)` -> `heatmaps (N, channels, H / 2, W / 2)`."""
         y = self.net(slices)
         return torch.cat([torch.sigmoid(y[:, :2]), y[:, 2:]], dim=1)
+
+
+def load_detector(path: Path) -> LevelHeatmapNet:
+    """Return the averaged weights of a checkpoint as a net in evaluation mode.
+
+    Raises:
+        UsageError: the file is no detector's checkpoint.
+    """
+    content = read_checkpoint(path)
+    net = LevelHeatmapNet()
+    try:
+        net.load_state_dict(content.get("ema", content["model"]))
+    except RuntimeError as error:
+        raise UsageError(f"{path} holds no detector: {str(error)[:300]}") from error
+    return net.eval()

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spine_engine.detection.slices import canvas_axes
 from spine_engine.phantom import PhantomSpine, Protocol, draw_spine, render
 from spine_engine.study import Stack
-from spine_training.detector.data import Exam
+from spine_training.detector.exam import Exam
+from spine_training.detector.stacks import StackVolume, volume_from_stack
 from spine_training.detector.truth import Column, Disc
 
 #: Index of L5 in the phantom's vertebrae T8 .. S5.
@@ -41,38 +40,22 @@ def exams_from_phantom(seed: int) -> list[Exam]:
 
 
 def exam_from_stack(name: str, stack: Stack, spine: PhantomSpine) -> Exam:
-    """A stack as a volume (row, column, lateral) in 8 bits, with the spine's discs and bodies in volume mm."""
-    down, back, across, which, signs = canvas_axes(stack)
-    pixels = stack.pixels.astype(np.float32)
-    volume = np.moveaxis(pixels, (int(which[0]), int(which[1]), 0), (0, 1, 2))
-    spacing = [stack.spacing_mm[which[0] - 1], stack.spacing_mm[which[1] - 1], stack.slice_spacing_mm]
-    last = [(n - 1) * s for n, s in zip(pixels.shape[1:], stack.spacing_mm, strict=True)]
-    origin = stack.origins_mm[0].copy()
-    for axis, sign in zip(which, signs, strict=True):
-        if sign < 0:
-            volume = np.flip(volume, axis=int(np.flatnonzero(which == axis)[0]))
-            origin += last[axis - 1] * stack.axes[axis]
-    if stack.axes[0] @ across < 0:
-        volume = np.flip(volume, axis=2)
-        origin += (stack.positions_mm[-1] - stack.positions_mm[0]) * stack.axes[0]
-    scale = 255.0 / max(float(np.percentile(volume, 99.8)), 1.0)
-    volume8 = np.ascontiguousarray(np.clip(volume * scale, 0, 255).astype(np.uint8))
-    frame = np.stack([down, back, across])
-    column = _column(spine, frame, origin)
-    return Exam(name, "PHANTOM", name, volume8, (spacing[0], spacing[1], spacing[2]), column)
+    """A stack as a volume with the spine's discs and bodies in volume mm."""
+    volume = volume_from_stack(stack)
+    return Exam(name, "PHANTOM", name, volume.pixels, volume.spacing_mm, _column(spine, volume), "phantom")
 
 
-def _column(spine: PhantomSpine, frame: NDArray[np.float64], origin: NDArray[np.float64]) -> Column:
+def _column(spine: PhantomSpine, volume: StackVolume) -> Column:
     """The five lumbar discs as drawn; thoracic ones midway between their vertebral bodies."""
-    bodies = [(rank, frame @ (spine.vertebra_center_mm[L5 - rank] - origin)) for rank in range(L5)]
+    bodies = [(rank, volume.place(spine.vertebra_center_mm[L5 - rank])) for rank in range(L5)]
     discs: list[Disc] = []
     for rank in range(L5):
         if rank < LUMBAR_DISCS:
-            center = frame @ (spine.disc_center_mm[LUMBAR_DISCS - 1 - rank] - origin)
-            direction = (frame @ spine.disc_axes[LUMBAR_DISCS - 1 - rank][1])[:2]
+            center = volume.place(spine.disc_center_mm[LUMBAR_DISCS - 1 - rank])
+            direction = volume.direction(spine.disc_axes[LUMBAR_DISCS - 1 - rank][1])
         else:
             center = (bodies[rank][1] + bodies[rank - 1][1]) / 2
             chord = bodies[rank - 1][1] - bodies[rank][1]
-            direction = np.array([-chord[1], chord[0]])
-        discs.append(Disc(rank, center, direction / np.linalg.norm(direction)))
+            direction = np.array([-chord[1], chord[0]]) / np.hypot(chord[0], chord[1])
+        discs.append(Disc(rank, center, direction))
     return Column(tuple(discs), tuple(bodies))
