@@ -1,5 +1,7 @@
 """The grader's model, loss and augmentation, on random tensors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,11 +9,13 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("timm_3d", reason="needs the train extra")
 
 from spine_engine.anatomy import CONDITIONS, MIRRORED_CONDITION  # noqa: E402
+from spine_engine.errors import UsageError  # noqa: E402
 from spine_engine.phantom.severity import READER_THRESHOLDS  # noqa: E402
-from spine_training.grader.augment import AugmentOptions, augment, change_intensities  # noqa: E402
+from spine_training.grader.augment import NOTHING, AugmentOptions, augment  # noqa: E402
 from spine_training.grader.loss import grading_loss, narrowing_loss  # noqa: E402
 from spine_training.grader.model import (  # noqa: E402
     MIRRORED_HEADS,
+    WHOLE_STUDY,
     Grader,
     GraderConfig,
     MirrorAveraged,
@@ -84,7 +88,7 @@ def test_a_saved_grader_comes_back(grader, tmp_path):
 
 def test_a_file_that_is_no_grader_is_refused(tmp_path):
     torch.save({"weights": torch.zeros(1)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt is no grader checkpoint"):
+    with pytest.raises(UsageError, match=r"other\.pt is no checkpoint"):
         load_grader(tmp_path / "other.pt")
 
 
@@ -112,32 +116,77 @@ def test_narrowing_is_read_off_the_latents_on_the_scale_of_the_thresholds():
     latents = torch.stack([cutpoints[:, 0], cutpoints[:, 1]])
     low, high = (torch.full((1, 5), cut) for cut in READER_THRESHOLDS)
     assert float(narrowing_loss(latents, cutpoints, torch.cat([low, high]))) == pytest.approx(0, abs=1e-6)
-    assert float(narrowing_loss(latents, cutpoints, torch.cat([low, high]) + 0.1)) == pytest.approx(0.1, abs=1e-6)
+    missed = torch.cat([low, high]) + 0.1
+    assert float(narrowing_loss(latents, cutpoints, missed)) == pytest.approx(0.1, abs=1e-6)
+    missed[0] = torch.nan
+    assert float(narrowing_loss(latents, cutpoints, missed)) == pytest.approx(0.1, abs=1e-6)
+    assert float(narrowing_loss(latents, cutpoints, torch.full_like(missed, torch.nan))) == 0
+
+
+ORDER = torch.arange(5)
+
+
+def changed(image, options, seed=0):
+    return augment(image, [ORDER, ORDER / 10], MIRRORED_HEADS, TINY.spacing_mm, options, seed)
 
 
 def test_augmentation_swaps_grades_with_the_sides_and_keeps_holes_empty():
-    image = grids(64) * 0.5 + 0.25
-    image[:, 1, :, :, :4] = 0
-    grades = torch.arange(5).repeat(64, 1)
-    narrowing = grades / 10
-    changed, swapped, moved = augment(image, grades, narrowing, AugmentOptions(), torch.Generator().manual_seed(1))
-    flipped = swapped[:, 0] == MIRRORED_HEADS[0]
-    assert 16 < int(flipped.sum()) < 48
-    assert torch.equal(swapped[flipped], torch.tensor(MIRRORED_HEADS).repeat(int(flipped.sum()), 1))
-    assert torch.equal(moved, swapped / 10)
-    assert not changed[~flipped][:, 1, :, :, :4].any()
-    assert not changed[flipped][:, 1, :, :, -4:].any()
-    assert 0 <= float(changed.min()) <= float(changed.max()) <= 1
+    image = grids(1)[0] * 0.5 + 0.25
+    image[1, :, :, :4] = 0
+    options = replace(AugmentOptions(), affine=0, anisotropy=0, drop_channel=0)  # what moves, moves the hole
+    flips = 0
+    for seed in range(40):
+        result, (grades, narrowing) = changed(image, options, seed)
+        flipped = not torch.equal(grades, ORDER)
+        flips += flipped
+        assert torch.equal(grades, torch.tensor(MIRRORED_HEADS)) or not flipped
+        assert torch.equal(narrowing, grades / 10)
+        assert not (result[1, :, :, -4:] if flipped else result[1, :, :, :4]).any()
+        assert 0 <= float(result.min()) <= float(result.max()) <= 1
+    assert 10 < flips < 30
 
 
-def test_every_intensity_change_is_off_when_its_option_is_zero():
-    off = AugmentOptions(drop_channel=0, gamma=0, gain=0, shift=0, noise=0, bias=0)
-    image = grids(4)
-    assert torch.allclose(change_intensities(image, off, torch.Generator().manual_seed(0)), image, atol=1e-6)
+def test_a_whole_study_exchanges_the_sides_level_by_level():
+    heads = WHOLE_STUDY.mirrored_heads
+    left = CONDITIONS.index("left_subarticular_stenosis")
+    right = CONDITIONS.index("right_subarticular_stenosis")
+    assert heads[5 * left : 5 * left + 5] == tuple(range(5 * right, 5 * right + 5))
+    assert sorted(heads) == list(range(25))
+
+
+def test_no_change_at_all_and_the_same_change_for_the_same_seed():
+    image = grids(1)[0]
+    assert torch.equal(changed(image, NOTHING)[0], image)
+    before = torch.random.get_rng_state()
+    first, second, other = (changed(image, AugmentOptions(), seed)[0] for seed in (3, 3, 4))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", ["affine", "anisotropy", "gamma", "bias_field", "ghosting", "noise"])
+def test_every_change_changes_something(kind):
+    image = grids(1)[0] * 0.5 + 0.25
+    result = changed(image, replace(NOTHING, **{kind: 1.0}))[0]
+    assert result.shape == image.shape
+    assert 1e-4 < float((result - image).abs().mean()) < 0.3
 
 
 def test_lost_channels_come_one_at_a_time():
-    options = AugmentOptions(drop_channel=1.0)
-    changed = change_intensities(grids(16) * 0.5 + 0.25, options, torch.Generator().manual_seed(0))
-    empty = ~changed.flatten(2).any(dim=2)
-    assert (empty.sum(1) == 1).all()
+    for seed in range(6):
+        result = changed(grids(1)[0] * 0.5 + 0.25, replace(NOTHING, drop_channel=1.0), seed)[0]
+        assert int((~result.flatten(1).any(dim=1)).sum()) == 1
+
+
+def test_25_heads_of_a_whole_study(tmp_path):
+    torch.manual_seed(0)
+    config = replace(WHOLE_STUDY, backbone="narrow_conv_8", shape=(16, 12, 8))
+    model = MirrorAveraged(Grader(config)).eval()
+    image = torch.rand(2, 3, *config.shape)
+    with torch.no_grad():
+        plain, mirrored = model(image), model(image.flip(-1))
+    assert plain.shape == (2, 25, 3)
+    assert torch.allclose(mirrored[:, list(config.mirrored_heads)], plain, atol=1e-6)
+    grades = torch.full((2, 25), MISSING)
+    grades[0, 22] = 1  # the canal at L3/L4
+    assert float(grading_loss(plain, grades)) == pytest.approx(-np.log(float(plain[0, 22, 1])) / 3, rel=1e-5)

@@ -1,74 +1,115 @@
-"""Random changes of level grids during training: what scanners, protocols and the two sides of a patient vary.
+"""Random changes of grids during training: what scanners, protocols, planes and the two sides of a patient vary.
 
-Grids are ``(N, C, D, H, W)`` float32 in [0, 1], 0 where nothing was imaged; W runs from the patient's right to left.
+Grids are ``(C, D, H, W)`` float32 in [0, 1], 0 where nothing was imaged; W runs from the patient's right to left. The
+changes are TorchIO's. Each channel is an image of its own, so that all share one motion and each has its own contrast.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
 import torch
+import torchio
 from torch import Tensor
-
-from spine_training.grader.model import MIRRORED_HEADS
 
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
-    """How often and how far grids are changed.
+    """How often and how far grids are changed; a chance of 0 leaves a change out.
 
     Attributes:
+        mirror: chance that a grid is mirrored left to right and its sides' grades exchanged.
         drop_channel: chance that one channel of a grid is emptied, as if the series were missing.
-        gamma: largest |log2| of the exponent applied to a channel's intensities.
-        gain: largest relative change of a channel's contrast.
-        shift: largest brightness added.
-        noise: largest standard deviation of white noise.
-        bias: largest relative brightness change from one end of the grid to the other.
+        affine: chance of a motion: up to ``rotation_deg`` and ``shift_mm`` about and along each axis, and of another
+            size by up to ``scale``.
+        anisotropy: chance that the channels lose resolution along an axis, as thick slices do.
+        gamma: chance of another intensity curve, an exponent of up to ``exp(log_gamma)``.
+        bias_field: chance of a coil's slow brightness changes.
+        ghosting: chance of the echoes that motion leaves along an axis.
+        noise: chance of white noise, of a standard deviation of up to ``noise_sd``.
     """
 
+    mirror: float = 0.5
     drop_channel: float = 0.12
-    gamma: float = 0.4
-    gain: float = 0.15
-    shift: float = 0.05
-    noise: float = 0.04
-    bias: float = 0.15
+    affine: float = 0.25
+    anisotropy: float = 0.1
+    gamma: float = 0.5
+    bias_field: float = 0.15
+    ghosting: float = 0.1
+    noise: float = 0.5
+    rotation_deg: float = 5.0
+    shift_mm: float = 1.5
+    scale: float = 0.08
+    log_gamma: float = 0.28
+    noise_sd: float = 0.04
+
+
+NOTHING = AugmentOptions(mirror=0, drop_channel=0, affine=0, anisotropy=0, gamma=0, bias_field=0, ghosting=0, noise=0)
+"""Grids as they are."""
 
 
 def augment(
-    grids: Tensor, grades: Tensor, narrowing: Tensor, options: AugmentOptions, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return changed copies of ``grids`` and, sides swapped where mirrored, of ``grades`` and ``narrowing``."""
-    grids, grades, narrowing = mirror_some(grids, grades, narrowing, rng)
-    return change_intensities(grids, options, rng), grades, narrowing
+    grid: Tensor,
+    labels: Sequence[Tensor],
+    mirrored_heads: Sequence[int],
+    spacing_mm: tuple[float, float, float],
+    options: AugmentOptions,
+    seed: int,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return a changed copy of ``grid`` and its ``labels`` (each ``(heads,)``), sides exchanged where it was mirrored.
+
+    The same ``seed`` gives the same change; the caller's random state is left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        draw = torch.rand(2)
+        if draw[0] < options.mirror:
+            grid = grid.flip(-1)
+            labels = [label[list(mirrored_heads)] for label in labels]
+        changed = _intensities(_geometry(grid, spacing_mm, options), spacing_mm, options)
+        if draw[1] < options.drop_channel:
+            changed = changed.clone()
+            changed[torch.randint(len(changed), ())] = 0
+    return changed, list(labels)
 
 
-def mirror_some(
-    grids: Tensor, grades: Tensor, narrowing: Tensor, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mirror half of the grids left to right and exchange their left and right grades and narrowings."""
-    flip = torch.rand(len(grids), generator=rng) < 0.5
-    mirrored = torch.where(flip[:, None, None, None, None], grids.flip(-1), grids)
-    swapped = [torch.where(flip[:, None], each[:, list(MIRRORED_HEADS)], each) for each in (grades, narrowing)]
-    return mirrored, swapped[0], swapped[1]
+def _geometry(grid: Tensor, spacing_mm: tuple[float, float, float], options: AugmentOptions) -> Tensor:
+    return _applied(_moves(options), grid, spacing_mm)
 
 
-def change_intensities(grids: Tensor, options: AugmentOptions, rng: torch.Generator) -> Tensor:
-    """Vary gamma, contrast, brightness, bias field and noise of each channel, and empty a channel now and then."""
-    count, channels = grids.shape[:2]
+def _intensities(grid: Tensor, spacing_mm: tuple[float, float, float], options: AugmentOptions) -> Tensor:
+    """Change the contrast where something was imaged; holes stay empty."""
+    return torch.where(grid > 0, _applied(_contrasts(options), grid, spacing_mm).clamp(0, 1), 0.0)
 
-    def uniform(*shape: int) -> Tensor:
-        return (torch.rand(*shape, generator=rng) * 2 - 1).view(*shape, *[1] * (5 - len(shape)))
 
-    covered = grids > 0
-    changed = grids.clamp(0, 1) ** torch.exp2(uniform(count, channels) * options.gamma)
-    slope = sum(
-        uniform(count, channels) * torch.linspace(-0.5, 0.5, n).view([-1 if k == axis else 1 for k in range(5)])
-        for axis, n in enumerate(grids.shape[2:], start=2)
+@lru_cache(maxsize=4)
+def _moves(options: AugmentOptions) -> torchio.Compose:
+    affine = torchio.RandomAffine(
+        scales=options.scale, degrees=options.rotation_deg, translation=options.shift_mm, p=options.affine
     )
-    changed = changed * (1 + options.gain * uniform(count, channels) + options.bias * slope)
-    sigma = options.noise * torch.rand(count, channels, 1, 1, 1, generator=rng)
-    changed = changed + options.shift * uniform(count, channels) + sigma * torch.randn(grids.shape, generator=rng)
-    lost = torch.randint(channels, (count,), generator=rng)
-    keep = torch.ones(count, channels)
-    keep[torch.arange(count), lost] = (torch.rand(count, generator=rng) >= options.drop_channel).float()
-    return torch.where(covered, changed.clamp(0, 1), 0.0) * keep[..., None, None, None]
+    thick = torchio.RandomAnisotropy(axes=(0, 1, 2), downsampling=(1.3, 2.5), p=options.anisotropy)
+    return torchio.Compose([affine, thick])
+
+
+@lru_cache(maxsize=4)
+def _contrasts(options: AugmentOptions) -> torchio.Compose:
+    return torchio.Compose(
+        [
+            torchio.RandomGamma(log_gamma=(-options.log_gamma, options.log_gamma), p=options.gamma),
+            torchio.RandomBiasField(coefficients=0.2, order=2, p=options.bias_field),
+            torchio.RandomGhosting(num_ghosts=(2, 6), intensity=(0.1, 0.4), p=options.ghosting),
+            torchio.RandomNoise(std=(0, options.noise_sd), p=options.noise),
+        ]
+    )
+
+
+def _applied(transform: torchio.Compose, grid: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+    affine = np.diag([*spacing_mm, 1.0])
+    image: Any = torchio.ScalarImage
+    images = {f"channel_{c}": image(tensor=grid[c : c + 1], affine=affine) for c in range(len(grid))}
+    changed: Any = transform(torchio.Subject(images))
+    return torch.cat([changed[name].data for name in images]).float()

@@ -1,10 +1,10 @@
-"""How well a grader reads phantoms it has never seen, beside the best that anyone could."""
+"""How well a grader reads what it was not trained on; of phantoms, beside the best that anyone could."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,65 +14,60 @@ from torch import nn
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.phantom import PhantomSpine, Protocol, draw_spine, render
 from spine_engine.phantom.severity import best_predictions, reader_probabilities
-from spine_training.grader.data import CropSet, cut_grids, small_rotation
+from spine_training.evaluation.reliability import calibration_error, calibration_error_unweighted, unweighted
+from spine_training.grader.grids import GridSet, cut_levels, small_rotation
 from spine_training.grader.model import MIRRORED_HEADS, GraderConfig
+from spine_training.grader.phantoms import level_boxes, one_t2
 from spine_training.metric import official_metric, prior_probabilities
 
-BINS = 15
-"""Bins of the expected calibration error, equally wide in confidence (Guo et al. 2017)."""
-
-
-POSE_DEG = 12.0
+POSE_DEG: Final = 12.0
 """Largest turn about each axis of the patient in ``consistency``: a patient lying askew."""
 
 
 @torch.no_grad()
 def predict(model: nn.Module, grids: NDArray[np.floating[Any]], batch: int = 40) -> NDArray[np.float64]:
-    """Grade level grids ``(N, C, D, H, W)`` -> ``(N, 5, 3)`` float64."""
+    """Grade grids ``(N, C, D, H, W)`` -> ``(N, heads, 3)`` float64, on the device of the model's weights."""
     model.eval()
+    device = next(model.parameters()).device
     parts = [
-        model(torch.from_numpy(grids[start : start + batch].astype(np.float32))).double().numpy()
+        model(torch.from_numpy(grids[start : start + batch].astype(np.float32)).to(device)).double().cpu().numpy()
         for start in range(0, len(grids), batch)
     ]
     return np.concatenate(parts)
 
 
-def report(predictions: NDArray[np.float64], crops: CropSet) -> dict[str, Any]:
-    """Score predictions ``(crops, 5, 3)`` of whole studies, five crops each in order of level.
+def by_study(heads: NDArray[Any]) -> NDArray[Any]:
+    """Return ``(S, L, heads, ...)`` as ``(S, 5 levels, 5 conditions, ...)``, L being 5 levels or a whole study."""
+    studies, levels = heads.shape[:2]
+    if levels == len(LEVELS):
+        return heads
+    return heads.reshape(studies, len(CONDITIONS), len(LEVELS), *heads.shape[3:]).swapaxes(1, 2)
+
+
+def report(model: nn.Module, grids: GridSet, box: int) -> dict[str, float]:
+    """Score a grader on one set of boxes of every study.
 
     Returns:
-        ``metric`` and its parts; ``best``, reachable when every narrowing were known exactly; ``prior``;
-        ``calibration_error`` of the probabilities with the weights divided out; ``studies``.
+        ``metric`` and its parts; ``calibration_error`` as the metric weighs rows and ``calibration_error_unweighted``;
+        the ``prior``'s metric; of phantoms also the ``best`` reachable, every narrowing known exactly, and how far the
+        probabilities miss the reader's on average.
     """
-    studies = len(crops) // len(LEVELS)
-    shape = (studies, len(LEVELS), len(CONDITIONS))
-    grades, narrowing = crops.grades.reshape(shape), crops.narrowing.reshape(shape)
-    rows = predictions.reshape(*shape, 3)
-    return {
-        "studies": studies,
+    rows = predict(model, grids.box_set(box))
+    return scores(by_study(rows.reshape(*grids.grades.shape, 3)), by_study(grids.grades), by_study(grids.narrowing))
+
+
+def scores(rows: NDArray[np.float64], grades: NDArray[np.int64], narrowing: NDArray[np.float64]) -> dict[str, float]:
+    """Score rows ``(S, 5 levels, 5 conditions, 3)``; see ``report``."""
+    figures = {
         **asdict(official_metric(rows, grades)),
-        "best": official_metric(best_predictions(narrowing), grades).metric,
-        "prior": official_metric(prior_probabilities(studies), grades).metric,
-        "calibration_error": calibration_error(rows.reshape(-1, 3), grades.ravel()),
-        "mean_miss_of_reader": float(np.abs(unweighted(rows) - reader_probabilities(narrowing)).mean()),
+        "prior": official_metric(prior_probabilities(len(rows)), grades).metric,
+        "calibration_error": calibration_error(rows, grades),
+        "calibration_error_unweighted": calibration_error_unweighted(rows, grades),
     }
-
-
-def unweighted(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Divide the metric's weights 1 / 2 / 4 out of probabilities that were trained with them."""
-    plain = probabilities / np.array([1.0, 2.0, 4.0])
-    divided: NDArray[np.float64] = plain / plain.sum(-1, keepdims=True)
-    return divided
-
-
-def calibration_error(probabilities: NDArray[np.float64], grades: NDArray[np.int64]) -> float:
-    """Expected calibration error of the most likely grade, the metric's weights divided out first, ``(N, 3)`` rows."""
-    plain = unweighted(probabilities)
-    confidence, right = plain.max(-1), plain.argmax(-1) == grades
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    counts = np.bincount(bins, minlength=BINS)
-    gap = np.bincount(bins, right - confidence, minlength=BINS)
-    return float(np.abs(gap).sum() / counts.sum())
+    if not np.isnan(narrowing).any():
+        figures["best"] = official_metric(best_predictions(narrowing), grades).metric
+        figures["miss_of_reader"] = float(np.abs(unweighted(rows) - reader_probabilities(narrowing)).mean())
+    return figures
 
 
 def consistency(model: nn.Module, config: GraderConfig, seeds: Iterable[int]) -> dict[str, float]:
@@ -105,5 +100,5 @@ def consistency(model: nn.Module, config: GraderConfig, seeds: Iterable[int]) ->
 def _graded(
     model: nn.Module, config: GraderConfig, spine: PhantomSpine, seed: int, protocol: Protocol
 ) -> NDArray[np.float64]:
-    study = render(spine, seed=seed, protocol=protocol)
-    return predict(model, cut_grids(study, spine.disc_center_mm, spine.disc_axes, config))
+    study = one_t2(render(spine, seed=seed, protocol=protocol), "t2")
+    return predict(model, cut_levels(study, level_boxes(spine.disc_center_mm, spine.disc_axes), config))

@@ -1,23 +1,24 @@
-"""The level grader: a timm_3d backbone with five cumulative-link heads, and its mirror-averaged form.
+"""The graders: a timm_3d backbone with cumulative-link heads, five for a level or 25 for a whole study.
 
 The names of the state dict are the field's: ``backbone.*``, ``heads.N.0.weight|bias`` (a linear layer to one number)
-and ``heads.N.1.cutpoints`` (two ascending values); head N grades ``anatomy.CONDITIONS[N]``.
+and ``heads.N.1.cutpoints`` (two ascending values). Head N of a level grader grades ``anatomy.CONDITIONS[N]``, of a
+whole-study grader condition ``N // 5`` at level ``N % 5``.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-import timm_3d
 import torch
 from spacecutter.models import LogisticCumulativeLink
-from timm_3d.models._efficientnet_builder import decode_arch_def
-from timm_3d.models.efficientnet import EfficientNet
 from torch import Tensor, nn
 
-from spine_engine.anatomy import CONDITIONS, MIRRORED_CONDITION, SEVERITIES
+from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES
+from spine_engine.errors import UsageError
+from spine_training.backbones import build_backbone
+from spine_training.fit import read_checkpoint
 
 CUTPOINT_MARGIN: Final = 1e-3
 """The least distance between the two cut-points; below zero the middle probability would be negative."""
@@ -26,33 +27,7 @@ INITIAL_CUTPOINT: Final = 1.5
 """Cut-points start at minus and plus this: trained ones end 5 to 8 apart, the library's 1 apart is a slow start."""
 
 MIRRORED_HEADS: Final = tuple(CONDITIONS.index(MIRRORED_CONDITION[condition]) for condition in CONDITIONS)
-"""Which head grades each condition once the image is mirrored left to right."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class NarrowBackbone:
-    """Plain 3x3x3 convolutions with skips, in the words of timm_3d's EfficientNet builder."""
-
-    stem: int
-    stages: tuple[tuple[str, ...], ...]
-    features: int
-
-
-NARROW_BACKBONES: Final[dict[str, NarrowBackbone]] = {
-    # Chosen by measurement (docs/decisions/0007-grader.md): 0.8 M parameters.
-    "narrow_conv_24": NarrowBackbone(
-        stem=24,
-        stages=(
-            ("cn_r1_k3_s1_e1_c24_skip",),
-            ("cn_r1_k3_s2_e1_c48", "cn_r2_k3_s1_e1_c48_skip"),
-            ("cn_r1_k3_s2_e1_c96", "cn_r2_k3_s1_e1_c96_skip"),
-        ),
-        features=256,
-    ),
-    # For tests: trains in seconds.
-    "narrow_conv_8": NarrowBackbone(stem=8, stages=(("cn_r1_k3_s2_e1_c8",), ("cn_r1_k3_s2_e1_c16",)), features=32),
-}
-"""Backbones by configuration; any other name is looked up in timm_3d's registry."""
+"""Which head of a level grader grades each condition once the image is mirrored left to right."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,15 +35,19 @@ class GraderConfig:
     """What a grader is made of; stored in every checkpoint.
 
     Attributes:
-        backbone: a key of ``NARROW_BACKBONES`` or a name registered in timm_3d.
+        task: ``level``, five heads for one disc level, or ``whole_study``, 25 heads for all five at once.
+        backbone: what ``build_backbone`` takes: a name, or a configuration as JSON text.
+        pool: how the backbone's last feature maps become one vector.
         shape: grid shape ``(D, H, W)``, voxels: D superior to inferior, H anterior to posterior, W right to left.
         spacing_mm: voxel size along D, H, W.
-        offset_mm: from the disc's centre to the grid's, along D, H, W.
+        offset_mm: from the disc's centre (a whole study: the field of view's) to the grid's, along D, H, W.
         channels: image channels in order.
         coordinates: give the backbone each voxel's place as three more channels, so that pooling keeps laterality.
     """
 
+    task: Literal["level", "whole_study"] = "level"
     backbone: str = "narrow_conv_24"
+    pool: Literal["avg", "max"] = "avg"
     shape: tuple[int, int, int] = (24, 40, 48)
     spacing_mm: tuple[float, float, float] = (1.6, 1.2, 1.2)
     offset_mm: tuple[float, float, float] = (0.0, 18.0, 0.0)
@@ -81,17 +60,39 @@ class GraderConfig:
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
 
+    @property
+    def levels(self) -> int:
+        """How many disc levels one grid is graded for."""
+        return len(LEVELS) if self.task == "whole_study" else 1
+
+    @property
+    def heads(self) -> int:
+        """Number of heads: condition major, level minor."""
+        return len(CONDITIONS) * self.levels
+
+    @property
+    def mirrored_heads(self) -> tuple[int, ...]:
+        """Which head grades the same once the image is mirrored left to right."""
+        return tuple(head * self.levels + level for head in MIRRORED_HEADS for level in range(self.levels))
+
+
+WHOLE_STUDY: Final = GraderConfig(
+    task="whole_study", pool="max", shape=(96, 56, 40), spacing_mm=(2.4, 2.0, 2.0), offset_mm=(0.0, 0.0, 0.0)
+)
+"""The default of a whole-study grader: 230 x 112 x 80 mm about the middle of the sagittal pictures hold the five levels
+of a lumbar exam; half a level grid's resolution is what two CPU cores can train."""
+
 
 class Grader(nn.Module):
-    """Level grids ``(N, C, D, H, W)`` float32 -> probabilities ``(N, 5 conditions, 3 severities)`` float32."""
+    """Grids ``(N, C, D, H, W)`` float32 -> probabilities ``(N, heads, 3 severities)`` float32."""
 
     def __init__(self, config: GraderConfig) -> None:
         super().__init__()
         self.config = config
-        self.backbone = _backbone(config.backbone, len(config.channels) + 3 * config.coordinates)
+        self.backbone = _backbone(config)
         features: Any = self.backbone.num_features
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(features, 1), LogisticCumulativeLink(len(SEVERITIES))) for _ in CONDITIONS
+            nn.Sequential(nn.Linear(features, 1), LogisticCumulativeLink(len(SEVERITIES))) for _ in range(config.heads)
         )
         for link in self.links():
             link.cutpoints.data[:] = torch.tensor([-INITIAL_CUTPOINT, INITIAL_CUTPOINT])
@@ -100,11 +101,11 @@ class Grader(nn.Module):
             self.register_buffer(f"place_{axis}", ramp, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Grade a batch of level grids."""
+        """Grade a batch of grids."""
         return self.grade(self.latents(image))
 
     def latents(self, image: Tensor) -> Tensor:
-        """Return the number ``(N, 5)`` that each head cuts into grades; it rises with severity."""
+        """Return the number ``(N, heads)`` that each head cuts into grades; it rises with severity."""
         if self.config.coordinates:
             shape = (image.shape[0], 1, *self.config.shape)
             image = torch.cat([image, *(self.get_buffer(f"place_{axis}").expand(shape) for axis in "dhw")], 1)
@@ -113,7 +114,7 @@ class Grader(nn.Module):
             return torch.cat([head.get_submodule("0")(features) for head in self.heads], dim=1)
 
     def grade(self, latents: Tensor) -> Tensor:
-        """Cut latents ``(N, 5)`` into probabilities ``(N, 5, 3)``."""
+        """Cut latents ``(N, heads)`` into probabilities ``(N, heads, 3)``."""
         return torch.stack([link(latents[:, [n]]) for n, link in enumerate(self.links())], dim=1)
 
     def links(self) -> list[Any]:
@@ -138,11 +139,11 @@ class MirrorAveraged(nn.Module):
         self.grader = grader
 
     def forward(self, image: Tensor) -> Tensor:
-        """Grade ``(N, C, D, H, W)`` -> ``(N, 5, 3)``; W runs from the patient's right to left."""
+        """Grade ``(N, C, D, H, W)`` -> ``(N, heads, 3)``; W runs from the patient's right to left."""
         count = image.shape[0]
         both: Tensor = self.grader(torch.cat([image, image.flip(-1)]))
         plain, mirrored = both[:count], both[count:]
-        swapped = torch.stack([mirrored[:, head] for head in MIRRORED_HEADS], dim=1)
+        swapped = torch.stack([mirrored[:, head] for head in self.grader.config.mirrored_heads], dim=1)
         averaged: Tensor = (plain + swapped) / 2
         return averaged
 
@@ -156,31 +157,17 @@ def load_grader(path: Path) -> Grader:
     """Read a grader from a file of ``save_grader`` or a training checkpoint (its averaged weights).
 
     Raises:
-        ValueError: the file is no grader checkpoint, or its weights do not fit its configuration.
+        UsageError: the file is no grader checkpoint, or its weights do not fit its configuration.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(content, dict) or "config" not in content or not {"model", "ema"} & content.keys():
-        raise ValueError(f"{path.name} is no grader checkpoint: it needs 'config' and 'model' or 'ema'")
-    grader = Grader(GraderConfig.from_dict(content["config"]))
+    content = read_checkpoint(path)
     try:
-        grader.load_state_dict(content["ema"] if "ema" in content else content["model"])
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {path.name} do not fit its configuration: {error}") from error
+        grader = Grader(GraderConfig.from_dict(content["config"]))
+        grader.load_state_dict(content.get("ema", content["model"]))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} holds no grader: {str(error)[:300]}") from error
     return grader.eval()
 
 
-def _backbone(name: str, in_chans: int) -> nn.Module:
-    narrow = NARROW_BACKBONES.get(name)
-    if narrow is None:
-        model: nn.Module = timm_3d.create_model(name, in_chans=in_chans, num_classes=0)
-        return model
-    built: nn.Module = EfficientNet(
-        block_args=decode_arch_def([list(stage) for stage in narrow.stages]),
-        num_classes=0,
-        num_features=narrow.features,
-        in_chans=in_chans,
-        stem_size=narrow.stem,
-        fix_stem=True,
-        act_layer=nn.SiLU,
-    )
-    return built
+def _backbone(config: GraderConfig) -> nn.Module:
+    in_chans = len(config.channels) + 3 * config.coordinates
+    return build_backbone(config.backbone, in_chans=in_chans, shape=config.shape, pool=config.pool)
