@@ -1,44 +1,145 @@
-"""Detector and grader -> a bundle that the engine opens."""
+"""Trained checkpoints -> a bundle that the engine opens."""
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import onnx
 
-from spine_engine.anatomy import CONDITIONS
+from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.bundle import Bundle, file_facts, write_manifest
 from spine_engine.detection.spec import DetectorSpec
-from spine_engine.manifest import SCHEMA, DetectorEntry, GraderEntry, GridEntry, Manifest, Models, TensorEntry
+from spine_engine.errors import UsageError
+from spine_engine.manifest import (
+    SCHEMA,
+    Calibration,
+    DetectorEntry,
+    GraderEntry,
+    GridEntry,
+    Manifest,
+    Models,
+    TensorEntry,
+)
 from spine_engine.study import Role
+from spine_export.onnx import export_detector, export_grader
+from spine_export.parity import DetectorParity, Parity, detector_precisions, reduced_precisions
+from spine_export.samples import phantom_grids, phantom_series
+from spine_training.fit import read_checkpoint
 from spine_training.grader.model import GraderConfig
 
-LICENCE: Final = "Apache-2.0; the detector's weights for research only, as one source of their training data asks"
-INTENDED_USE: Final = (
-    "Research only; not a medical device. The grades are a demonstration: the grader was trained on synthetic phantoms "
-    "and knows nothing of real disease."
-)
-
-NOT_FIGURES: Final = frozenset({"training_data", "models", "spec", "config", "precisions"})
-"""Keys of a card that hold something else than held-out figures."""
+LICENCE: Final = "not stated: the weights belong to whoever trained them"
+INTENDED_USE: Final = "Research only; not a medical device."
 
 
-def grader_entry(model: Path, config: GraderConfig, precisions: tuple[str, ...] = ("f32",)) -> GraderEntry:
-    """Describe an exported grader for the manifest."""
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What only people can say of a bundle's models; the rest is read from the checkpoints.
+
+    Attributes:
+        licence, intended_use: of the bundle.
+        training_data: a sentence each: what was trained on, from where, under which licence; what was held out.
+        metrics: held-out figures by dotted name.
+    """
+
+    licence: str = LICENCE
+    intended_use: str = INTENDED_USE
+    training_data: tuple[str, ...] = ()
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> Card:
+        """Read a card from JSON; its objects may nest, and their numbers are kept under dotted names.
+
+        Raises:
+            UsageError: it cannot be read, or holds a key that no card has.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            metrics = _numbers(content.pop("metrics", {}))
+            return cls(**{**content, "training_data": tuple(content.get("training_data", ()))}, metrics=metrics)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            wanted = "licence, intended_use, training_data and metrics"
+            raise UsageError(f"cannot read the card {path}: {error}; want a JSON object of {wanted}") from None
+
+
+def write_bundle(
+    out: Path,
+    *,
+    name: str,
+    version: str,
+    detector: Path | None = None,
+    grader: Path | None = None,
+    whole_study: Path | None = None,
+    calibration: Calibration | None = None,
+    card: Card | None = None,
+    say: Any = print,
+) -> Bundle:
+    """Export checkpoints into ``out``, find the precisions they may run in, and open the bundle to prove it.
+
+    Args:
+        out: the bundle's folder; its files are replaced.
+        name, version: of the bundle.
+        detector, grader, whole_study: checkpoints of ``train``; ``grader`` needs ``detector``.
+        calibration: of the level grader's probabilities.
+        card: what the checkpoints cannot say.
+        say: takes a line about each model.
+
+    Raises:
+        BundleError: the engine would not accept what was written.
+        UsageError: a file is no such checkpoint, or the models make no bundle.
+    """
+    if grader is None and whole_study is None:
+        raise UsageError("a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study")
+    if (grader is None) != (detector is None):
+        raise UsageError("a level grader and a detector need each other; give both --detector and --grader")
+    card = card or Card()
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoints = {"detector": detector, "grader": grader, "whole_study_grader": whole_study}
+    given = {role: path for role, path in checkpoints.items() if path is not None}
+    entries: dict[str, Any] = {}
+    for role, path in given.items():
+        file = out / f"{role}.onnx"
+        entry, found = _detector(path, file) if role == "detector" else _grader(path, file, role, calibration)
+        entries[role] = entry
+        tried = ", ".join(f"{p} {'passed' if parity.passed else 'refused'} ({parity})" for p, parity in found.items())
+        say(f"{file}: {file.stat().st_size / 1e6:.1f} MB; f32{', ' if tried else ''}{tried}")
+    trained = [f"{role}: {data}" for role, path in given.items() if (data := _data_of(path))]
+    measured = {f"{role}.{key}": value for role, path in given.items() for key, value in _figures_of(path).items()}
+    manifest = Manifest(
+        schema=SCHEMA,
+        name=name,
+        version=version,
+        licence=card.licence,
+        intended_use=card.intended_use,
+        training_data=(*card.training_data, *(() if card.training_data else trained)),
+        metrics=card.metrics or measured,
+        models=Models(**entries),
+    )
+    write_manifest(out, manifest)
+    for stale in {path.name for path in out.glob("*.onnx")} - {f"{role}.onnx" for role in given}:
+        (out / stale).unlink()
+    return Bundle.open(out)
+
+
+def grader_entry(
+    model: Path, config: GraderConfig, precisions: Sequence[str] = ("f32",), calibration: Calibration | None = None
+) -> GraderEntry:
+    """Describe an exported grader of either kind for the manifest."""
+    both = tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
     return GraderEntry(
         **_model_facts(model, precisions),
         channels=tuple(Role(channel) for channel in config.channels),
         grid=GridEntry(shape=config.shape, spacing_mm=config.spacing_mm, center_offset_mm=config.offset_mm),
-        output_channels=tuple(CONDITIONS),
+        output_channels=tuple(CONDITIONS) if config.task == "level" else both,
+        calibration=calibration,
     )
 
 
-def detector_entry(model: Path, spec: DetectorSpec, precisions: tuple[str, ...] = ("f32",)) -> DetectorEntry:
+def detector_entry(model: Path, spec: DetectorSpec, precisions: Sequence[str] = ("f32",)) -> DetectorEntry:
     """Describe an exported level heat-map detector for the manifest."""
     channels = ("disc", "body", "direction_row", "direction_column", *(f"level_{name}" for name in spec.bins))
     return DetectorEntry(
@@ -46,110 +147,55 @@ def detector_entry(model: Path, spec: DetectorSpec, precisions: tuple[str, ...] 
     )
 
 
-def write_bundle(
-    detector_onnx: Path,
-    detector_card: Path,
-    grader_onnx: Path,
-    grader_card: Path,
-    out: Path,
-    *,
-    name: str,
-    version: str,
-) -> Bundle:
-    """Copy two models into ``out`` as a bundle with what their cards say, and open it to prove it.
-
-    A card is a JSON object: ``training_data`` (sentences with sources and licences); ``metrics`` and any other objects
-    with held-out figures, nested as one likes, whose numbers are kept under dotted names and whose texts (``what``) say
-    how they were measured; ``precisions`` (those that passed parity; f32 where not said); and the detector's ``spec``
-    (the default where not said) or the grader's ``config``.
-
-    Raises:
-        BundleError: the engine would not accept what was written.
-        ValueError: a card lacks a key or holds a wrong value.
-    """
-    detector, grader = _card(detector_card), _card(grader_card)
-    out.mkdir(parents=True, exist_ok=True)
-    files = {"detector": out / "detector.onnx", "grader": out / "grader.onnx"}
-    shutil.copyfile(detector_onnx, files["detector"])
-    shutil.copyfile(grader_onnx, files["grader"])
-    config = GraderConfig.from_dict(grader["config"])
-    figures: dict[str, float | str] = {}
-    for role, card in (("detector", detector), ("grader", grader)):
-        held_out = _leaves({key: value for key, value in card.items() if key not in NOT_FIGURES})
-        figures |= {f"{role}.{key.removeprefix('metrics.')}": value for key, value in held_out.items()}
-    manifest = Manifest(
-        schema=SCHEMA,
-        name=name,
-        version=version,
-        licence=LICENCE,
-        intended_use=INTENDED_USE,
-        training_data=(
-            *detector["training_data"],
-            *grader["training_data"],
-            *(f"{key}: {text}" for key, text in figures.items() if isinstance(text, str)),
-        ),
-        metrics={key: float(value) for key, value in figures.items() if not isinstance(value, str)},
-        models=Models(
-            detector=detector_entry(files["detector"], _detector_spec(detector), _precisions(detector)),
-            grader=grader_entry(files["grader"], config, _precisions(grader)),
-        ),
-    )
-    write_manifest(out, manifest)
-    return Bundle.open(out)
+def _detector(checkpoint: Path, file: Path) -> tuple[DetectorEntry, dict[str, Any]]:
+    export_detector(checkpoint, file)
+    spec = DetectorSpec()
+    found: dict[Any, DetectorParity] = dict(detector_precisions(file.read_bytes(), spec, phantom_series()))
+    return detector_entry(file, spec, _passed(found)), found
 
 
-def write_grader_card(
-    path: Path,
-    config: GraderConfig,
-    metrics: dict[str, float],
-    training_data: Sequence[str],
-    precisions: Sequence[str] = ("f32",),
-) -> None:
-    """Write what ``write_bundle`` wants to know of a grader."""
-    content = {
-        "config": asdict(config),
-        "metrics": metrics,
-        "training_data": list(training_data),
-        "precisions": list(precisions),
-    }
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _grader(
+    checkpoint: Path, file: Path, role: str, calibration: Calibration | None
+) -> tuple[GraderEntry, dict[str, Any]]:
+    config = export_grader(checkpoint, file).grader.config
+    if (config.task == "level") != (role == "grader"):
+        raise UsageError(f"{checkpoint} is a {config.task} grader, not a {role}; swap --grader and --whole-study")
+    found: dict[Any, Parity] = dict(reduced_precisions(file.read_bytes(), phantom_grids(config)))
+    return grader_entry(file, config, _passed(found), calibration if role == "grader" else None), found
 
 
-def _card(path: Path) -> dict[str, Any]:
-    """Read a card; a whole manifest entry under ``models`` may stand for ``spec`` and ``precisions``."""
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not content.get("training_data"):
-        raise ValueError(f"{path.name} lacks training_data: a card says what its model was trained on")
-    entry = content.get("models", {}).get("detector", {})
-    return {**{key: entry[key] for key in ("spec", "precisions") if key in entry}, **content}
+def _passed(found: dict[Any, Any]) -> tuple[str, ...]:
+    return ("f32", *(str(precision) for precision, parity in found.items() if parity.passed))
 
 
-def _precisions(card: dict[str, Any]) -> tuple[str, ...]:
-    return tuple(card.get("precisions", ["f32"]))
+def _data_of(checkpoint: Path) -> str:
+    return str(read_checkpoint(checkpoint).get("settings", {}).get("data", ""))
 
 
-def _detector_spec(card: dict[str, Any]) -> DetectorSpec:
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in card.get("spec", {}).items()}
-    return DetectorSpec(**fields)
+def _figures_of(checkpoint: Path) -> dict[str, float]:
+    """Return the last epoch's figures on what was held out."""
+    history = read_checkpoint(checkpoint).get("history", [])
+    kept = ("metric", "prior", "best")
+    return {key: round(float(history[-1][key]), 4) for key in kept if history and key in history[-1]}
 
 
-def _leaves(values: dict[str, Any]) -> dict[str, float | str]:
-    """Return the numbers and texts of nested objects by dotted names; a text keeps the name of its object."""
-    found: dict[str, float | str] = {}
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of nested objects by dotted names."""
+    found: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found.update({f"{key}.{name}".removesuffix(".what"): leaf for name, leaf in _leaves(value).items()})
-        elif isinstance(value, (int, float, str)):
-            found[key] = value
+            found.update({f"{key}.{name}": number for name, number in _numbers(value).items()})
+        else:
+            found[key] = float(value)
     return found
 
 
-def _model_facts(path: Path, precisions: tuple[str, ...]) -> dict[str, Any]:
+def _model_facts(path: Path, precisions: Sequence[str]) -> dict[str, Any]:
     graph = onnx.load(path, load_external_data=False).graph
     initial = {tensor.name for tensor in graph.initializer}
     inputs = tuple(_tensor(value) for value in graph.input if value.name not in initial)
     outputs = tuple(_tensor(value) for value in graph.output)
-    return {**file_facts(path), "inputs": inputs, "outputs": outputs, "precisions": precisions}
+    return {**file_facts(path), "inputs": inputs, "outputs": outputs, "precisions": tuple(precisions)}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from spine_training.detector.model import ConvBlock, Deployed, LevelHeatmapNet
+from spine_training.detector.model import ConvBlock, Deployed, LevelHeatmapNet, load_detector
 from spine_training.grader.model import Grader, MirrorAveraged, load_grader
 
 OPSET: Final = 20
@@ -30,7 +30,7 @@ MIN_HALF_ELEMENTS: Final = 512
 
 
 def export_grader(checkpoint: Path, path: Path) -> MirrorAveraged:
-    """Write a grader checkpoint as ONNX: ``image (N, C, D, H, W)`` -> ``probabilities (N, 5, 3)``, both float32.
+    """Write a grader checkpoint as ONNX: ``image (N, C, D, H, W)`` -> ``probabilities (N, heads, 3)``, both float32.
 
     The graph averages the image with its mirror image, so mirrored inputs give exactly exchanged sides.
 
@@ -109,9 +109,7 @@ def export_detector(checkpoint: Path, path: Path) -> Path:
 
     Input `slices (N, 1, H, W)`, output `heatmaps (N, K, H / 2, W / 2)`, float32; H and W multiples of 32.
     """
-    net = LevelHeatmapNet()
-    net.load_state_dict(torch.load(checkpoint, weights_only=True)["ema"])
-    deployed = Deployed(folded(net)).eval()
+    deployed = Deployed(folded(load_detector(checkpoint))).eval()
     batch, rows, columns = (torch.export.Dim(n, min=1, max=m) for n, m in (("N", 64), ("rows", 10), ("columns", 10)))
     program = torch.onnx.export(
         deployed,

@@ -16,7 +16,7 @@ from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 @pytest.mark.filterwarnings("ignore")
 def test_the_exported_model_answers_as_the_checkpoint(tmp_path):
     torch.manual_seed(0)
-    torch.save({"ema": LevelHeatmapNet().state_dict()}, tmp_path / "net.pt")
+    torch.save({"config": {}, "model": LevelHeatmapNet().state_dict()}, tmp_path / "net.pt")
     path = export_detector(tmp_path / "net.pt", tmp_path / "net.onnx")
     assert path.stat().st_size <= 5_000_000
     outputs = [o.name for o in onnxruntime.InferenceSession(str(path)).get_outputs()]

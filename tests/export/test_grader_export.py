@@ -1,6 +1,7 @@
 """A tiny grader to ONNX and into a bundle: the same numbers in both runtimes, and the engine opens it."""
 
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,15 +14,18 @@ pytest.importorskip("timm_3d", reason="needs the train extra")
 from spine_engine.anatomy import CONDITIONS  # noqa: E402
 from spine_engine.backends import open_backend  # noqa: E402
 from spine_engine.bundle import Bundle  # noqa: E402
-from spine_engine.errors import BundleError  # noqa: E402
-from spine_export.__main__ import card_metrics  # noqa: E402
-from spine_export.bundle import write_bundle, write_grader_card  # noqa: E402
+from spine_engine.errors import BundleError, UsageError  # noqa: E402
+from spine_engine.manifest import Calibration  # noqa: E402
+from spine_export.bundle import Card, write_bundle  # noqa: E402
 from spine_export.onnx import export_grader  # noqa: E402
 from spine_export.parity import compare, reduced_precisions  # noqa: E402
-from spine_training.grader.model import MIRRORED_HEADS, Grader, GraderConfig, save_grader  # noqa: E402
+from spine_export.samples import phantom_grids, phantom_series  # noqa: E402
+from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
+from spine_training.grader.model import MIRRORED_HEADS, WHOLE_STUDY, Grader, GraderConfig, save_grader  # noqa: E402
 
 PARITY = 1e-4
 TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16))
+WHOLE = replace(WHOLE_STUDY, backbone="narrow_conv_8", shape=(16, 12, 8))
 
 
 @pytest.fixture(scope="module")
@@ -59,63 +63,80 @@ def test_the_file_says_nothing_of_the_machine_it_was_made_on(exported):
     assert b".py" not in content
 
 
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A detector, a level grader and a whole-study grader, untrained, as ``train`` writes them."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    graders = {"grader": Grader(TINY), "whole_study": Grader(WHOLE)}
+    for name, grader in graders.items():
+        content = {"config": asdict(grader.config), "model": grader.state_dict()}
+        content |= {"settings": {"data": f"{name} data"}, "history": [{"metric": 0.5, "loss": 2.0}]}
+        torch.save(content, folder / f"{name}.pt")
+    net = LevelHeatmapNet().state_dict()
+    torch.save({"config": {}, "model": net, "ema": net}, folder / "detector.pt")
+    return {name: folder / f"{name}.pt" for name in (*graders, "detector")}
+
+
 @pytest.fixture
-def parts(exported, tmp_path):
-    value = onnx.helper.make_tensor_value_info
-    channels = 14
-    weight = onnx.numpy_helper.from_array(np.zeros((channels, 1, 2, 2), np.float32), "w")
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Conv", ["slices", "w"], ["heatmaps"], strides=[2, 2])],
-        "detector",
-        [value("slices", onnx.TensorProto.FLOAT, ["N", 1, "H", "W"])],
-        [value("heatmaps", onnx.TensorProto.FLOAT, ["N", channels, "h", "w"])],
-        [weight],
-    )
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "d.onnx")
-    card = {"training_data": ["detector: nothing"], "metrics": {"fold_0": {"what": "one fold", "mm": 2}}}
-    (tmp_path / "d.json").write_text(json.dumps(card))
-    write_grader_card(tmp_path / "g.json", TINY, {"phantom_metric": 0.3}, ["grader: random weights"])
-    return tmp_path / "d.onnx", tmp_path / "d.json", exported[1], tmp_path / "g.json"
+def quick_samples(monkeypatch):
+    """One phantom in place of eight."""
+    monkeypatch.setattr("spine_export.bundle.phantom_grids", lambda config: phantom_grids(config, 1))
+    monkeypatch.setattr("spine_export.bundle.phantom_series", lambda: phantom_series(1))
 
 
-def test_a_bundle_opens_and_says_what_it_holds(parts, tmp_path):
-    bundle = write_bundle(*parts, tmp_path / "bundle", name="tiny", version="0.1.0")
-    again = Bundle.open(tmp_path / "bundle")
+@pytest.mark.slow
+def test_checkpoints_become_a_bundle_that_says_what_it_holds(checkpoints, quick_samples, tmp_path):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    (out / "stale.onnx").write_bytes(b"of an earlier bundle")
+    table = tuple(tuple([1.5] * 5) for _ in CONDITIONS)
+    calibration = Calibration(temperature=table, shift=table)
+    bundle = write_bundle(out, name="tiny", version="0.1.0", calibration=calibration, **checkpoints)
+    again = Bundle.open(out)
     assert again.digest == bundle.digest
-    assert again.manifest.metrics == {"detector.fold_0.mm": 2.0, "grader.phantom_metric": 0.3}
-    assert "detector.fold_0: one fold" in again.manifest.training_data
+    assert sorted(path.name for path in out.iterdir()) == [
+        "bundle.json", "detector.onnx", "grader.onnx", "whole_study_grader.onnx"
+    ]  # fmt: skip
+    assert again.manifest.metrics == {"grader.metric": 0.5, "whole_study_grader.metric": 0.5}
+    assert again.manifest.training_data == ("grader: grader data", "whole_study_grader: whole_study data")
     assert again.grader.grid.shape == TINY.shape
-    assert again.grader.inputs[0].shape == (None, 3, *TINY.shape)
-    assert "esearch only" in again.manifest.intended_use
-    model = again.open_model(again.grader, name="openvino")
-    rows = model.run({"image": np.zeros((5, 3, *TINY.shape), np.float32)})["probabilities"]
-    assert np.allclose(rows.sum(-1), 1, atol=1e-5)
-    model.close()
-
-
-def test_a_changed_model_is_refused(parts, tmp_path):
-    write_bundle(*parts, tmp_path / "bundle", name="tiny", version="0.1.0")
-    path = tmp_path / "bundle" / "grader.onnx"
+    assert again.grader.calibration == calibration
+    whole = again.manifest.models.whole_study_grader
+    assert whole.calibration is None
+    assert whole.output_channels[5 * 4 + 2] == "spinal_canal_stenosis_l3_l4"
+    for entry, heads in ((again.grader, 5), (whole, 25)):
+        model = again.open_model(entry, name="openvino")
+        rows = model.run({"image": np.zeros((1, 3, *entry.grid.shape), np.float32)})["probabilities"]
+        assert rows.shape == (1, heads, 3)
+        assert np.allclose(rows.sum(-1), 1, atol=1e-5)
+        model.close()
+    path = out / "grader.onnx"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(BundleError, match="SHA-256"):
-        Bundle.open(tmp_path / "bundle")
+        Bundle.open(out)
 
 
-def test_a_card_that_hides_its_training_data_is_refused(parts, tmp_path):
-    parts[1].write_text(json.dumps({"metrics": {}}))
-    with pytest.raises(ValueError, match="lacks training_data"):
-        write_bundle(*parts, tmp_path / "bundle", name="tiny", version="0.1.0")
+def test_what_makes_no_bundle_is_refused(checkpoints, quick_samples, tmp_path):
+    tiny = {"name": "tiny", "version": "0.1.0"}
+    with pytest.raises(UsageError, match="needs a grader"):
+        write_bundle(tmp_path, detector=checkpoints["detector"], **tiny)
+    with pytest.raises(UsageError, match="need each other"):
+        write_bundle(tmp_path, grader=checkpoints["grader"], **tiny)
+    with pytest.raises(UsageError, match="swap --grader and --whole-study"):
+        write_bundle(tmp_path, whole_study=checkpoints["grader"], **tiny)
 
 
-def test_card_figures_come_from_the_evaluation():
-    parts = {"canal": 0.1, "foraminal": 0.2, "subarticular": 0.3, "any_severe_canal": 0.4}
-    exact = {"studies": 7, "metric": 0.25, "best": 0.2, "prior": 0.79, "calibration_error": 0.01, **parts}
-    figures = {"true_boxes": exact, "strayed_boxes": {**exact, "metric": 0.27}, "consistency": {"mirrored": 0.001}}
-    card = card_metrics(figures)
-    assert (card["phantom_metric"], card["phantom_metric_strayed_boxes"]) == (0.25, 0.27)
-    assert card["phantom_difference_mirrored"] == 0.001
+def test_a_card_is_read_with_its_figures_by_dotted_name(tmp_path):
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps({"licence": "CC0", "training_data": ["exams"], "metrics": {"fold_0": {"right": 0.9}}}))
+    card = Card.read(path)
+    assert (card.licence, card.training_data, card.metrics) == ("CC0", ("exams",), {"fold_0.right": 0.9})
+    path.write_text(json.dumps({"license": "CC0"}))
+    with pytest.raises(UsageError, match="want a JSON object of licence"):
+        Card.read(path)
 
 
 def test_parity_counts_only_grades_that_were_sure():
