@@ -6,10 +6,10 @@ INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
 
-.PHONY: help demo test check lint accept detector grader lock clean
+.PHONY: help demo test check lint accept eval-detector eval-grader detector grader train-demo lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .venv/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"spine-engine needs Python 3.11 or newer; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
@@ -48,16 +48,34 @@ check: lint ## everything: lint and all tests, training included (installs PyTor
 accept: .venv/.dev ## measure what the project promises and write docs/acceptance.md (SPINE_REAL_DATA for the real exams)
 	$(BIN)/python -m spine_bench.acceptance
 
-detector: .venv/.all ## train the disc detector on DATA (lumbar-mri/, spider-slices/) and export build/detector.onnx; hours
-	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-1 --fold 0
-	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-2 --fold -1 --seed 1 --steps 800 --learning-rate 1.2e-3 --phantoms 50 --start build/detector-1/last.pt
-	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-3 --fold -1 --seed 2 --steps 1200 --learning-rate 1.2e-3 --phantoms 50 --start build/detector-2/last.pt
-	$(BIN)/spine-engine export detector build/detector-3/last.pt --out build/detector.onnx
+eval-detector: .venv/.all ## five detectors, each judged on the fifth of DATA it never saw; writes docs/detector.md; hours
+	for fold in 0 1 2 3 4; do \
+	  $(BIN)/spine-engine train detector --data $(DATA) --out build/fold$$fold --fold $$fold --epochs 6 --resume || exit 1; \
+	done
+	$(BIN)/python -m spine_training.detector cross-validate "build/fold{fold}/last.pt" --data $(DATA) --crops --markdown docs/detector.md
 
-grader: .venv/.all ## train the grader on phantoms and export build/grader.onnx with its card; hours
-	$(BIN)/spine-engine train grader --crops build/crops --out build/grader --threads 2
-	$(BIN)/python -m spine_training.grader evaluate build/grader/last.pt --crops build/crops > build/figures.json
-	$(BIN)/spine-engine export grader build/grader/last.pt --out build --figures build/figures.json --crops build/crops
+eval-grader: .venv/.all ## the packaged bundle on 400 phantoms that no training saw, from DICOM on disk, then scored
+	$(BIN)/spine-engine phantom --studies 400 --seed 7700 --output build/eval/set
+	$(BIN)/spine-engine run --input build/eval/set --output build/eval/results
+	$(BIN)/spine-engine evaluate --predictions build/eval/results/predictions.csv --truth build/eval/set/train.csv --out build/eval/report
+
+detector: .venv/.all ## train the disc detector on DATA (lumbar-mri/, spider-slices/) and phantoms; hours
+	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector-1 --fold -1 --phantoms 60 --resume
+	$(BIN)/spine-engine train detector --data $(DATA) --out build/detector --fold -1 --phantoms 60 --seed 7 --epochs 10 --learning-rate 1.2e-3 --start build/detector-1/last.pt --resume
+
+grader: .venv/.all ## train both graders on phantoms; hours
+	$(BIN)/spine-engine train grader --phantoms 600 --cache build/grids --out build/grader --resume
+	$(BIN)/spine-engine train whole-study --phantoms 600 --cache build/grids --out build/whole-study --epochs 6 --resume
+
+train-demo: .venv/.all ## from nothing to a bundle on a CPU: 40 phantom studies, two trainings, a run, its score
+	rm -rf build/demo
+	$(BIN)/spine-engine phantom --studies 40 --seed 11 --output build/demo/set
+	$(BIN)/spine-engine phantom --studies 8 --seed 12 --output build/demo/unseen
+	$(BIN)/spine-engine train detector --data build/demo/set --out build/demo/detector --fold -1 --epochs 4
+	$(BIN)/spine-engine train grader --data build/demo/set --detector build/demo/detector/last.pt --out build/demo/grader --epochs 8
+	$(BIN)/spine-engine export bundle --detector build/demo/detector/last.pt --grader build/demo/grader/last.pt --name demo --out build/demo/bundle
+	$(BIN)/spine-engine run --input build/demo/unseen --bundle build/demo/bundle --output build/demo/results
+	$(BIN)/spine-engine evaluate --predictions build/demo/results/predictions.csv --truth build/demo/unseen/train.csv
 
 lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header requirements/bootstrap.in -o requirements/bootstrap.txt

@@ -12,9 +12,9 @@ import typer
 from spine_engine.backends import open_backend
 from spine_training.detector.data import load_data
 from spine_training.detector.evaluate import TorchBackend, cross_validate, evaluate
-from spine_training.detector.figures import Row, as_dicts, markdown, rows_as_json, table
+from spine_training.detector.figures import Row, as_dicts, page, rows_as_json, table
 from spine_training.detector.train import DETECTOR_FIT, EPOCH_STEPS, TrainingExams, train
-from spine_training.fit import Machine
+from spine_training.fit import Machine, read_checkpoint
 from spine_training.folds import FOLDS
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -88,7 +88,7 @@ def cross_validate_command(
     ] = None,
     crops: Annotated[bool, typer.Option("--crops", help="Judge narrower fields of view too.")] = False,
     rows: Annotated[Path | None, typer.Option(help="File for every disc, a line of JSON each.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="File for the tables as Markdown.")] = None,
+    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="File for a page of figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -108,7 +108,15 @@ def cross_validate_command(
     if rows is not None:
         rows.write_text(rows_as_json(found["whole"]) + "\n")
     if markdown_file is not None:
-        markdown_file.write_text("\n\n".join(markdown(discs, view) for view, discs in found.items()) + "\n")
+        nets = [_net(Path(checkpoints.replace("{fold}", str(number)))) for number in fold or range(FOLDS)]
+        markdown_file.write_text(page(found, nets))
+
+
+def _net(checkpoint: Path) -> str:
+    """How a checkpoint was trained, in words."""
+    content = read_checkpoint(checkpoint)
+    batches = content.get("epoch", 0) * content.get("settings", {}).get("steps", 0)
+    return f"{content.get('settings', {}).get('data', 'unknown exams')}: {batches} batches"
 
 
 if __name__ == "__main__":

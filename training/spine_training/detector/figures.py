@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -114,6 +114,22 @@ def markdown(rows: Sequence[Row], title: str = "source") -> str:
     lines = [[title, *_HEADS], ["---"] * (len(_HEADS) + 1)]
     lines += [[entry.group, *_cells(entry)] for entry in figures(rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def page(found: Mapping[str, Sequence[Row]], nets: Sequence[str]) -> str:
+    """The whole page: what was measured, the nets, a table for each field of view."""
+    intro = f"""# The detector on exams it has not seen
+
+Written by `make eval-detector`. The exams are dealt into five folds by patient; each is judged by a net that never saw
+it, through the engine's own decode, as one series of 4 mm slices. Right: the disc given for a level lies within
+{HIT_MM:g} mm of its true place (SPIDER has no lateral truth: in the sagittal plane). Shifted: wrong, and another
+level's disc lies there. The last columns: discs given with a confidence of at least {SURE}, and how many of them are
+right. The narrower fields of view are the same exams, cut below.
+
+The nets, fold by fold:
+"""
+    tables = "\n\n".join(f"## Field of view: {view}\n\n{markdown(rows)}" for view, rows in found.items())
+    return intro + "\n" + "\n".join(f"- {net}" for net in nets) + f"\n\n{tables}\n"
 
 
 def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
