@@ -6,7 +6,7 @@ INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
 
-.PHONY: help demo test check lint accept eval-detector eval-grader detector grader train-demo lock clean
+.PHONY: help demo test check lint accept eval-detector eval-grader detector grader bundle train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ detector: .venv/.all ## train the disc detector on DATA (lumbar-mri/, spider-sli
 grader: .venv/.all ## train both graders on phantoms; hours
 	$(BIN)/spine-engine train grader --phantoms 600 --cache build/grids --out build/grader --resume
 	$(BIN)/spine-engine train whole-study --phantoms 600 --cache build/grids --out build/whole-study --epochs 6 --resume
+
+bundle: .venv/.all ## write the packaged bundle from what the two targets above trained, with its card
+	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.0 --out engine/spine_engine/bundles/lumbar-small
 
 train-demo: .venv/.all ## from nothing to a bundle on a CPU: 40 phantom studies, two trainings, a run, its score
 	rm -rf build/demo
