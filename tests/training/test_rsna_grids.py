@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("timm_3d", reason="needs the train extra")
@@ -17,6 +18,8 @@ from spine_engine.detection import DiscLevel
 from spine_engine.errors import UsageError
 from spine_engine.phantom import Protocol, draw_spine, write_studies
 from spine_engine.phantom.rsna import study_seeds
+from spine_training import commands
+from spine_training.fit import read_checkpoint
 from spine_training.grader.grids import BoxJitter, load_grids, make_grids
 from spine_training.grader.model import WHOLE_STUDY, GraderConfig
 from spine_training.grader.rsna_grids import RsnaSource, level_box, open_detector
@@ -102,3 +105,22 @@ def test_folds_hold_out_whole_studies():
     training, held_out = RsnaSource(Path("."), every).split(2)
     assert sorted([*training.names, *held_out.names]) == sorted(every)
     assert 20 < len(held_out.names) < 60
+
+
+@pytest.mark.slow
+def test_the_command_trains_on_the_set_and_goes_on_only_when_asked(root, tmp_path):
+    asked = ["grader", "--data", str(root), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
+    asked += ["--backbone", "narrow_conv_8", "--shape", "8", "12", "16", "--fold", "-1", "--batch", "4"]
+    asked += ["--device", "cpu", "--threads", "1", "--workers", "0", "--precision", "f32"]
+    first = CliRunner().invoke(commands.train, [*asked, "--epochs", "1"])
+    assert first.exit_code == 0, first.output
+    content = read_checkpoint(tmp_path / "run/last.pt")
+    assert content["settings"]["data"] == "2 labelled studies of the folder 'set', which is in RSNA 2024's layout"
+    assert content["config"]["shape"] == (8, 12, 16)
+    again = CliRunner().invoke(commands.train, [*asked, "--epochs", "1"])
+    assert isinstance(again.exception, UsageError)
+    assert "add --resume" in str(again.exception)
+    neither = CliRunner().invoke(commands.train, ["grader", "--out", str(tmp_path / "other")])
+    assert "either --data" in str(neither.exception)
+    unknown = CliRunner().invoke(commands.train, [*asked, "--backbone", "coatnet_00_rw"])
+    assert "coatnet_0_rw" in str(unknown.exception)
