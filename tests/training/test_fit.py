@@ -152,3 +152,19 @@ def test_two_processes_of_torchrun_train_one_model(tmp_path):
     assert content["epoch"] == SHORT.epochs
     assert len(content["history"]) == SHORT.epochs
     assert content["history"][-1]["loss"] < content["history"][0]["loss"]
+
+
+@pytest.mark.gpu
+def test_a_gpu_learns_what_a_cpu_learns(tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch sees no GPU")
+    seen, unseen = bright_blobs(tmp_path / "seen", 64, 0), bright_blobs(tmp_path / "unseen", 20, 1)
+    options = replace(SHORT, epochs=6, precision="bf16")
+    losses = []
+    for device in ("cpu", "cuda"):
+        machine = replace(HERE, device=device)
+        grader = train(seen, TINY, options, tmp_path / device, grading=GRADING, machine=machine)
+        assert next(grader.parameters()).device.type == "cpu"
+        graded = torch.from_numpy(predict(grader, unseen.box_set(0)))
+        losses.append(float(grading_loss(graded, torch.from_numpy(unseen.grades.reshape(-1, 5)))))
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
