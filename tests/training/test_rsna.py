@@ -13,13 +13,14 @@ pd = pytest.importorskip("pandas", reason="the training extra is not installed")
 pydicom = pytest.importorskip("pydicom")
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Condition, Level  # noqa: E402
+from spine_engine.detection.slices import spine_frame  # noqa: E402
 from spine_engine.errors import StudyError, UsageError  # noqa: E402
 from spine_engine.phantom import Protocol  # noqa: E402
 from spine_engine.phantom.rsna import write_studies  # noqa: E402
 from spine_engine.study import Role  # noqa: E402
 from spine_training.folds import fold_of_study  # noqa: E402
 from spine_training.metric import MISSING  # noqa: E402
-from spine_training.places import POINT_OFFSET_MM, level_places, sagittal_frame  # noqa: E402
+from spine_training.places import POINT_OFFSET_MM, level_places  # noqa: E402
 from spine_training.rsna import LabelPoint, RsnaSet  # noqa: E402
 
 SMALL = Protocol(sagittal_matrix=128, axial_matrix=96, sagittal_slices=11)
@@ -196,7 +197,7 @@ def test_places_come_back_from_the_points_of_a_phantom(written):
     for labels in rsna.studies:
         study = rsna.read(labels.study_id)
         sagittal = [s.stacks[0] for s in study.series if s.role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2)]
-        places = level_places(rsna.points_mm(labels.study_id), sagittal_frame(sagittal))
+        places = level_places(rsna.points_mm(labels.study_id), spine_frame(sagittal))
         assert list(places) == list(LEVELS)
         levels = truth_of(written, labels.study_id)
         for level, place in places.items():

@@ -140,6 +140,8 @@ def fit(
     if not resume and (out / CHECKPOINT).exists():
         raise UsageError(f"{out} holds a training already; add --resume to go on with it, or name another folder")
     with _world(machine) as world:
+        if task.steps < world.size:
+            raise UsageError(f"{world.size} processes share {task.steps} batches; start fewer, or give smaller batches")
         state = _State.begin(task, options, world.device)
         if resume and (out / CHECKPOINT).exists():
             state.load(out / CHECKPOINT, task, options)
@@ -295,13 +297,11 @@ def average_weights(averaged: nn.Module, model: nn.Module, decay: float) -> None
             kept.copy_(new)
 
 
-def plain_groups(
-    named: Sequence[tuple[str, nn.Parameter]], weight_decay: float, *, times: float = 1.0
-) -> list[dict[str, Any]]:
+def plain_groups(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's groups: weights decay; biases and norms (below two dimensions) do not."""
     return [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay, "times": times},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0, "times": times},
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay, "times": 1.0},
+        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0, "times": 1.0},
     ]
 
 

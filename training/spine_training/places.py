@@ -14,23 +14,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.anatomy import LEVELS, Condition, Level
+from spine_engine.anatomy import LEVELS, Level
 from spine_engine.detection.levels import axes_from_direction
-from spine_engine.detection.slices import canvas_axes
-from spine_engine.study import Stack
+from spine_engine.phantom.rsna import READER_POINTS
 from spine_training.rsna import LabelPoint
 
 F64 = NDArray[np.float64]
 
-POINT_OFFSET_MM: Final = {
-    Condition.SPINAL_CANAL_STENOSIS: (0.0, 24.0, 0.0),
-    Condition.LEFT_NEURAL_FORAMINAL_NARROWING: (-7.0, 20.0, 17.0),
-    Condition.RIGHT_NEURAL_FORAMINAL_NARROWING: (-7.0, 20.0, -17.0),
-    Condition.LEFT_SUBARTICULAR_STENOSIS: (2.0, 20.0, 9.0),
-    Condition.RIGHT_SUBARTICULAR_STENOSIS: (2.0, 20.0, -9.0),
-}
+POINT_OFFSET_MM: Final = {condition: offset for condition, (_, offset) in READER_POINTS.items()}
 """The point of each condition from the disc's centre, mm (down, back, left) in the disc's frame: a disc is 34-36 mm
-deep, the canal 15 mm, the foramina's exits are 34 mm apart, above the disc (as ``spine_engine.phantom.rsna``)."""
+deep, the canal 15 mm, the foramina's exits are 34 mm apart, above the disc."""
 
 L5_S1_TILT_DEG: Final = 13.0
 """How much more the disc L5/S1 is tilted (its back higher) than the normal of the line to L4/L5, the only one it has:
@@ -53,29 +46,12 @@ class DiscPlace:
     known: bool = True
 
 
-def sagittal_frame(stacks: Sequence[Stack]) -> F64:
-    """Return the rows (down, back, left) shared by sagittal stacks, as ``spine_engine.detection`` has them.
-
-    Raises:
-        ValueError: there is no stack.
-    """
-    if not stacks:
-        raise ValueError("a spine frame needs at least one sagittal stack")
-    axes = [(canvas_axes(stack), len(stack.pixels)) for stack in stacks]
-    across = np.sum([across * count for (_, _, across, _, _), count in axes], axis=0)
-    across = across / np.linalg.norm(across)
-    down = np.sum([down for (down, _, _, _, _), _ in axes], axis=0)
-    down = down - (down @ across) * across
-    down = down / np.linalg.norm(down)
-    return np.stack([down, np.cross(across, down), across])
-
-
 def level_places(points: Sequence[LabelPoint], frame: F64) -> dict[Level, DiscPlace]:
     """Return the places of the discs that have points, and of those between them, from above.
 
     Args:
         points: points of one study.
-        frame: rows (down, back, left) of the study's sagittal stacks, see ``sagittal_frame``.
+        frame: rows (down, back, left) of the study's sagittal stacks, as the engine's ``spine_frame`` gives them.
     """
     by_level = {level: [p for p in points if p.level is level] for level in LEVELS}
     levels = [level for level in LEVELS if by_level[level]]

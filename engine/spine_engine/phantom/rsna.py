@@ -36,7 +36,7 @@ SERIES_NAMES: Final = {
 IMAGES_FOLDER: Final = "train_images"
 
 # Where RSNA's readers put the point of each condition: role, and (down, back, left) from the disc's centre in mm.
-_POINTS: Final = {
+READER_POINTS: Final = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, (0.0, 24.0, 0.0)),
     Condition.LEFT_NEURAL_FORAMINAL_NARROWING: (Role.SAGITTAL_T1, (-7.0, 20.0, 17.0)),
     Condition.RIGHT_NEURAL_FORAMINAL_NARROWING: (Role.SAGITTAL_T1, (-7.0, 20.0, -17.0)),
@@ -116,7 +116,7 @@ def _coordinates(study: PhantomStudy, shuffled: bool) -> Iterator[list[object]]:
     """Yield RSNA's rows of points: each condition where a reader would mark it, on the nearest slice of its series."""
     centers, axes = study.spine.disc_center_mm, study.spine.disc_axes
     for condition in CONDITIONS:
-        role, offset = _POINTS[condition]
+        role, offset = READER_POINTS[condition]
         series = next((s for s in study.series if s.role is role), None)
         if series is None:
             continue

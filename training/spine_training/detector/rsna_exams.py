@@ -21,13 +21,14 @@ from rich.progress import track
 
 from spine_engine.anatomy import Level
 from spine_engine.detection.levels import RANK_OF_LEVEL
+from spine_engine.detection.slices import spine_frame
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import StudyError
 from spine_engine.study import Role, Series, Stack, Study
 from spine_training.detector.exam import Exam, intensity_window, pixels_of
 from spine_training.detector.stacks import StackVolume, volume_from_stack
 from spine_training.detector.truth import Column, Disc, body_above
-from spine_training.places import DiscPlace, level_places, sagittal_frame
+from spine_training.places import DiscPlace, level_places
 from spine_training.rsna import LabelledStudy, RsnaSet
 
 SOURCE = "RSNA"
@@ -105,7 +106,7 @@ def _exams_of(rsna: RsnaSet, labels: LabelledStudy) -> tuple[list[Exam], str, in
     stacks = list(_sagittal(study))
     if not stacks:
         return [], "no sagittal series", lost
-    places = level_places(points, sagittal_frame([stack for _, stack in stacks]))
+    places = level_places(points, spine_frame([stack for _, stack in stacks]))
     if Level.L5_S1 not in places or len(places) < 2:
         return [], "no points at L5/S1 and above", lost
     exams = []

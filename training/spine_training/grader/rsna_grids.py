@@ -21,6 +21,7 @@ from spine_engine.backends import open_backend
 from spine_engine.bundle import Bundle
 from spine_engine.detection import DetectorSpec, DiscLevel, detect
 from spine_engine.detection.detect import SliceBackend
+from spine_engine.detection.slices import spine_frame
 from spine_engine.errors import StudyError, UsageError
 from spine_engine.study import Role, Stack, Study
 from spine_training.folds import fold_of_study
@@ -28,7 +29,7 @@ from spine_training.grader.grids import BoxJitter, Cut, cut_levels, strayed
 from spine_training.grader.model import GraderConfig
 from spine_training.grader.whole import cut_whole, whole_box
 from spine_training.metric import MISSING
-from spine_training.places import DiscPlace, level_places, sagittal_frame
+from spine_training.places import DiscPlace, level_places
 from spine_training.rsna import RsnaSet
 
 SAME_DISC_MM: Final = 15.0
@@ -87,7 +88,7 @@ class RsnaSource:
             return _cut(grids, grades.T.reshape(1, -1))
         backend, spec = open_detector(self.detector)
         found = detect(sagittal, backend, spec).levels
-        pointed = level_places(rsna.points_mm(name), sagittal_frame([s for stacks in sagittal for s in stacks]))
+        pointed = level_places(rsna.points_mm(name), spine_frame([s for stacks in sagittal for s in stacks]))
         true = [level_box(level, found, pointed) for level in LEVELS]
         lost = np.array([np.isnan(box).any() for box in true])
         if lost.all():
