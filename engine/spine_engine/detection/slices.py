@@ -100,7 +100,7 @@ def spine_frame(stacks: Sequence[Stack]) -> F64:
     perpendicular to it. Stacks weigh by the slices that are looked at.
     """
     axes = [canvas_axes(stack)[:3] for stack in stacks]
-    counts = [len(_chosen_slices(stack.positions_mm)) for stack in stacks]
+    counts = [len(chosen_slices(stack.positions_mm)) for stack in stacks]
     across = np.sum([each[2] * count for each, count in zip(axes, counts, strict=True)], axis=0)
     across = across / np.linalg.norm(across)
     down = np.sum([each[0] for each in axes], axis=0)
@@ -115,7 +115,7 @@ def field_of_view_center(stacks: Sequence[Stack]) -> F64:
     return center
 
 
-def _chosen_slices(positions_mm: F64) -> NDArray[np.int64]:
+def chosen_slices(positions_mm: F64) -> NDArray[np.int64]:
     """Indices of the slices to look at: all, or thinned to `MIN_SLICE_STEP_MM`, the middle `MAX_SLICES` at most."""
     kept = [0]
     for i in range(1, len(positions_mm)):
@@ -134,7 +134,7 @@ def canvas_from_stack(stack: Stack, low: float, high: float, spec: DetectorSpec)
     down, back, across, which, signs = canvas_axes(stack)
     spacing = np.array(stack.spacing_mm)
     source_shape = np.array(stack.pixels.shape[1:])
-    chosen = _chosen_slices(stack.positions_mm)
+    chosen = chosen_slices(stack.positions_mm)
     extent_px = np.minimum(source_shape[which - 1] * spacing[which - 1], spec.max_extent_mm) / spec.pixel_mm
     shape = (np.ceil(extent_px / spec.multiple).astype(int) * spec.multiple).tolist()
     middle_source = (source_shape - 1) / 2
