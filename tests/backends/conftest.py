@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pretended_gpu import PretendedCuda, PretendedTensorRt, plan_of
+
+from spine_engine.backends import engines
 
 
 def conv_model(seed: int = 0) -> bytes:
@@ -43,3 +49,24 @@ def model() -> bytes:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "spine-mri-engine"
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[PretendedTensorRt]:
+    """Both runtimes and an NVIDIA L4, pretended; ``built`` lists the profiles that engines were built for."""
+    trt = PretendedTensorRt(PretendedCuda())
+    monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=trt.cuda))
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, trt)
+    trt.built = []
+
+    def build(library, model, capability, profile, gpu):
+        trt.built.append((library.name, capability, profile))
+        return plan_of(profile)
+
+    monkeypatch.setattr(engines, "_build", build)
+    for cached in (engines.load_library, engines._listener):
+        cached.cache_clear()
+    yield trt
+    for cached in (engines.load_library, engines._listener):
+        cached.cache_clear()

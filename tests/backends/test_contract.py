@@ -1,15 +1,15 @@
-"""One suite that every backend passes; one that is not installed is skipped with its reason."""
+"""One suite that every backend passes; one that is not installed, or has no device here, is skipped with its reason."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from spine_engine.backends import BACKENDS, Backend, available_backends, open_backend
+from spine_engine.backends import Backend, Profile, available_backends, open_backend
 from spine_engine.errors import BackendError
 
 FAKE = json.dumps(
@@ -19,45 +19,79 @@ FAKE = json.dumps(
     }
 ).encode()
 
+PROFILE = Profile(smallest=(1, 2, 8, 8), usual=(2, 2, 16, 16), largest=(4, 2, 48, 48), batches=(1, 2))
+
+RUNNERS = [
+    "openvino CPU",
+    "onnxruntime CPU",
+    "onnxruntime CUDA",
+    "onnxruntime TENSORRT",
+    "onnxruntime NVTENSORRTRTX",
+    "tensorrt GPU",
+    "tensorrt-rtx GPU",
+    "fake CPU",
+]
+PRETENDED = ["tensorrt GPU pretended", "tensorrt-rtx GPU pretended"]
+
+Open = Callable[[], Backend]
+
 
 def image(seed: int, *shape: int) -> dict[str, NDArray[np.float32]]:
     return {"image": np.random.default_rng(seed).normal(size=shape).astype(np.float32)}
 
 
-@pytest.fixture(params=BACKENDS)
-def name(request: pytest.FixtureRequest) -> str:
-    chosen: str = request.param
-    status = next(status for status in available_backends() if status.name == chosen)
+def reason_to_skip(runner: str) -> str:
+    name, device = runner.split()
+    status = next(status for status in available_backends() if status.name == name)
     if not status.available:
-        pytest.skip(status.reason)
-    return chosen
+        return status.reason
+    here = any(found.startswith(device) for found in status.devices)
+    return "" if here else f"{name} {status.version} has no device {device} here"
+
+
+@pytest.fixture(params=[*RUNNERS, *PRETENDED])
+def runner(request: pytest.FixtureRequest) -> str:
+    """Backend and device, such as ``onnxruntime CUDA``."""
+    if request.param in PRETENDED:
+        request.getfixturevalue("pretended")
+    runner = " ".join(request.param.split()[:2])
+    if reason := reason_to_skip(runner):
+        pytest.skip(reason)
+    return runner
 
 
 @pytest.fixture
-def content(name: str, request: pytest.FixtureRequest) -> bytes:
-    return FAKE if name == "fake" else request.getfixturevalue("model")
+def content(runner: str, request: pytest.FixtureRequest) -> bytes:
+    return FAKE if runner == "fake CPU" else request.getfixturevalue("model")
 
 
 @pytest.fixture
-def backend(name: str, content: bytes) -> Iterator[Backend]:
-    opened = open_backend(content, name=name, precision="f32")
-    yield opened
-    opened.close()
+def opened(runner: str, content: bytes) -> Open:
+    name, device = runner.split()
+    return lambda: open_backend(content, name=name, device=device, precision="f32", profile=PROFILE)
 
 
-def test_reports_tensors_and_what_it_runs_on(backend: Backend, name: str) -> None:
+@pytest.fixture
+def backend(opened: Open) -> Iterator[Backend]:
+    backend = opened()
+    yield backend
+    backend.close()
+
+
+def test_reports_tensors_and_what_it_runs_on(backend: Backend, runner: str) -> None:
     assert [(info.name, info.shape) for info in backend.inputs] == [("image", (None, 2, None, None))]
     assert [(info.name, info.shape) for info in backend.outputs] == [("maps", (None, 3, None, None))]
-    assert (backend.device.backend, backend.device.device, backend.device.precision) == (name, "CPU", "f32")
+    assert f"{backend.device.backend} {backend.device.device}" == runner
+    assert backend.device.precision == "f32"
 
 
-def test_dynamic_shapes_and_no_memory_of_what_ran_before(name: str, content: bytes, backend: Backend) -> None:
-    shapes = [(1, 2, 20, 31), (3, 2, 16, 16), (2, 2, 40, 9), (1, 2, 20, 31)]
+def test_dynamic_shapes_and_no_memory_of_what_ran_before(opened: Open, backend: Backend) -> None:
+    shapes = [(1, 2, 20, 31), (3, 2, 16, 16), (2, 2, 16, 16), (2, 2, 40, 9), (1, 2, 16, 16), (1, 2, 20, 31)]
+    shapes += shapes[2:3]
     seen = [backend.run(image(7, *shape))["maps"] for shape in shapes]
     assert [got.shape for got in seen] == [(s[0], 3, *s[2:]) for s in shapes]
-    assert np.array_equal(seen[0], seen[3])
     for shape, got in zip(shapes, seen, strict=True):
-        fresh = open_backend(content, name=name, precision="f32")
+        fresh = opened()
         assert np.array_equal(fresh.run(image(7, *shape))["maps"], got)
         fresh.close()
 
@@ -107,16 +141,33 @@ def test_closing_twice_is_allowed_and_running_then_is_not(backend: Backend) -> N
         backend.run(image(1, 1, 2, 8, 8))
 
 
-def test_a_model_that_is_none_and_a_device_that_is_not_there(name: str, content: bytes) -> None:
+def test_a_model_that_is_none_and_a_device_that_is_not_there(runner: str, content: bytes) -> None:
+    name, device = runner.split()
     with pytest.raises(BackendError):
-        open_backend(b"rubbish", name=name)
+        open_backend(b"rubbish", name=name, device=device, profile=PROFILE)
     with pytest.raises(BackendError, match="NPU7"):
-        open_backend(content, name=name, device="NPU7")
+        open_backend(content, name=name, device="NPU7", profile=PROFILE)
+
+
+def test_weights_in_other_files_are_refused_before_a_runtime_sees_the_model(runner: str) -> None:
+    if runner == "fake CPU":
+        pytest.skip("its models are no ONNX")
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.TensorProto(data_type=1, dims=[1], name="w", data_location=onnx.TensorProto.EXTERNAL)
+    outside = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString()
+    name, device = runner.split()
+    with pytest.raises(BackendError, match="another file"):
+        open_backend(outside, name=name, device=device, profile=PROFILE)
 
 
 def test_real_runtimes_agree(model: bytes) -> None:
-    real = [s.name for s in available_backends() if s.available and s.name != "fake"]
+    real = [runner for runner in RUNNERS if runner != "fake CPU" and not reason_to_skip(runner)]
     if len(real) < 2:
         pytest.skip("one runtime is installed: nothing to compare")
-    one, two = (open_backend(model, name=n, precision="f32").run(image(3, 2, 2, 33, 21))["maps"] for n in real[:2])
-    np.testing.assert_allclose(one, two, atol=1e-5)
+    answers = []
+    for name, device in (runner.split() for runner in real):
+        backend = open_backend(model, name=name, device=device, precision="f32", profile=PROFILE)
+        answers.append(backend.run(image(3, 2, 2, 33, 21))["maps"])
+        backend.close()
+    for answer in answers[1:]:
+        np.testing.assert_allclose(answer, answers[0], atol=1e-5)

@@ -56,6 +56,13 @@ def test_bf16_is_refused_where_it_would_be_emulated(model: bytes, monkeypatch: p
         open_backend(model, name="onnxruntime", precision="bf16")
 
 
+def test_int8_is_the_files_and_what_it_leaves_wide_runs_as_auto_does(model: bytes) -> None:
+    pytest.importorskip("openvino")
+    named, wide = open_backend(model, precision="int8"), open_backend(model)
+    assert (named.device.precision, wide.device.precision) == ("int8", "bf16" if processor.has_native_bf16() else "f32")
+    assert np.array_equal(named.run(X)["maps"], wide.run(X)["maps"])  # this file has nothing narrow in it
+
+
 def test_bf16_where_native(model: bytes) -> None:
     if not processor.has_native_bf16():
         pytest.skip("this processor has no bf16")

@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol, cast, get_args
 
-from spine_engine.backends.base import Backend, Device, TensorInfo
+from spine_engine.backends.base import Backend, Device, Profile, TensorInfo
+from spine_engine.backends.external import refuse_external_data
 from spine_engine.errors import BackendError
 
 __all__ = [
@@ -17,16 +18,19 @@ __all__ = [
     "BackendStatus",
     "Device",
     "Precision",
+    "Profile",
     "TensorInfo",
     "available_backends",
     "open_backend",
 ]
 
-Precision = Literal["auto", "bf16", "f16", "f32"]
-"""``auto``: bf16 where the processor computes in it natively, else f32."""
+Precision = Literal["auto", "bf16", "f16", "f32", "int8"]
+"""What a model computes in. OpenVINO is told, and takes ``auto`` for bf16 where the processor computes in it natively,
+else f32. int8, and every precision elsewhere, is a property of the file and only named: ``auto`` is then f32, and bf16
+is refused."""
 
-BACKENDS = ("openvino", "onnxruntime", "fake")
-"""The backends by name, the default first."""
+BACKENDS = ("openvino", "onnxruntime", "tensorrt", "tensorrt-rtx", "fake")
+"""The backends by name, the default first; each is the module of its name, with ``open_model`` and ``status``."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class BackendStatus:
 class _Runtime(Protocol):
     """What each backend's module offers."""
 
-    open_model: Callable[[bytes, str, str, int], Backend]
+    open_model: Callable[[bytes, str, str, int, Profile | None], Backend]
     status: Callable[[], BackendStatus]
 
 
@@ -54,6 +58,7 @@ def open_backend(
     device: str = "CPU",
     precision: Precision = "auto",
     threads: int = 1,
+    profile: Profile | None = None,
 ) -> Backend:
     """Load an ONNX model into a runtime, on the device and in the precision asked for.
 
@@ -63,9 +68,11 @@ def open_backend(
         device: the runtime's name of the device, in any case; it is used, or the call fails.
         precision: what the model computes in; see ``Precision``. Inputs and outputs are float32 always.
         threads: how many processor threads one ``run`` may use.
+        profile: the input shapes to prepare for where the runtime specialises; a model of fixed shape needs none.
 
     Raises:
-        BackendError: the runtime is not installed, has no such device or precision, or cannot read the model.
+        BackendError: the runtime is not installed, has no such device or precision, or cannot read the model; the
+            model keeps weights in other files.
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
@@ -77,7 +84,9 @@ def open_backend(
         content = model.read_bytes() if isinstance(model, Path) else model
     except OSError as error:
         raise BackendError(f"cannot read the model {error.filename}: {error.strerror}") from None
-    return _runtime(name).open_model(content, device.upper(), precision, threads)
+    if name != "fake":  # whose models are no ONNX
+        refuse_external_data(content)
+    return _runtime(name).open_model(content, device.upper(), precision, threads, profile)
 
 
 def available_backends() -> tuple[BackendStatus, ...]:
@@ -86,4 +95,4 @@ def available_backends() -> tuple[BackendStatus, ...]:
 
 
 def _runtime(name: str) -> _Runtime:
-    return cast(_Runtime, import_module(f"spine_engine.backends.{name}"))
+    return cast(_Runtime, import_module(f"spine_engine.backends.{name.replace('-', '_')}"))

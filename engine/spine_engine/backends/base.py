@@ -27,6 +27,33 @@ class Device:
     precision: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The input shapes that a runtime with shape-specialised engines prepares for (TensorRT's optimisation profile).
+
+    Attributes:
+        smallest, usual, largest: shapes of the one input; any shape between the outer two runs, the middle one fastest.
+        batches: batch sizes at the other dimensions of ``usual`` that recur, ascending: what fixed launches (CUDA
+            graphs) are kept for.
+    """
+
+    smallest: tuple[int, ...]
+    usual: tuple[int, ...]
+    largest: tuple[int, ...]
+    batches: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        shapes = (self.smallest, self.usual, self.largest)
+        if len({len(shape) for shape in shapes}) != 1 or min(self.smallest, default=0) < 1:
+            raise ValueError(f"a profile is three shapes of the same length with sides of at least 1, got {shapes}")
+        if any(not low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
+            raise ValueError(f"a profile's shapes must ascend: smallest, usual, largest; got {shapes}")
+        if list(self.batches) != sorted({*self.batches}) or any(
+            not self.smallest[0] <= batch <= self.largest[0] for batch in self.batches
+        ):
+            raise ValueError(f"batches must ascend within {self.smallest[0]}..{self.largest[0]}, got {self.batches}")
+
+
 class Backend(Protocol):
     """A loaded model.
 

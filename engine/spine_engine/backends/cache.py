@@ -1,19 +1,24 @@
 """Compiled models kept between runs, in a folder that only its owner can read or write.
 
-An entry is the SHA-256 of its content followed by the content. What does not match is deleted and built again. Where
-the folder is not safe (a link, another owner, open to others) nothing is read or written and models are compiled anew.
+An entry is the SHA-256 of its content followed by the content. What does not match is deleted and built again, and so
+is a link of either kind and what another user owns. Where the folder itself is not safe (a link, another owner, open to
+others) nothing is read or written and models are compiled anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import shutil
 import stat
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _DIGEST_SIZE = 32
+_LOCK = "build.lock"
 
 
 def cache_folder() -> Path | None:
@@ -25,8 +30,7 @@ def cache_folder() -> Path | None:
         state = folder.lstat()
     except (OSError, RuntimeError):
         return None
-    owned = not hasattr(os, "getuid") or state.st_uid == os.getuid()
-    safe = stat.S_ISDIR(state.st_mode) and owned and not state.st_mode & 0o077 and os.access(folder, os.W_OK)
+    safe = stat.S_ISDIR(state.st_mode) and _ours(state) and not state.st_mode & 0o077 and os.access(folder, os.W_OK)
     return folder if safe else None
 
 
@@ -37,19 +41,19 @@ def cache_key(model: bytes, *parts: str) -> str:
 
 
 def load_compiled(key: str) -> bytes | None:
-    """Return an entry's content, or None when there is none; a damaged entry is deleted."""
+    """Return an entry's content, or None when there is none; one that is damaged or not ours alone is deleted."""
     folder = cache_folder()
     if folder is None:
         return None
     path = folder / f"{key}.blob"
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-        with os.fdopen(descriptor, "rb") as file:
-            digest, content = file.read(_DIGEST_SIZE), file.read()
-    except OSError:
+        content = _read_own_file(path)
+    except FileNotFoundError:
         return None
-    if hashlib.sha256(content).digest() == digest:
-        return content
+    except OSError:  # a link, or what is no file
+        content = None
+    if content is not None and hashlib.sha256(content[_DIGEST_SIZE:]).digest() == content[:_DIGEST_SIZE]:
+        return content[_DIGEST_SIZE:]
     drop_compiled(key)
     return None
 
@@ -76,3 +80,91 @@ def drop_compiled(key: str) -> None:
     if folder is not None:
         with contextlib.suppress(OSError):
             (folder / f"{key}.blob").unlink()
+
+
+def compiled_once(key: str, build: Callable[[], bytes]) -> bytes:
+    """Return the entry, built first where there is none: by one process, while the others that want it wait."""
+    content = load_compiled(key)
+    if content is None:
+        with build_lock():
+            content = load_compiled(key)
+            if content is None:
+                content = build()
+                store_compiled(key, content)
+    return content
+
+
+@contextlib.contextmanager
+def build_lock() -> Iterator[None]:
+    """Hold the one lock of the cache: builds of many workers at once would repeat each other on the same GPU.
+
+    The kernel frees it when its holder dies. Where there is no safe folder or no ``flock`` everyone builds at once.
+    """
+    folder = cache_folder()
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(OSError, ImportError):
+            if folder is not None:
+                import fcntl
+
+                flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+                descriptor = os.open(folder / _LOCK, flags, 0o600)
+                held.callback(os.close, descriptor)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def sealed_folder(key: str) -> Iterator[Path | None]:
+    """Lend a folder to a runtime that keeps compiled models by itself; None where the cache is not safe.
+
+    The digests of what it leaves there are an entry of the cache, compared before the folder is lent again: if anything
+    differs the folder is emptied first. One process at a time has it.
+    """
+    with build_lock():
+        root = cache_folder()
+        folder = root / f"{key}.folder" if root is not None else None
+        if folder is None or not _unseal(folder, load_compiled(key)):
+            yield None
+            return
+        yield folder
+        listing = _listing(folder)
+        if listing is not None:
+            store_compiled(key, listing)
+
+
+def _unseal(folder: Path, seal: bytes | None) -> bool:
+    """Make sure that a folder holds what was sealed, or nothing; return whether it can be used."""
+    try:
+        if seal is None or _listing(folder) != seal:
+            if folder.is_symlink() or folder.is_file():
+                folder.unlink()
+            elif folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(mode=0o700)
+    except OSError:
+        return False
+    return True
+
+
+def _listing(folder: Path) -> bytes | None:
+    """Return name and SHA-256 of the files in a folder; None when it holds, or is, anything but our own plain ones."""
+    try:
+        if folder.is_symlink():
+            return None
+        contents = {path.name: _read_own_file(path) for path in sorted(folder.iterdir())}
+    except OSError:
+        return None
+    found = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if content is not None}
+    return json.dumps(found).encode() if len(found) == len(contents) else None
+
+
+def _read_own_file(path: Path) -> bytes | None:
+    """Return the content of a plain file that is ours alone, None when it is not. Raises ``OSError`` for a link."""
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        state = os.fstat(file.fileno())
+        return file.read() if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and _ours(state) else None
+
+
+def _ours(state: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or state.st_uid == os.getuid()

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.backends import BackendStatus
-from spine_engine.backends.base import Backend, Device, TensorInfo, check_inputs
+from spine_engine.backends.base import Backend, Device, Profile, TensorInfo, check_inputs
 from spine_engine.errors import BackendError
 
 
@@ -47,7 +47,7 @@ class FakeBackend:
         return values / values.sum(axis=-1, keepdims=True) if info.name == "probabilities" else values
 
 
-def open_model(model: bytes, device: str, precision: str, threads: int) -> Backend:
+def open_model(model: bytes, device: str, precision: str, threads: int, profile: Profile | None) -> Backend:
     """Make a fake with the inputs and outputs that ``model`` lists."""
     if device != "CPU" or precision not in ("auto", "f32"):
         raise BackendError(f"the fake backend pretends to run on CPU in f32, not on {device} in {precision}")

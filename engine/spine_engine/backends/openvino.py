@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.backends import BackendStatus
-from spine_engine.backends.base import Backend, Device, TensorInfo, check_inputs
+from spine_engine.backends.base import Backend, Device, Profile, TensorInfo, check_inputs
 from spine_engine.backends.cache import cache_key, drop_compiled, load_compiled, store_compiled
 from spine_engine.backends.processor import has_native_bf16, instruction_sets
 from spine_engine.errors import BackendError
@@ -50,12 +50,16 @@ class OpenVinoBackend:
         self._request = self._compiled = None
 
 
-def open_model(model: bytes, device: str, precision: str, threads: int) -> Backend:
-    """Compile ``model``, or take it compiled from the cache, and check that it runs as asked."""
+def open_model(model: bytes, device: str, precision: str, threads: int, profile: Profile | None) -> Backend:
+    """Compile ``model``, or take it compiled from the cache, and check that it runs as asked.
+
+    An int8 model carries its precision in itself; what it leaves wide runs as ``auto`` would. No profile is needed:
+    varying shapes cost OpenVINO nothing.
+    """
     core, version = _core()
     if device not in core.available_devices:
         raise BackendError(f"openvino has no device {device!r} here, only {', '.join(core.available_devices)}")
-    wanted = ("bf16" if has_native_bf16() else "f32") if precision == "auto" else precision
+    wanted = ("bf16" if has_native_bf16() else "f32") if precision in ("auto", "int8") else precision
     if device == "CPU" and (wanted == "f16" or (wanted == "bf16" and not has_native_bf16())):
         raise BackendError(f"this processor does not compute in {wanted}: ask for the precision f32 or auto")
     options = {
@@ -70,7 +74,7 @@ def open_model(model: bytes, device: str, precision: str, threads: int) -> Backe
     runs_in = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
     if runs_on != [device] or runs_in != wanted:
         raise BackendError(f"asked openvino for {device} in {wanted}, got {'+'.join(runs_on)} in {runs_in}")
-    return OpenVinoBackend(compiled, Device("openvino", device, runs_in))
+    return OpenVinoBackend(compiled, Device("openvino", device, "int8" if precision == "int8" else runs_in))
 
 
 def status() -> BackendStatus:

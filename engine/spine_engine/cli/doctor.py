@@ -26,7 +26,19 @@ from spine_engine.errors import SpineEngineError
 from spine_engine.manifest import ModelEntry
 from spine_engine.options import usable_cpus
 
-PACKAGES: Final = ("numpy", "numba", "pydicom", "imagecodecs", "openvino", "onnxruntime", "onnxruntime-gpu", "tensorrt")
+PACKAGES: Final = (
+    "numpy",
+    "numba",
+    "pydicom",
+    "imagecodecs",
+    "openvino",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-ep-nv-tensorrt-rtx",
+    "tensorrt",
+    "tensorrt-rtx-cu13-bindings",
+    "cuda-bindings",
+)
 INSTRUCTION_SETS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "bf16")
 """Those that change which kernels the runtimes choose."""
 

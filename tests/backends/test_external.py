@@ -1,0 +1,81 @@
+"""A model with weights outside its file is refused, wherever in the model they are named."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from spine_engine.backends.external import refuse_external_data
+from spine_engine.errors import BackendError
+
+PLACES = ["initializer", "sparse_initializer", "constant", "subgraph", "function"]
+
+
+def tensor(outside, location="../../weights"):
+    value = numpy_helper.from_array(np.ones(4, np.float32), "w")
+    if outside:
+        value.ClearField("raw_data")
+        value.data_location = TensorProto.EXTERNAL
+        value.external_data.add(key="location", value=location)
+    return value
+
+
+def model_with(place, outside, location="../../weights"):
+    value = tensor(outside, location)
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    constant = helper.make_node("Constant", [], ["c"], value=value)
+    nodes, initial, functions = [helper.make_node("Identity", ["x"], ["y"])], [], []
+    if place == "initializer":
+        initial.append(value)
+    elif place == "constant":
+        nodes.append(constant)
+    elif place == "subgraph":
+        inner = helper.make_graph([constant], "inner", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4])])
+        nodes.append(helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner))
+    elif place == "function":
+        imports = [helper.make_opsetid("", 18)]
+        functions.append(helper.make_function("own", "f", [], ["c"], [constant], imports))
+    graph = helper.make_graph(nodes, "g", [x], [y], initial)
+    if place == "sparse_initializer":
+        indices = numpy_helper.from_array(np.arange(4), "i")
+        graph.sparse_initializer.append(helper.make_sparse_tensor(value, indices, [4]))
+    return helper.make_model(graph, functions=functions).SerializeToString()
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("location", ["../../etc/passwd", "weights.bin", "/etc/passwd"])
+def test_weights_in_another_file_are_refused(place, location):
+    with pytest.raises(BackendError, match="another file"):
+        refuse_external_data(model_with(place, outside=True, location=location))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_weights_inside_are_accepted(place):
+    refuse_external_data(model_with(place, outside=False))
+
+
+def test_an_unknown_group_hides_nothing():
+    group = bytes([0x7B, 0x08, 0x01, 0x7C])  # field 15: start group, a number, end group
+    refuse_external_data(group + model_with("initializer", outside=False))
+    with pytest.raises(BackendError, match="another file"):
+        refuse_external_data(group + model_with("initializer", outside=True))
+
+
+@pytest.mark.parametrize("content", [b"rubbish", b"\x0a\xff", b"\x0b", b"\x80" * 20, b"\x7c"])
+def test_what_is_no_model_is_refused(content):
+    with pytest.raises(BackendError, match="no ONNX model"):
+        refuse_external_data(content)
+
+
+def test_a_model_cut_short_is_refused():
+    content = model_with("initializer", outside=False)
+    with pytest.raises(BackendError, match="no ONNX model"):
+        refuse_external_data(content[: len(content) // 2])
+
+
+def test_external_data_is_refused_without_a_location_flag():
+    value = tensor(outside=True)
+    value.data_location = TensorProto.DEFAULT
+    graph = helper.make_graph([], "g", [], [], [value])
+    with pytest.raises(BackendError, match="another file"):
+        refuse_external_data(onnx.ModelProto(graph=graph).SerializeToString())
