@@ -21,7 +21,7 @@ from spine_engine.detection.slices import field_of_view_center, in_fixed_order, 
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.manifest import Calibration, GraderEntry
 from spine_engine.study import Role, Study
-from spine_engine.voxels import GridPose, WindowedStack, voxelize, windowed
+from spine_engine.voxels import GridPose, WindowedStack, full_window, voxelize, windowed
 
 ASSESSABLE: Final[dict[Condition, tuple[Role, ...]]] = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, Role.AXIAL_T2),
@@ -177,8 +177,8 @@ def level_grids(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return the grids ``(5, C, D, H, W)`` float32 in 0..1, cut along each disc, and their coverage ``(5, C)``.
 
-    Each series is scaled by a window of its own; all series of a channel's role are sampled together. A level whose
-    source is ``prior`` is left 0, with coverage 0.
+    Intensities are scaled as ``entry.normalisation`` says; all series of a channel's role are sampled together. A level
+    whose source is ``prior`` is left 0, with coverage 0.
     """
     channels = _channels(study, entry)
     shape = (len(LEVELS), len(channels), *entry.grid.shape)
@@ -194,6 +194,7 @@ def level_grids(
             continue
         pose = GridPose(disc.center_mm + offset_mm @ disc.axes, disc.axes)
         coverage[place] = voxelize(channels, entry.grid.spec, pose, out=grids[place]).coverage
+        _normalise(grids[place], entry)
     return grids, coverage
 
 
@@ -215,6 +216,7 @@ def study_grid(
     middle = pose or study_pose(study)
     place = GridPose(middle.center_mm + np.asarray(entry.grid.center_offset_mm) @ middle.axes, middle.axes)
     grid = voxelize(_channels(study, entry), entry.grid.spec, place, out=out)
+    _normalise(grid.values, entry)
     return grid.values, np.array(grid.coverage)
 
 
@@ -237,10 +239,23 @@ def study_pose(study: Study) -> GridPose:
 
 
 def _channels(study: Study, entry: GraderEntry) -> list[list[WindowedStack]]:
-    """Return the stacks of each channel's role, each with its series' window."""
-    return [
-        [placed for series in study.with_role(role) for placed in windowed(series.stacks)] for role in entry.channels
-    ]
+    """Return the stacks of each channel's role, each with the window that scales it: its series', or, for
+    ``grid_range``, one that clips no value of any channel."""
+    roles = [study.with_role(role) for role in entry.channels]
+    if entry.normalisation == "series_window":
+        return [[placed for series in role for placed in windowed(series.stacks)] for role in roles]
+    kept = [[stack for series in role for stack in series.stacks] for role in roles]
+    window = full_window([stack for stacks in kept for stack in stacks])
+    return [[WindowedStack(stack, window) for stack in stacks] for stacks in kept]
+
+
+def _normalise(grid: NDArray[np.float32], entry: GraderEntry) -> None:
+    """Finish the scaling of one sampled grid ``(C, D, H, W)``, in place."""
+    if entry.normalisation == "grid_range":
+        low, high = grid.min(), grid.max()
+        if high > low:
+            grid -= low
+            grid /= high - low
 
 
 def prior_probabilities() -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.grading import calibrated, checked, grade, level_grids
 from spine_engine.manifest import Calibration, GraderEntry, GridEntry, TensorEntry
 from spine_engine.study import Role, Series, Stack, Study
+from spine_engine.voxels import GridPose, IntensityWindow, WindowedStack, voxelize
 
 CANAL = CONDITIONS.index(Condition.SPINAL_CANAL_STENOSIS)
 FORAMINA = [k for k, condition in enumerate(CONDITIONS) if "foraminal" in condition]
@@ -121,6 +122,24 @@ def test_grids_lie_behind_the_disc_along_its_own_axes() -> None:
     assert coverage[:, 1].min() == 1
     assert not coverage[:, [0, 2]].any()
     assert 0 <= grids.min() < grids.max() <= 1
+
+
+def test_the_range_of_the_grid_keeps_the_channels_apart() -> None:
+    entry = replace(ENTRY, normalisation="grid_range")
+    dark, bright = sagittal(Role.SAGITTAL_T1, 1), sagittal(Role.SAGITTAL_T2, 1)
+    dark.stacks[0].pixels[:] //= 4
+    grids, _ = level_grids(study(dark, bright), discs(), entry)
+    assert grids.min(axis=(1, 2, 3, 4)).tolist() == [0] * 5  # the axial channel is empty
+    assert grids.max(axis=(1, 2, 3, 4)).tolist() == [1] * 5
+    ratio = np.polynomial.polynomial.polyfit(grids[:, 2].ravel(), grids[:, 0].ravel(), 1)
+    np.testing.assert_allclose(ratio, [0, 0.25], atol=2e-3)
+    window = IntensityWindow(0.0, 1e4)
+    raw = voxelize(
+        [[WindowedStack(s.stacks[0], window)] for s in (dark, bright)],
+        entry.grid.spec,
+        GridPose(discs()[LEVELS[2]].center_mm + np.array([0, 18.0, 0]), discs()[LEVELS[2]].axes),
+    ).values
+    np.testing.assert_allclose(grids[2][[0, 2]], raw / raw.max(), atol=1e-6)
 
 
 @pytest.mark.parametrize(

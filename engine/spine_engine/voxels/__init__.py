@@ -2,7 +2,7 @@
 
 from spine_engine.voxels.grid import GridPose, GridSpec
 from spine_engine.voxels.voxelize import VoxelGrid, scatter, voxelize
-from spine_engine.voxels.window import IntensityWindow, WindowedStack, robust_window, windowed
+from spine_engine.voxels.window import IntensityWindow, WindowedStack, full_window, robust_window, windowed
 
 __all__ = [
     "GridPose",
@@ -10,6 +10,7 @@ __all__ = [
     "IntensityWindow",
     "VoxelGrid",
     "WindowedStack",
+    "full_window",
     "robust_window",
     "scatter",
     "voxelize",

@@ -64,6 +64,20 @@ def robust_window(stacks: Sequence[Stack]) -> IntensityWindow:
     return IntensityWindow(float(low), float(high))
 
 
+def full_window(stacks: Sequence[Stack]) -> IntensityWindow:
+    """Return the window from the smallest rescaled value, or 0 where that is lower, to the largest: it clips nothing.
+
+    Voxels that no stack covers are sampled as 0 and so stay at 0 while intensities are not negative. No stack gives the
+    window 0 .. 1.
+    """
+    low, high = 0.0, 0.0
+    for stack in stacks:
+        for extreme in (stack.pixels.min(axis=(1, 2)), stack.pixels.max(axis=(1, 2))):
+            values = extreme.astype(np.float64) * stack.slope + stack.intercept
+            low, high = min(low, float(values.min())), max(high, float(values.max()))
+    return IntensityWindow(low, high if high > low else low + 1.0)
+
+
 def windowed(stacks: Iterable[Stack]) -> tuple[WindowedStack, ...]:
     """Return the stacks of one series, each with the series' robust window."""
     kept = tuple(stacks)
