@@ -16,7 +16,15 @@ from typing import TypeVar
 
 from spine_engine.backends import Backend, Precision, TensorInfo, open_backend
 from spine_engine.errors import BackendError, BundleError
-from spine_engine.manifest import DetectorEntry, GraderEntry, Manifest, ModelEntry, manifest_text, parse_manifest
+from spine_engine.manifest import (
+    DetectorEntry,
+    FileEntry,
+    GraderEntry,
+    Manifest,
+    ModelEntry,
+    manifest_text,
+    parse_manifest,
+)
 
 Entry = TypeVar("Entry", bound=ModelEntry)
 
@@ -53,7 +61,8 @@ class Bundle:
         text = _read_manifest(folder)
         bundle = cls(folder, parse_manifest(text), hashlib.sha256(text).hexdigest())
         for entry in bundle.manifest.models.by_role().values():
-            read_model(folder, entry)
+            for file in entry.files:
+                read_model(folder, file)
         return bundle
 
     @property
@@ -91,12 +100,11 @@ class Bundle:
             BackendError: the runtime, device or precision is not to be had.
             BundleError: the model is damaged, or not what the manifest says.
         """
-        allowed = entry.precisions
-        if precision != "auto" and precision not in allowed:
-            raise BackendError(f"{entry.file} passed parity in {' and '.join(allowed)}, not in {precision}")
-        wanted: Precision = "f32" if precision == "auto" and "bf16" not in allowed else precision
-        content = read_model(self.path, entry)
-        backend = open_backend(content, name=name, device=device, precision=wanted, threads=threads)
+        wanted = _precision(entry, name, device) if precision == "auto" else precision
+        content = read_model(self.path, _file_of(entry, name, wanted))
+        backend = open_backend(
+            content, name=name, device=device, precision=wanted, threads=threads, profile=entry.profile
+        )
         for side, real, said in (
             ("inputs", backend.inputs, entry.inputs),
             ("outputs", backend.outputs, entry.outputs),
@@ -106,6 +114,32 @@ class Bundle:
                 shown = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in real)
                 raise BundleError(f"{entry.file} has the {side} {shown}; the manifest says otherwise")
         return backend
+
+
+def _precision(entry: ModelEntry, name: str, device: str) -> Precision:
+    """Return the fastest precision that a model passed parity in, of those the runtime has on the device.
+
+    int8 is never taken by itself: it is for those who measured that it pays.
+    """
+    if name == "openvino" and device.upper() == "CPU":
+        return "auto" if "bf16" in entry.precisions else "f32"
+    half = "f16" in entry.precisions and (name == "openvino" or "f16" in entry.variants)
+    return "f16" if half and device.upper() != "CPU" else "f32"
+
+
+def _file_of(entry: ModelEntry, name: str, precision: Precision) -> FileEntry:
+    """Return the file to load for a precision: OpenVINO computes in what it is told, the others in what the file is.
+
+    Raises:
+        BackendError: the model may not run in it, or the bundle has no such file.
+    """
+    if precision != "auto" and precision not in entry.precisions:
+        raise BackendError(f"{entry.file} passed parity in {' and '.join(entry.precisions)}, not in {precision}")
+    if precision == "int8" or (precision == "f16" and name != "openvino"):
+        if precision not in entry.variants:
+            raise BackendError(f"{name} needs an {precision} file of {entry.file}, and there is none: ask for f32")
+        return entry.variants[precision]
+    return entry
 
 
 def packaged_folder() -> Path:
@@ -135,7 +169,7 @@ def file_facts(path: Path) -> dict[str, str | int]:
     return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
 
 
-def read_model(folder: Path, entry: ModelEntry) -> bytes:
+def read_model(folder: Path, entry: FileEntry) -> bytes:
     """Return a model's content once its place, size and digest are found to be the manifest's.
 
     Raises:

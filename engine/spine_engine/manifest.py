@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, Severity
+from spine_engine.backends.base import Profile
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import BundleError
 from spine_engine.study import Role
@@ -25,6 +26,9 @@ SCHEMA: Final = 1
 """The version of the manifest's schema that this engine reads and writes."""
 
 Table = tuple[tuple[float, ...], ...]
+
+Precision = Literal["f32", "bf16", "f16", "int8"]
+"""What a model may compute in; see ``ModelEntry.precisions``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,33 +82,66 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    """What every model says: its file, and the tensors it must have.
+class FileEntry:
+    """One ONNX file of the bundle.
 
     Attributes:
-        file: name of the ONNX file in the bundle's folder.
+        file: its name in the bundle's folder.
         sha256: digest of its content, hexadecimal.
         size_bytes: its size.
-        inputs, outputs: its tensors, in its own order.
-        precisions: in which it may run: those that passed parity on the trained model, f32 among them.
     """
 
     file: str
     sha256: str
     size_bytes: int
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
-    precisions: tuple[Literal["f32", "f16", "bf16"], ...] = ("f32",)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.onnx", self.file):
             raise ValueError(f"file must be the plain name of an .onnx file beside bundle.json, got {self.file!r}")
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelEntry(FileEntry):
+    """What every model says: its file, in float32, and the tensors it must have.
+
+    Attributes:
+        inputs, outputs: its tensors, in its own order.
+        precisions: in which it may run: those that passed parity on the trained model, f32 among them.
+        variants: files of the same model and tensors that compute in another precision by themselves, by precision: f16
+            for runtimes that take the precision from the file, int8 for all.
+        parity: by precision, those that were refused among them, how far it moved the answers from float32's: for
+            probabilities ``mean``, ``largest`` and ``changed`` (sure grades that changed), for levels ``largest_mm``.
+        profile: input shapes that runtimes with shape-specialised engines prepare for; null where nobody wrote them.
+    """
+
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
+    precisions: tuple[Precision, ...] = ("f32",)
+    variants: dict[str, FileEntry] = field(default_factory=dict)
+    parity: dict[str, dict[str, float]] = field(default_factory=dict)
+    profile: Profile | None = None
+
+    def __post_init__(self) -> None:
+        FileEntry.__post_init__(self)
         if "f32" not in self.precisions:
             raise ValueError("precisions must contain f32, the one that the others are compared with")
+        if unknown := sorted({*self.variants} - {"f16", "int8"}):
+            raise ValueError(f"variants are f16 or int8, got {unknown[0]!r}")
+        if "int8" in self.precisions and "int8" not in self.variants:
+            raise ValueError("int8 lives in a file of its own: name it in variants, or leave int8 out of precisions")
         if len(self.inputs) != 1 or len(self.outputs) != 1:
             raise ValueError("a model must have one input and one output")
+        if self.profile is not None:
+            for shape in (self.profile.smallest, self.profile.largest):
+                if not _fits(shape, self.inputs[0].shape):
+                    raise ValueError(f"the profile's {_show(shape)} is no input {_show(self.inputs[0].shape)}")
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the model, its own first."""
+        return (self, *self.variants.values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +172,9 @@ class GraderEntry(ModelEntry):
     Attributes:
         channels: role of the series in each input channel, in order.
         grid: what each channel is sampled on.
-        normalisation: ``series_window``: 1st to 99th percentile of the whole series to 0..1, air left out.
+        normalisation: ``series_window``: 1st to 99th percentile of the whole series to 0..1, air left out;
+            ``grid_range``: smallest to largest value of the grid, all channels together, to 0..1, as graders trained on
+            TorchIO's ``RescaleIntensity`` of one voxel grid want it.
         output: ``probabilities``: normal-mild, moderate, severe, from a cumulative link.
         output_channels: the graded conditions in order; for a whole study, ``condition`` major, ``level`` minor.
         calibration: correction of the probabilities; null for none.
@@ -144,7 +183,7 @@ class GraderEntry(ModelEntry):
     channels: tuple[Role, ...]
     grid: GridEntry
     output_channels: tuple[str, ...]
-    normalisation: Literal["series_window"] = "series_window"
+    normalisation: Literal["series_window", "grid_range"] = "series_window"
     output: Literal["probabilities"] = "probabilities"
     calibration: Calibration | None = None
 
@@ -158,12 +197,23 @@ class GraderEntry(ModelEntry):
             raise ValueError("a role can fill only one channel")
         _check_channels(self.outputs[0], self.output_channels)
 
+    @property
+    def grades_levels(self) -> bool:
+        """Whether a grid is that of one level; otherwise it is that of a whole study."""
+        return self.output_channels == tuple(CONDITIONS)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Models:
-    """The models by role; at least one that grades, and ``grader`` only together with ``detector``."""
+    """The models by role; at least one that grades, and ``grader`` only together with ``detector``.
+
+    A detector whose decoder is ``vfr`` finds vertebrae without their names: ``vertebra_appearance`` and
+    ``vertebra_context`` name them, and belong to it alone.
+    """
 
     detector: DetectorEntry | None = None
+    vertebra_appearance: ModelEntry | None = None
+    vertebra_context: ModelEntry | None = None
     grader: GraderEntry | None = None
     whole_study_grader: GraderEntry | None = None
 
@@ -172,6 +222,9 @@ class Models:
             raise ValueError("there must be a grader or a whole_study_grader")
         if self.grader is not None and self.detector is None:
             raise ValueError("a grader of levels needs a detector")
+        named = self.detector is not None and self.detector.decoder == "vfr"
+        if (self.vertebra_appearance is not None, self.vertebra_context is not None) != (named, named):
+            raise ValueError("vertebra_appearance and vertebra_context belong to a detector with the decoder vfr")
         _check_order("output_channels of grader", self.grader, tuple(CONDITIONS))
         both = tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
         _check_order("output_channels of whole_study_grader", self.whole_study_grader, both)
@@ -309,6 +362,10 @@ def _check_order(what: str, model: GraderEntry | None, wanted: tuple[str, ...]) 
         raise ValueError(f"{what} must be in the order {', '.join(wanted)}")
     if model is not None and model.outputs[0].shape[2:] != (len(SEVERITIES),):
         raise ValueError(f"a grader's output must be (N, {len(wanted)}, {len(SEVERITIES)})")
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
 
 
 def _show(shape: tuple[int | None, ...]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Generic, TypeVar, cast
 
@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from spine_engine.backends import Backend, Device, Precision
 from spine_engine.bundle import Bundle
+from spine_engine.detection import Detection, detect
+from spine_engine.detection.spinenet import detect_vertebra_field
 from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.options import RunOptions
+from spine_engine.study import Stack
 
 EntryT = TypeVar("EntryT", bound=ModelEntry)
 
@@ -59,12 +62,36 @@ class OpenModels:
         self.devices: dict[str, Device] = {}
         self.detector: OpenModel[DetectorEntry] | None = None
         self.grader: OpenModel[GraderEntry] | None = None
+        self._labellers: tuple[OpenModel[ModelEntry], ...] = ()
         self._whole: OpenModel[GraderEntry] | None = None
         if in_two_stages(bundle, options):
             self.detector = self._open("detector", bundle.detector)
             self.grader = self._open("grader", bundle.grader)
+            models = bundle.manifest.models
+            named = {"vertebra_appearance": models.vertebra_appearance, "vertebra_context": models.vertebra_context}
+            self._labellers = tuple(self._open(role, entry) for role, entry in named.items() if entry is not None)
         else:
             self.whole_study_grader()
+
+    def find_levels(self, sagittal: Sequence[Sequence[Stack]]) -> Detection:
+        """Find the levels of a study in its sagittal series, by the decoder that the bundle names.
+
+        Raises:
+            StudyError: there is no sagittal stack.
+            ValueError: the run does without the detector.
+        """
+        if self.detector is None:
+            raise ValueError("this run has no detector")
+        if self.detector.entry.decoder == "vfr":
+            appearance, context = self._labellers
+            return detect_vertebra_field(sagittal, self.detector, appearance, context)
+        return detect(sagittal, self.detector, self.detector.entry.spec)
+
+    def close(self) -> None:
+        """Release every model."""
+        for model in (self.detector, *self._labellers, self.grader, self._whole):
+            if model is not None:
+                model.close()
 
     def whole_study_grader(self) -> OpenModel[GraderEntry] | None:
         """Return the whole-study grader, opened now if need be; None when the bundle has none. Errors as on opening."""

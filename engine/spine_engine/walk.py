@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from spine_engine.anatomy import CONDITIONS, LEVELS, Level
 from spine_engine.backends import Device
 from spine_engine.bundle import Bundle
-from spine_engine.detection import Detection, DiscLevel, detect, undetected
+from spine_engine.detection import Detection, DiscLevel, undetected
 from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit
 from spine_engine.dicom.limits import DEFAULT_LIMITS
 from spine_engine.errors import BackendError, BundleError, Reason, StudyError, Warn
 from spine_engine.grading import Grades, grade, grade_whole_study
 from spine_engine.manifest import GraderEntry
-from spine_engine.opened import OpenModel, OpenModels, in_two_stages
+from spine_engine.opened import OpenModel, OpenModels
 from spine_engine.options import RunOptions
 from spine_engine.results import (
     ROW_ORDER,
@@ -74,10 +74,8 @@ def plan_walk(root: Path, bundle: Bundle, options: RunOptions) -> WalkPlan:
     """Read the series descriptions and return the plan for the studies under ``root``.
 
     Raises:
-        BundleError: this version cannot run the bundle's detector.
         UsageError: the series descriptions cannot be used.
     """
-    _check_runnable(bundle, options)
     given = options.series_descriptions
     overrides = RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
     said = sorted((study, series, str(role)) for (study, series), role in overrides.roles.items())
@@ -87,14 +85,6 @@ def plan_walk(root: Path, bundle: Bundle, options: RunOptions) -> WalkPlan:
         factory=partial(StudyWalk, root, bundle.path, bundle.digest, options, overrides),
         series_descriptions=digest if said else "none",
     )
-
-
-def _check_runnable(bundle: Bundle, options: RunOptions) -> None:
-    if in_two_stages(bundle, options) and (decoder := bundle.detector.decoder) != "level_heatmaps":
-        raise BundleError(
-            f"the detector of {bundle.manifest.name!r} is decoded as {decoder}, which this version cannot do; "
-            "use a bundle with level_heatmaps"
-        )
 
 
 class StudyWalk:
@@ -152,11 +142,11 @@ class StudyWalk:
 
     def _graded(self, study: Study, clock: _Clock) -> StudyResult:
         sagittal = [s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in study.with_role(role)]
-        detector, grader = self._models.detector, self._models.grader
-        if detector is None or grader is None:
+        grader = self._models.grader
+        if grader is None:
             return self._graded_whole(study, undetected(sagittal), clock)
         with clock.stage("detect"):
-            detection = detect(sagittal, detector, detector.entry.spec)
+            detection = self._models.find_levels(sagittal)
         if all(disc.source == "prior" for disc in detection.levels.values()):
             return self._graded_whole(study, detection, clock)
         with clock.grading(grader):

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spine_engine.backends import Profile
 from spine_engine.bundle import Bundle, file_facts, write_manifest
 from spine_engine.errors import BackendError, BundleError
-from spine_engine.manifest import Manifest, manifest_text, parse_manifest
+from spine_engine.manifest import Manifest, ModelEntry, TensorEntry, manifest_text, parse_manifest
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -22,6 +23,13 @@ def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+VARIANT = {"file": "grader.f16.onnx", "sha256": "0" * 64, "size_bytes": 1}
+
+
+def profile(smallest: list[int], usual: list[int], largest: list[int]) -> dict[str, Any]:
+    return {"smallest": smallest, "usual": usual, "largest": largest}
 
 
 def test_a_sound_bundle_opens(fake_bundle: Path) -> None:
@@ -151,6 +159,11 @@ CONDITIONS_SWAPPED = [
         (put("models.grader.outputs", [{"name": "p", "shape": [None, 5, 4]}]), "grader's output must be"),
         (put("models.grader.calibration", {"temperature": [[1.0]], "shift": [[0.0]]}), "5 rows"),
         (put("models.grader.calibration", {"temperature": [[0] * 5] * 5, "shift": [[0] * 5] * 5}), "positive"),
+        (put("models.grader.variants", {"bf16": VARIANT}), "variants are f16 or int8, got 'bf16'"),
+        (put("models.grader.precisions", ["f32", "int8"]), "int8 lives in a file of its own"),
+        (put("models.grader.variants", {"f16": {**VARIANT, "file": "../x.onnx"}}), "plain name"),
+        (put("models.grader.profile", profile([1, 3, 4, 5, 6], [1, 3, 4, 5, 6], [1, 3, 4, 5, 7])), "is no input"),
+        (put("models.grader.profile", profile([2, 3, 4, 5, 6], [1, 3, 4, 5, 6], [4, 3, 4, 5, 6])), "must ascend"),
         (put("models.detector.decoder", "guess"), "'guess' is none of level_heatmaps, vfr"),
         (put("models.detector.decoder", "vfr"), "spec belongs to the decoder"),
         (put("models.detector.spec.pixel_mm", "2"), "pixel_mm"),
@@ -168,17 +181,94 @@ def test_manifests_that_say_something_wrong_are_refused(
     assert "\n" not in str(caught.value)
 
 
+def with_variant(folder: Path, precisions: tuple[str, ...] = ("f32", "bf16", "f16", "int8")) -> Bundle:
+    """Give the grader files of its own for f16 and int8."""
+    for name in ("f16", "int8"):
+        (folder / f"grader.{name}.onnx").write_bytes(name.encode())
+
+    def change(content: dict[str, Any]) -> None:
+        files = {name: file_facts(folder / f"grader.{name}.onnx") for name in ("f16", "int8")}
+        content["models"]["grader"].update(variants=files, precisions=precisions)
+
+    edit(folder, change)
+    return Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "device", "asked", "file", "given"),
+    [
+        ("openvino", "cpu", "auto", "grader.onnx", "auto"),
+        ("openvino", "cpu", "int8", "grader.int8.onnx", "int8"),
+        ("openvino", "gpu", "auto", "grader.onnx", "f16"),
+        ("onnxruntime", "cpu", "auto", "grader.onnx", "f32"),
+        ("onnxruntime", "cpu", "f16", "grader.f16.onnx", "f16"),
+        ("onnxruntime", "cuda", "auto", "grader.f16.onnx", "f16"),
+        ("tensorrt", "gpu", "auto", "grader.f16.onnx", "f16"),
+        ("tensorrt", "gpu", "f32", "grader.onnx", "f32"),
+    ],
+)
+def test_a_runtime_gets_the_file_of_its_precision(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, device: str, asked: str, file: str, given: str
+) -> None:
+    class SeenError(Exception):
+        pass
+
+    def capture(model: bytes, **options: Any) -> None:
+        raise SeenError(model, options)
+
+    monkeypatch.setattr("spine_engine.bundle.open_backend", capture)
+    bundle = with_variant(fake_bundle)
+    with pytest.raises(SeenError) as seen:
+        bundle.open_model(bundle.grader, name=runtime, device=device, precision=asked)  # type: ignore[arg-type]
+    model, options = seen.value.args
+    assert model == (fake_bundle / file).read_bytes()
+    assert (options["precision"], options["name"], options["profile"]) == (given, runtime, None)
+
+
+def test_a_variant_that_failed_parity_does_not_run_and_one_that_is_missing_is_named(fake_bundle: Path) -> None:
+    bundle = with_variant(fake_bundle, ("f32",))
+    with pytest.raises(BackendError, match=r"passed parity in f32, not in int8"):
+        bundle.open_model(bundle.grader, precision="int8")
+    edit(fake_bundle, lambda content: content["models"]["grader"].update(precisions=["f32", "f16"], variants={}))
+    bundle = Bundle.open(fake_bundle)
+    with pytest.raises(BackendError, match=r"onnxruntime needs an f16 file of grader\.onnx"):
+        bundle.open_model(bundle.grader, name="onnxruntime", precision="f16")
+
+
+def test_the_digests_of_variants_are_checked(fake_bundle: Path) -> None:
+    with_variant(fake_bundle)
+    (fake_bundle / "grader.int8.onnx").write_bytes(b"int9")
+    with pytest.raises(BundleError, match=r"SHA-256 of grader\.int8\.onnx"):
+        Bundle.open(fake_bundle)
+
+
+def test_profiles_and_figures_of_parity_are_kept(fake_bundle: Path) -> None:
+    manifest = Bundle.open(fake_bundle).manifest
+    one = Profile(smallest=(1, 3, 4, 5, 6), usual=(5, 3, 4, 5, 6), largest=(8, 3, 4, 5, 6), batches=(1, 5))
+    assert manifest.models.grader is not None
+    grader = dataclasses.replace(manifest.models.grader, profile=one, parity={"bf16": {"mean": 0.1, "changed": 2.0}})
+    again = dataclasses.replace(manifest, models=dataclasses.replace(manifest.models, grader=grader))
+    assert parse_manifest(manifest_text(again)) == again
+
+
 @pytest.mark.parametrize("text", ["", "[]", "null", '{"schema": NaN}', '{"a": 1, "a": 2}', "[" * 100_000, "\xff"])
 def test_what_is_no_manifest_is_refused(text: str) -> None:
     with pytest.raises(BundleError, match="the manifest is refused"):
         parse_manifest(text.encode("latin-1"))
 
 
-def test_a_vfr_detector_needs_no_spec(fake_bundle: Path) -> None:
+def test_a_vfr_detector_needs_no_spec_but_those_who_name_its_vertebrae(fake_bundle: Path) -> None:
     manifest = Bundle.open(fake_bundle).manifest
-    assert manifest.models.detector is not None
-    vfr = dataclasses.replace(manifest.models.detector, decoder="vfr", spec=None)
-    again: Manifest = parse_manifest(
-        manifest_text(dataclasses.replace(manifest, models=dataclasses.replace(manifest.models, detector=vfr)))
-    )
-    assert again.models.detector == vfr
+    models = manifest.models
+    assert models.detector is not None
+    vfr = dataclasses.replace(models.detector, decoder="vfr", spec=None)
+    facts = {"sha256": "0" * 64, "size_bytes": 1, "outputs": (TensorEntry(name="scores", shape=(None, 24)),)}
+    volumes = TensorEntry(name="volumes", shape=(None, 1, 224, 224, 16))
+    labeller = ModelEntry(file="appearance.onnx", inputs=(volumes,), **facts)
+    with pytest.raises(ValueError, match="belong to a detector with the decoder vfr"):
+        dataclasses.replace(models, detector=vfr, vertebra_appearance=labeller)
+    with pytest.raises(ValueError, match="belong to a detector with the decoder vfr"):
+        dataclasses.replace(models, vertebra_appearance=labeller, vertebra_context=labeller)
+    whole = dataclasses.replace(models, detector=vfr, vertebra_appearance=labeller, vertebra_context=labeller)
+    again: Manifest = parse_manifest(manifest_text(dataclasses.replace(manifest, models=whole)))
+    assert again.models == whole

@@ -7,13 +7,23 @@ import pickle
 import numpy as np
 import pytest
 
-from spine_engine import walk
+from spine_engine import opened, walk
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.bundle import Bundle, file_facts, write_manifest
 from spine_engine.detection import Alternative, Detection, DetectorSpec, DiscLevel
+from spine_engine.detection.spinenet import detect_vertebra_field
 from spine_engine.dicom import FileEntry, UnitReading, WorkUnit
 from spine_engine.errors import BundleError, Reason, StudyError, UsageError, Warn
-from spine_engine.manifest import SCHEMA, DetectorEntry, GraderEntry, GridEntry, Manifest, Models, TensorEntry
+from spine_engine.manifest import (
+    SCHEMA,
+    DetectorEntry,
+    GraderEntry,
+    GridEntry,
+    Manifest,
+    ModelEntry,
+    Models,
+    TensorEntry,
+)
 from spine_engine.options import RunOptions
 from spine_engine.results import PRIOR_ROWS, ROW_ORDER, Status, study_line
 from spine_engine.study import Role, Series, Stack, Study
@@ -33,6 +43,22 @@ ALL_THREE = (*TWO_STAGES, "whole_study_grader")
 WHOLE = ("whole_study_grader",)
 
 
+def spinenet(folder):
+    """The entries of SpineNet's three networks."""
+    tensors = {
+        "detector": ("patches", (None, 1, 224, 224), "maps", (None, 13, 224, 224)),
+        "vertebra_appearance": ("volumes", (None, 1, 224, 224, 16), "scores", (None, 24)),
+        "vertebra_context": ("columns", (None, 1, None, 24), "scores", (None, 1, None, 24)),
+    }
+    facts = {
+        role: model(folder / f"{role}.onnx", TensorEntry(name=a, shape=b), TensorEntry(name=c, shape=d))
+        for role, (a, b, c, d) in tensors.items()
+    }
+    entries = {role: ModelEntry(**each) for role, each in facts.items() if role != "detector"}
+    channels = tuple(f"map_{n}" for n in range(13))
+    return {**entries, "detector": DetectorEntry(**facts["detector"], decoder="vfr", output_channels=channels)}
+
+
 def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tuple(Role)):
     folder.mkdir()
     spec, grid = DetectorSpec(), GridEntry(shape=(4, 6, 6), spacing_mm=(8.0, 8.0, 8.0))
@@ -45,9 +71,9 @@ def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tu
     grades_of_all = TensorEntry(name="probabilities", shape=(1, 25, 3))
     detector = DetectorEntry(
         **model(folder / "detector.onnx", slices, maps),
-        decoder=decoder,
+        decoder="level_heatmaps",
         output_channels=("disc", "body", "row", "column", *spec.bins),
-        spec=spec if decoder == "level_heatmaps" else None,
+        spec=spec,
     )
     grader = GraderEntry(
         **model(folder / "grader.onnx", image, grades),
@@ -62,7 +88,7 @@ def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tu
         output_channels=tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS),
     )
     entries = {"detector": detector, "grader": grader, "whole_study_grader": whole}
-    models = Models(**{role: entries[role] for role in roles})
+    models = Models(**{role: entries[role] for role in roles} | (spinenet(folder) if decoder == "vfr" else {}))
     about = {"name": "fake", "version": "1", "licence": "-", "intended_use": "-", "training_data": (), "metrics": {}}
     write_manifest(folder, Manifest(schema=SCHEMA, models=models, **about))
     return Bundle.open(folder)
@@ -126,7 +152,7 @@ def walked(tmp_path, monkeypatch):
             return found or detection()
 
         monkeypatch.setattr(walk, "read_unit", read)
-        monkeypatch.setattr(walk, "detect", detect)
+        monkeypatch.setattr(opened, "detect", detect)
         (result,) = made(UNIT).results
         return result
 
@@ -291,11 +317,24 @@ def test_series_descriptions_are_part_of_what_decides_the_results(tmp_path):
         walk.plan_walk(root, bundle, dataclasses.replace(OPTIONS, series_descriptions=tmp_path / "missing.csv"))
 
 
-def test_a_bundle_that_cannot_be_run_is_refused(tmp_path):
-    with pytest.raises(BundleError, match="vfr"):
-        walk.plan_walk(tmp_path, write_bundle(tmp_path / "other", "vfr"), OPTIONS)
-    without = dataclasses.replace(OPTIONS, detector=False)
-    walk.plan_walk(tmp_path, write_bundle(tmp_path / "third", "vfr", ALL_THREE), without)  # its detector is not needed
+def test_spinenets_three_networks_find_the_levels(walked, tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "read_unit", lambda *_: UnitReading((study(*Role),), (), ()))
+    asked = []
+
+    def found(series, *networks):
+        asked.append([network.inputs[0].name for network in networks])
+        return detect_vertebra_field(series, *networks)
+
+    monkeypatch.setattr(opened, "detect_vertebra_field", found)
+    made = walk.plan_walk(tmp_path, write_bundle(tmp_path / "vfr", "vfr"), OPTIONS).factory()
+    (result,) = made(UNIT).results
+    assert asked == [["patches", "volumes", "columns"]]
+    assert set(made.devices) == {"detector", "vertebra_appearance", "vertebra_context", "grader"}
+    assert result.status is Status.PRIOR  # noise shows no vertebra
+    assert result.reason is Reason.NOT_LOCALIZED
+
+
+def test_a_bundle_that_changed_since_is_refused(tmp_path):
     bundle = write_bundle(tmp_path / "bundle")
     with pytest.raises(BundleError, match="changed"):
         walk.StudyWalk(tmp_path, bundle.path, "0" * 64, OPTIONS, None)

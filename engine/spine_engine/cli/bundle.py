@@ -13,6 +13,7 @@ from spine_engine.backends import Precision
 from spine_engine.bundle import Bundle
 from spine_engine.errors import UsageError
 from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry, manifest_text
+from spine_engine.options import RunOptions
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Verify or describe a bundle."
@@ -26,11 +27,17 @@ def verify(
     folder: Folder = None,
     backend: Annotated[str, typer.Option(help="Runtime to load the models with.")] = "openvino",
     device: Annotated[str, typer.Option(help="Device to load them on.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="auto, f32, bf16 or f16.")] = "auto",
+    precision: Annotated[str, typer.Option(help=f"{', '.join(get_args(Precision))}.")] = "auto",
+    parity: Annotated[bool, typer.Option("--parity", help="Compare the answers with float32's, on phantoms.")] = False,
+    reference: Annotated[str, typer.Option(help="Runtime, on the CPU in f32, to compare with.")] = "openvino",
+    studies: Annotated[int, typer.Option(min=1, help="Phantoms to compare on.")] = 8,
+    worst: Annotated[Path | None, typer.Option(help="Folder for the worst case of each model, as .npz.")] = None,
 ) -> None:
-    """Check the manifest, every digest, and each model's real inputs and outputs.
+    """Check the manifest, every digest, and each model's real inputs and outputs; with --parity also the answers.
 
-    Example: spine-engine bundle verify ./my-bundle
+    Exit 1 when answers differ by more than a precision may move them.
+
+    Example: spine-engine bundle verify ./my-bundle --parity --reference onnxruntime
     """
     if precision not in get_args(Precision):
         raise UsageError(f"--precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
@@ -41,6 +48,15 @@ def verify(
         model.close()
         typer.echo(f"{role}: {entry.file} is as the manifest says, on {ran.backend} {ran.device} in {ran.precision}")
     typer.echo(f"{bundle.manifest.name} {bundle.manifest.version} is sound, digest {bundle.digest}")
+    if parity:
+        from spine_engine.parity import bundle_parity  # numba takes a second that only this should pay
+
+        asked = RunOptions(backend=backend, device=device, precision=precision)
+        found = bundle_parity(bundle, RunOptions(backend=reference, precision="f32"), asked, studies, worst)
+        for role, one in found.items():
+            typer.echo(f"{role}: {one}: {'passed' if one.passed else 'REFUSED'}")
+        if not all(one.passed for one in found.values()):
+            raise typer.Exit(1)
 
 
 @app.command()
@@ -73,6 +89,9 @@ def show(
 def _described(entry: ModelEntry) -> list[str]:
     """Return the lines that describe one model."""
     lines = [f"{entry.file}, {entry.size_bytes / 1e6:.1f} MB, runs in {', '.join(entry.precisions)}"]
+    for precision, figures in entry.parity.items():
+        said = "passed" if precision in entry.precisions else "refused"
+        lines.append(f"{precision} {said}: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")
     if isinstance(entry, DetectorEntry):
         size = f", pixels of {entry.spec.pixel_mm:g} mm" if entry.spec else ""
         lines.append(f"{entry.decoder}, {len(entry.output_channels)} maps{size}")
