@@ -11,6 +11,7 @@ pytest.importorskip("torchvision", reason="needs the train extra")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from spine_engine.errors import UsageError  # noqa: E402
 from spine_training.spinenet import SPINENETS, ConvBlock, UpBlock, load_spinenet  # noqa: E402
 
 # Per network: parameters, number of tensors, an input and its output.
@@ -186,17 +187,20 @@ def test_what_does_not_fit_is_named(tmp_path):
     state["conv9.weight"] = torch.zeros(1)
     state["conv8.bias"] = torch.zeros(2)
     torch.save({"net": state}, tmp_path / "net.pt")
-    with pytest.raises(ValueError) as error:
+    with pytest.raises(UsageError) as error:
         load_spinenet(tmp_path / "net.pt", "context")
     assert str(error.value) == (
         "the weights in net.pt are not those of the context network: 1 missing (conv_mid.weight); "
-        "1 unexpected (conv9.weight); 1 of another shape (conv8.bias [2] instead of [1])"
+        "1 unexpected (conv9.weight); 1 of another shape (conv8.bias [2] instead of [1]); "
+        "the nearest is context: 3 of 59 keys differ"
     )
 
 
 def test_the_weights_of_another_network_give_a_short_message(tmp_path):
     torch.save(network("context").state_dict(), tmp_path / "net.pt")
-    with pytest.raises(ValueError, match=r"414 missing \(input_block\.0\.weight, .* and 408 more\)") as error:
+    with pytest.raises(
+        UsageError, match=r"414 missing \(input_block\.0\.weight, .* and 408 more\).* the nearest is context: 0 of"
+    ) as error:
         load_spinenet(tmp_path / "net.pt", "vfr")
     assert len(str(error.value)) < 600
 
@@ -204,7 +208,7 @@ def test_the_weights_of_another_network_give_a_short_message(tmp_path):
 @pytest.mark.parametrize("content", [{"config": {"shape": [1, 2]}}, [1.0], {"net": 3}])
 def test_a_file_without_weights_is_refused(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match=r"other\.pt holds no weights"):
+    with pytest.raises(UsageError, match=r"other\.pt holds no weights"):
         load_spinenet(tmp_path / "other.pt", "vfr")
 
 
@@ -213,5 +217,5 @@ def test_a_file_that_would_run_code_or_is_damaged_is_refused(tmp_path):
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").touch()
     for name in ("code.pt", "text.pt", "empty.pt"):
-        with pytest.raises(ValueError, match=f"{name} is no checkpoint"):
+        with pytest.raises(UsageError, match=f"{name} is no checkpoint"):
             load_spinenet(tmp_path / name, "vfr")

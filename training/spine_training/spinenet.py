@@ -17,16 +17,15 @@ What the names and shapes leave open is written beside the code that settles it.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import resnet50
+
+from spine_training.checkpoints import fill, nearest, read_weights
 
 SpineNetKind = Literal["vfr", "appearance", "context"]
 
@@ -36,18 +35,6 @@ VFR_MAPS: Final = 13
 
 VERTEBRA_CLASSES: Final = 24
 """Classes of the two labelling networks: S1, L5 .. L1, T12 .. T1, C7 .. C2 (1 + 5 + 12 + 6)."""
-
-_LISTED_KEYS: Final = 6
-"""Keys that an error names of each kind, so that it stays readable."""
-
-_NUMPY_SCALAR: Final[list[Any]] = [
-    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
-    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
-    np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-]
-"""What a NumPy number (the ``loss`` beside the weights) is pickled as, before NumPy 2 and since: harmless."""
 
 
 class ConvBlock(nn.Module):
@@ -222,54 +209,18 @@ SPINENETS: Final[dict[SpineNetKind, type[nn.Module]]] = {
 def load_spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
     """Read a published checkpoint into our network, in float32 on the CPU and in evaluation mode.
 
-    The file holds ``{"net": state_dict, ...}`` or a plain state dict; the ``module.`` that ``nn.DataParallel`` puts
-    before every key is taken off.
+    Args:
+        path: any file that ``read_weights`` takes; the published ones hold ``{"net": state_dict, ...}``.
+        kind: which of the three networks it is.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds no weights, or not those of this network; the message names the keys.
+        UsageError: the file cannot be read safely, or holds other weights; the message names the keys.
     """
-    state = _read_state(path)
+    state = read_weights(path)
     with torch.device("meta"):
         net = SPINENETS[kind]()
-    if faults := _faults(net.state_dict(), state):
-        raise ValueError(f"the weights in {path.name} are not those of the {kind} network: {faults}")
-    net.load_state_dict(state, strict=True, assign=True)
-    return net.float().eval()
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        with torch.serialization.safe_globals(_NUMPY_SCALAR):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path.name} is no checkpoint that can be read safely: {str(error)[:300]}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("net"), Mapping):
-        content = content["net"]
-    if not isinstance(content, Mapping) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
-        raise ValueError(f"{path.name} holds no weights: expected a state dict, or a dict with one under 'net'")
-    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _faults(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:
-    """Say in one line what does not fit, or nothing."""
-    shapes = [
-        f"{name} {list(got[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in got and got[name].shape != wanted[name].shape
-    ]
-    faults = {
-        "missing": [name for name in wanted if name not in got],
-        "unexpected": [name for name in got if name not in wanted],
-        "of another shape": shapes,
-    }
-    return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in faults.items() if names)
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = [f"and {len(listed) - _LISTED_KEYS} more"] if len(listed) > _LISTED_KEYS else []
-    return ", ".join(listed[:_LISTED_KEYS] + more)
+    fill(net, state, file=path, what=f"the {kind} network", advise=lambda _: nearest(state, dict(SPINENETS.items())))
+    return net.eval()
 
 
 def _tall(inputs: int, outputs: int) -> nn.Conv2d:

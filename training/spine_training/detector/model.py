@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spine_engine.detection.spec import DetectorSpec
-from spine_engine.errors import UsageError
+from spine_training.checkpoints import fill
 from spine_training.fit import read_checkpoint
 
 
@@ -119,8 +119,5 @@ def load_detector(path: Path) -> LevelHeatmapNet:
     """
     content = read_checkpoint(path)
     net = LevelHeatmapNet()
-    try:
-        net.load_state_dict(content.get("ema", content["model"]))
-    except RuntimeError as error:
-        raise UsageError(f"{path} holds no detector: {str(error)[:300]}") from error
+    fill(net, content.get("ema", content["model"]), file=path, what="the level heat-map detector")
     return net.eval()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES
 from spine_engine.errors import UsageError
 from spine_training.backbones import build_backbone
+from spine_training.checkpoints import fill
 from spine_training.fit import read_checkpoint
 
 CUTPOINT_MARGIN: Final = 1e-3
@@ -162,9 +163,9 @@ def load_grader(path: Path) -> Grader:
     content = read_checkpoint(path)
     try:
         grader = Grader(GraderConfig.from_dict(content["config"]))
-        grader.load_state_dict(content.get("ema", content["model"]))
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise UsageError(f"{path} holds no grader: {str(error)[:300]}") from error
+    fill(grader, content.get("ema", content["model"]), file=path, what="the grader of its configuration")
     return grader.eval()
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from spine_engine.parity import UNSEEN_SEED
 from spine_engine.phantom import PhantomStudy, draw_spine, render
 from spine_engine.study import Role, Study
 from spine_training.grader.grids import BoxJitter, Cut, cut_levels, strayed
@@ -18,7 +19,7 @@ from spine_training.grader.whole import cut_whole, whole_box
 TRAINING_SEED: Final = 10_000_000
 """Phantoms from here on are trained on; those of ``demo`` and tests have small seeds."""
 
-HELD_OUT_SEED: Final = 20_000_000
+HELD_OUT_SEED: Final = UNSEEN_SEED
 """Phantoms from here on are never trained on."""
 
 PHANTOM: Final = 1

@@ -1,0 +1,249 @@
+"""Weights of any origin: files -> a state dict, the network it fills, and what does not fit, in one line.
+
+Training checkpoints of this project are read by ``fit.read_checkpoint``. Everything else is read here: a plain state
+dict or one in a wrapper, as ``torch.save`` or safetensors wrote it. Nothing that a file holds is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from spine_engine.errors import UsageError
+
+WRAPPERS: Final = ("ema", "model", "net", "state_dict")
+"""Keys under which training scripts keep the weights; the first that a file has is taken, so averaged ones win."""
+
+PREFIXES: Final = ("module.", "_orig_mod.")
+"""What ``nn.DataParallel`` and ``torch.compile`` put before every key."""
+
+AVERAGING_COUNT: Final = "n_averaged"
+"""The counter that ``torch.optim.swa_utils.AveragedModel`` keeps among its weights."""
+
+Candidates = Mapping[str, Callable[[], nn.Module]]
+"""Networks by name, each built when it is called."""
+
+_WRAPPED_AT_MOST: Final = 3
+"""Wrappers in wrappers that are opened; a pickle may hold a dict that holds itself."""
+
+_LISTED_KEYS: Final = 6
+"""Keys that an error names of each kind, so that it stays readable."""
+
+_LISTED_LENGTH: Final = 100
+"""Characters of a key that an error shows."""
+
+_NEAR: Final = 0.5
+"""Share of keys that may differ while a network still counts as near."""
+
+_NUMPY_SCALAR: Final[list[Any]] = [
+    (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),
+    (np.float64(0).__reduce__()[0], "numpy._core.multiarray.scalar"),
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+]
+"""What a NumPy number (the loss beside the weights) is pickled as, before NumPy 2 and since: harmless."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read the state dict of a file onto the CPU, out of its wrappers and without the prefixes of its keys.
+
+    Args:
+        path: a file of ``torch.save``, or ``.safetensors``; wrapped under one of ``WRAPPERS`` or plain.
+
+    Raises:
+        UsageError: there is no such file, it cannot be read without running code, or it holds no weights.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path} is no file; give a file of torch.save or .safetensors")
+    if not path.stat().st_size:
+        raise UsageError(f"{path.name} is no checkpoint: the file is empty")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    for _ in range(_WRAPPED_AT_MOST):
+        if isinstance(content, Mapping):
+            wrapped = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
+            content = next(wrapped, content)
+    if not isinstance(content, Mapping) or not content or not all(map(_is_plain, content.values())):
+        raise UsageError(f"{path.name} holds no weights: want a state dict, or one under {', '.join(WRAPPERS)}")
+    state: dict[str, Tensor] = {}
+    for name, tensor in content.items():
+        bare = _bare(str(name))
+        if bare in state:
+            raise UsageError(f"{path.name} holds {_shown(bare)} twice, with and without {' or '.join(PREFIXES)}")
+        state[bare] = tensor
+    state.pop(AVERAGING_COUNT, None)
+    return state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    """How a state dict differs from the one that a network wants.
+
+    Attributes:
+        missing, unexpected: keys.
+        misshaped: what is wrong, by key.
+        keys: number of keys in either.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshaped: dict[str, str]
+    keys: int
+
+    @property
+    def count(self) -> int:
+        """Number of keys that differ."""
+        return len(self.missing) + len(self.unexpected) + len(self.misshaped)
+
+    def __str__(self) -> str:
+        """The first keys of every kind, and how many there are."""
+        shapes = [f"{_shown(name)} {what}" for name, what in self.misshaped.items()]
+        kinds = {
+            "missing": list(map(_shown, self.missing)),
+            "unexpected": list(map(_shown, self.unexpected)),
+            "of another shape": shapes,
+        }
+        return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
+
+
+def compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Mismatch:
+    """Compare names, shapes and kinds of numbers; values are not looked at, so ``wanted`` may lie on ``meta``."""
+    shared = [name for name in wanted if name in got]
+    misshaped = {
+        name: f"{list(got[name].shape)} instead of {list(wanted[name].shape)}"
+        for name in shared
+        if got[name].shape != wanted[name].shape
+    }
+    misshaped |= {
+        name: f"{got[name].dtype} instead of {wanted[name].dtype}"
+        for name in shared
+        if name not in misshaped and got[name].is_floating_point() != wanted[name].is_floating_point()
+    }
+    return Mismatch(
+        missing=tuple(name for name in wanted if name not in got),
+        unexpected=tuple(name for name in got if name not in wanted),
+        misshaped=misshaped,
+        keys=len(wanted.keys() | got.keys()),
+    )
+
+
+def differences(got: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Mismatch]:
+    """Compare weights with several networks, each built without memory on ``meta``; what does not build is left out."""
+    found: dict[str, Mismatch] = {}
+    with torch.device("meta"), _ReadableRamps():
+        for name, build in candidates.items():
+            try:
+                found[name] = compare(build().state_dict(), got)
+            except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+                continue  # some names of timm_3d do not build, others not for every grid
+    return found
+
+
+def nearest(got: Mapping[str, Tensor], candidates: Candidates) -> str:
+    """Say which of some networks the weights come nearest to."""
+    found = differences(got, candidates)
+    least = min((mismatch.count for mismatch in found.values()), default=0)
+    names = [name for name, mismatch in found.items() if mismatch.count == least]
+    if not names or least > _NEAR * found[names[0]].keys:
+        return f"none of {len(found)} known networks is near"
+    return f"the nearest is {' or '.join(names[:3])}: {least} of {found[names[0]].keys} keys differ"
+
+
+def fill(
+    net: nn.Module, state: object, *, file: Path, what: str, advise: Callable[[Mismatch], str] | None = None
+) -> None:
+    """Give ``net`` the weights of ``state``, in float32 and without a copy of those that are float32 already.
+
+    Args:
+        net: where they go; may lie on ``meta``.
+        state: a state dict, as ``read_weights`` returns.
+        file, what: for errors: where the weights are from, and what ``net`` is.
+        advise: adds to the error, from what does not fit.
+
+    Raises:
+        UsageError: keys are missing, unexpected or of another shape, or a number is not finite.
+    """
+    if not isinstance(state, Mapping) or not all(map(_is_plain, state.values())):
+        raise UsageError(f"{file.name} holds no weights of {what}")
+    mismatch = compare(net.state_dict(), state)
+    if mismatch.count:
+        advice = "" if advise is None else f"; {advise(mismatch)}"
+        raise UsageError(f"the weights in {file.name} are not those of {what}: {mismatch}{advice}")
+    wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    if broken := [_shown(name) for name, tensor in wide.items() if not _finite(tensor)]:
+        raise UsageError(f"{len(broken)} tensors in {file.name} are not finite ({_some(broken)}): give sound weights")
+    net.load_state_dict(wide, strict=True, assign=True)
+
+
+class _ReadableRamps(TorchFunctionMode):
+    """Keeps ``torch.linspace`` on the CPU: timm_3d reads its numbers (the rates of dropped paths) while it builds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        extra = {"device": "cpu"} if func is torch.linspace else {}
+        return func(*args, **{**(kwargs or {}), **extra})
+
+
+def _read_safetensors(path: Path) -> object:
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # noqa: BLE001 - whatever the library raises on a damaged file
+        raise UsageError(f"{path.name} is no checkpoint that can be read safely: {_first_line(error)}") from None
+
+
+def _read_pickle(path: Path) -> object:
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALAR):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - whatever the unpickler raises on a file that is none of torch's
+        wants = re.search(r"(?i)unsupported (?:global:? )+(\S{1,80})", str(error))
+        reason = f"it asks for {_shown(wants[1])}; save the state dict alone" if wants else _first_line(error)
+        raise UsageError(f"{path.name} is no checkpoint that can be read safely: {reason}") from None
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return _shown(text) or type(error).__name__
+
+
+def _is_plain(tensor: object) -> bool:
+    """Whether this is a dense tensor of plain numbers, in memory."""
+    return (
+        isinstance(tensor, Tensor)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+    )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Look for NaN and infinity without a second tensor of the same size."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
+
+
+def _bare(name: str) -> str:
+    while name.startswith(PREFIXES):
+        for prefix in PREFIXES:
+            name = name.removeprefix(prefix)
+    return name
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = [f"and {len(listed) - _LISTED_KEYS} more"] if len(listed) > _LISTED_KEYS else []
+    return ", ".join(listed[:_LISTED_KEYS] + more)
+
+
+def _shown(text: str) -> str:
+    """Text from a file as an error may show it: short, one line, nothing that a terminal obeys."""
+    return (text if text.isprintable() else ascii(text))[:_LISTED_LENGTH]
