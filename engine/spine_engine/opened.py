@@ -102,11 +102,12 @@ class OpenModels:
 
     def _open(self, role: str, entry: EntryT) -> OpenModel[EntryT]:
         options = self._options
+        graders_alone = options.precision == "int8" and not isinstance(entry, GraderEntry)
         backend = self._bundle.open_model(
             entry,
             name=options.backend,
             device=options.device,
-            precision=cast(Precision, options.precision),
+            precision="auto" if graders_alone else cast(Precision, options.precision),
             threads=1,
         )
         self.devices[role] = backend.device

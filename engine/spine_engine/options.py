@@ -23,7 +23,8 @@ class RunOptions:
         workers: processes that walk one study each at a time; ``None`` takes one for each CPU this process may use.
         backend: the runtime that executes the models: ``"openvino"``, ``"onnxruntime"``, ...
         device: the device asked of it, as the backend names it; the run fails rather than use another.
-        precision: ``"auto"`` (the fastest here that the models passed parity in), ``"f32"`` or ``"bf16"``.
+        precision: ``"auto"`` (the fastest here that the models passed parity in), ``"f32"``, ``"bf16"``, ``"f16"``, or
+            ``"int8"``, which only graders have: the other models then run in ``"auto"``.
         timeout_s: how long one study may take.
         max_attempts: how often a study may kill its worker, or outlast ``timeout_s``, before it is recorded failed.
         series_descriptions: a CSV in RSNA's layout that says which series plays which part; ``None`` uses one lying

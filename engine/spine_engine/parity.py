@@ -215,9 +215,9 @@ def bundle_parity(
             found["detector"] = compare_detectors(
                 first.find_levels, second.find_levels, samples, _file(worst, "detector")
             )
-        for role, pair in {"grader": (first.grader, second.grader), "whole_study_grader": whole}.items():
-            if pair[0] is not None and pair[1] is not None:
-                found[role] = compare_graders(*pair, pair[0].entry, samples, _file(worst, role))
+        for role, (one, two) in {"grader": (first.grader, second.grader), "whole_study_grader": whole}.items():
+            if one is not None and two is not None:
+                found[role] = compare_graders(one, two, one.entry, samples, _file(worst, role))
         return found
     finally:
         first.close()

@@ -1,16 +1,20 @@
-"""Trained checkpoints -> a bundle that the engine opens."""
+"""Trained checkpoints -> a bundle that the engine opens, each model in every precision that passes parity."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
+from torch import nn
 
 from spine_engine.anatomy import CONDITIONS, LEVELS
+from spine_engine.backends import Precision, Profile
 from spine_engine.bundle import Bundle, file_facts, write_manifest
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import UsageError
@@ -21,49 +25,50 @@ from spine_engine.manifest import (
     GraderEntry,
     GridEntry,
     Manifest,
+    ModelEntry,
     Models,
     TensorEntry,
 )
+from spine_engine.parity import PHANTOMS, Sample, grader_inputs, phantom_samples
 from spine_engine.study import Role
-from spine_export.onnx import export_detector, export_grader
-from spine_export.parity import DetectorParity, Parity, detector_precisions, reduced_precisions
-from spine_export.samples import phantom_grids, phantom_series
+from spine_export.int8 import quantize
+from spine_export.onnx import DETECTOR, SPINENET_FACES, Face, export_module, folded, grader_face
+from spine_export.onnx_file import BESIDE
+from spine_export.pipelines import open_grader
+from spine_export.precisions import Entries, prove
+from spine_export.sources import Card, PipelineConfig, SpineNetFiles
+from spine_training.detector.model import Deployed, load_detector
 from spine_training.fit import read_checkpoint
-from spine_training.grader.model import GraderConfig
+from spine_training.grader.model import GraderConfig, MirrorAveraged
+from spine_training.spinenet import SpineNetKind, load_spinenet
 
-LICENCE: Final = "not stated: the weights belong to whoever trained them"
-INTENDED_USE: Final = "Research only; not a medical device."
+SPINENET_ROLES: Final[dict[str, SpineNetKind]] = {
+    "detector": "vfr",
+    "vertebra_appearance": "appearance",
+    "vertebra_context": "context",
+}
+"""The part that each of SpineNet's networks plays in a bundle."""
+
+CALIBRATION_PHANTOMS: Final = 24
+"""Phantoms whose grids INT8 finds the ranges of activations on: 120 levels, none of those it is then compared on."""
+
+USUAL_SLICE: Final = (160, 160)
+"""Pixels of a 2 mm canvas for the 280 to 320 mm of the usual sagittal field of view."""
+
+LONGEST_COLUMN: Final = 1024
+"""Rows of a millimetre: a whole spine, in multiples of 256."""
+
+LARGEST_BATCH: Final = 16
+"""Grids that a runtime with shape-specialised engines is prepared for in one call."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What only people can say of a bundle's models; the rest is read from the checkpoints.
+@dataclass(frozen=True)
+class Part:
+    """One model on its way into a file: in PyTorch, how it looks from outside, and what a manifest says of it."""
 
-    Attributes:
-        licence, intended_use: of the bundle.
-        training_data: a sentence each: what was trained on, from where, under which licence; what was held out.
-        metrics: held-out figures by dotted name.
-    """
-
-    licence: str = LICENCE
-    intended_use: str = INTENDED_USE
-    training_data: tuple[str, ...] = ()
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Card:
-        """Read a card from JSON; its objects may nest, and their numbers are kept under dotted names.
-
-        Raises:
-            UsageError: it cannot be read, or holds a key that no card has.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            metrics = _numbers(content.pop("metrics", {}))
-            return cls(**{**content, "training_data": tuple(content.get("training_data", ()))}, metrics=metrics)
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            wanted = "licence, intended_use, training_data and metrics"
-            raise UsageError(f"cannot read the card {path}: {error}; want a JSON object of {wanted}") from None
+    module: nn.Module
+    face: Face
+    describe: Callable[[Path], ModelEntry]
 
 
 def write_bundle(
@@ -71,21 +76,28 @@ def write_bundle(
     *,
     name: str,
     version: str,
-    detector: Path | None = None,
+    detector: Path | SpineNetFiles | None = None,
     grader: Path | None = None,
     whole_study: Path | None = None,
+    described: Mapping[str, PipelineConfig] | None = None,
     calibration: Calibration | None = None,
     card: Card | None = None,
-    say: Any = print,
+    int8: bool = False,
+    phantoms: int = PHANTOMS,
+    say: Callable[[str], None] = print,
 ) -> Bundle:
     """Export checkpoints into ``out``, find the precisions they may run in, and open the bundle to prove it.
 
     Args:
         out: the bundle's folder; its files are replaced.
         name, version: of the bundle.
-        detector, grader, whole_study: checkpoints of ``train``; ``grader`` needs ``detector``.
+        detector: a checkpoint of ``train``, or SpineNet's three; it belongs to ``grader``.
+        grader, whole_study: checkpoints of ``train``, or of the older pipelines where ``described`` has their role.
+        described: what files of weights alone do not say, by ``grader`` and ``whole_study_grader``.
         calibration: of the level grader's probabilities.
         card: what the checkpoints cannot say.
+        int8: also try the graders in INT8.
+        phantoms: how many precisions are compared on.
         say: takes a line about each model.
 
     Raises:
@@ -96,19 +108,20 @@ def write_bundle(
         raise UsageError("a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study")
     if (grader is None) != (detector is None):
         raise UsageError("a level grader and a detector need each other; give both --detector and --grader")
-    card = card or Card()
+    card, described = card or Card(), described or {}
     out.mkdir(parents=True, exist_ok=True)
-    checkpoints = {"detector": detector, "grader": grader, "whole_study_grader": whole_study}
-    given = {role: path for role, path in checkpoints.items() if path is not None}
-    entries: dict[str, Any] = {}
-    for role, path in given.items():
-        file = out / f"{role}.onnx"
-        entry, found = _detector(path, file) if role == "detector" else _grader(path, file, role, calibration)
-        entries[role] = entry
-        tried = ", ".join(f"{p} {'passed' if parity.passed else 'refused'} ({parity})" for p, parity in found.items())
-        say(f"{file}: {file.stat().st_size / 1e6:.1f} MB; f32{', ' if tried else ''}{tried}")
-    trained = [f"{role}: {data}" for role, path in given.items() if (data := _data_of(path))]
-    measured = {f"{role}.{key}": value for role, path in given.items() for key, value in _figures_of(path).items()}
+    samples = phantom_samples(phantoms)
+    entries: Entries = {}
+    if detector is not None:
+        entries |= _exported(_detectors(detector), out, samples, int8, say)
+    for role, path in {"grader": grader, "whole_study_grader": whole_study}.items():
+        if path is not None:
+            part = grader_part(path, described.get(role), calibration if role == "grader" else None, role=role)
+            entries |= _exported({role: part}, out, samples, int8, say)
+    given = {"detector": detector, "grader": grader, "whole_study_grader": whole_study}
+    own = {role: path for role, path in given.items() if isinstance(path, Path) and role not in described}
+    trained = [f"{role}: {data}" for role, path in own.items() if (data := _data_of(path))]
+    measured = {f"{role}.{key}": value for role, path in own.items() for key, value in _figures_of(path).items()}
     manifest = Manifest(
         schema=SCHEMA,
         name=name,
@@ -120,52 +133,132 @@ def write_bundle(
         models=Models(**entries),
     )
     write_manifest(out, manifest)
-    for stale in {path.name for path in out.glob("*.onnx")} - {f"{role}.onnx" for role in given}:
+    kept = {file.file for entry in entries.values() for file in entry.files}
+    for stale in {path.name for path in out.glob("*.onnx*")} - kept:
         (out / stale).unlink()
     return Bundle.open(out)
 
 
-def grader_entry(
-    model: Path, config: GraderConfig, precisions: Sequence[str] = ("f32",), calibration: Calibration | None = None
-) -> GraderEntry:
-    """Describe an exported grader of either kind for the manifest."""
+def grader_entry(model: Path, config: GraderConfig, **facts: Any) -> GraderEntry:
+    """Describe an exported grader of either kind for the manifest; ``facts`` are further fields of the entry."""
     both = tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
+    grid = (len(config.channels), *config.shape)
+    usual = len(LEVELS) if config.task == "level" else 1
+    profile = Profile(
+        smallest=(1, *grid), usual=(usual, *grid), largest=(LARGEST_BATCH, *grid), batches=tuple(sorted({1, usual}))
+    )
     return GraderEntry(
-        **_model_facts(model, precisions),
+        **_model_facts(model),
         channels=tuple(Role(channel) for channel in config.channels),
         grid=GridEntry(shape=config.shape, spacing_mm=config.spacing_mm, center_offset_mm=config.offset_mm),
         output_channels=tuple(CONDITIONS) if config.task == "level" else both,
-        calibration=calibration,
+        profile=profile,
+        **facts,
     )
 
 
-def detector_entry(model: Path, spec: DetectorSpec, precisions: Sequence[str] = ("f32",)) -> DetectorEntry:
+def detector_entry(model: Path, spec: DetectorSpec) -> DetectorEntry:
     """Describe an exported level heat-map detector for the manifest."""
     channels = ("disc", "body", "direction_row", "direction_column", *(f"level_{name}" for name in spec.bins))
-    return DetectorEntry(
-        **_model_facts(model, precisions), decoder="level_heatmaps", output_channels=channels, spec=spec
+    side, widest = spec.multiple, int(spec.max_extent_mm / spec.pixel_mm)
+    profile = Profile(
+        smallest=(1, 1, side, side),
+        usual=(1, 1, *USUAL_SLICE),
+        largest=(LARGEST_BATCH, 1, widest, widest),
+        batches=(1,),
     )
+    facts = _model_facts(model)
+    return DetectorEntry(**facts, decoder="level_heatmaps", output_channels=channels, spec=spec, profile=profile)
 
 
-def _detector(checkpoint: Path, file: Path) -> tuple[DetectorEntry, dict[str, Any]]:
-    export_detector(checkpoint, file)
-    spec = DetectorSpec()
-    found: dict[Any, DetectorParity] = dict(detector_precisions(file.read_bytes(), spec, phantom_series()))
-    return detector_entry(file, spec, _passed(found)), found
+def spinenet_entry(model: Path, kind: SpineNetKind) -> ModelEntry:
+    """Describe one of SpineNet's exported networks for the manifest."""
+    facts = _model_facts(model)
+    item = SPINENET_FACES[kind].example[1:]
+    longest = (item[0], LONGEST_COLUMN, item[2]) if kind == "context" else item
+    facts["profile"] = Profile(smallest=(1, *item), usual=(1, *item), largest=(LARGEST_BATCH, *longest), batches=(1,))
+    if kind != "vfr":
+        return ModelEntry(**facts)
+    corners = ("right_top", "right_bottom", "left_bottom", "left_top")
+    channels = (*corners, "centroid", *(f"{axis}_{corner}" for axis in "xy" for corner in corners))
+    return DetectorEntry(**facts, decoder="vfr", output_channels=channels)
 
 
-def _grader(
-    checkpoint: Path, file: Path, role: str, calibration: Calibration | None
-) -> tuple[GraderEntry, dict[str, Any]]:
-    config = export_grader(checkpoint, file).grader.config
-    if (config.task == "level") != (role == "grader"):
-        raise UsageError(f"{checkpoint} is a {config.task} grader, not a {role}; swap --grader and --whole-study")
-    found: dict[Any, Parity] = dict(reduced_precisions(file.read_bytes(), phantom_grids(config)))
-    return grader_entry(file, config, _passed(found), calibration if role == "grader" else None), found
+def _exported(
+    group: Mapping[str, Part], out: Path, samples: Sequence[Sample], int8: bool, say: Callable[[str], None]
+) -> Entries:
+    """Export models that answer together, in every precision, and keep those that pass."""
+    files = {role: out / f"{role}.onnx" for role in group}
+    halves = {role: out / f"{role}.f16.onnx" for role in group}
+    for role, part in group.items():
+        for path, width in ((files[role], "f32"), (halves[role], "f16")):
+            export_module(part.module, path, part.face, precision=width)  # type: ignore[arg-type]
+            if path.with_name(path.name + BESIDE).exists():
+                raise UsageError(f"{path.name} is beyond the 2 GB that a model of a bundle may have")
+    entries: Entries = {role: part.describe(files[role]) for role, part in group.items()}
+    variants: dict[Precision, Mapping[str, Path]] = {"f16": halves}
+    first = next(iter(entries.values()))
+    if int8 and isinstance(first, GraderEntry):
+        variants["int8"] = {role: out / f"{role}.int8.onnx" for role in group}
+        for role, path in variants["int8"].items():
+            quantize(files[role], _calibration_grids(first, len(samples)), path)
+    entries, found = prove(entries, out, samples, variants)
+    for role, entry in entries.items():
+        say(f"{role}: " + ", ".join(f"{file.file} {file.size_bytes / 1e6:.1f} MB" for file in entry.files))
+    for precision, parity in found.items():
+        say(f"  {precision} {'passed' if parity.passed else 'refused'}: {parity}")
+    return entries
 
 
-def _passed(found: dict[Any, Any]) -> tuple[str, ...]:
-    return ("f32", *(str(precision) for precision, parity in found.items() if parity.passed))
+def _calibration_grids(entry: GraderEntry, used: int) -> NDArray[np.float32]:
+    """Return grids of phantoms after the first ``used``, on which precisions are compared."""
+    return grader_inputs(entry, phantom_samples(used + CALIBRATION_PHANTOMS)[used:])
+
+
+def detector_part(checkpoint: Path) -> Part:
+    """Return a level heat-map detector from a checkpoint of ``train``; ``UsageError`` when it is none."""
+    module = Deployed(folded(load_detector(checkpoint)))
+    return Part(module, DETECTOR, partial(detector_entry, spec=DetectorSpec()))
+
+
+def spinenet_part(checkpoint: Path, kind: SpineNetKind) -> Part:
+    """Return one of SpineNet's networks from its checkpoint; ``UsageError`` when it is another's."""
+    return Part(load_spinenet(checkpoint, kind), SPINENET_FACES[kind], partial(spinenet_entry, kind=kind))
+
+
+def grader_part(
+    checkpoint: Path,
+    described: PipelineConfig | None = None,
+    calibration: Calibration | None = None,
+    *,
+    role: str | None = None,
+) -> Part:
+    """Return a grader: ours, averaged with its mirror image, or that of an older pipeline as it is.
+
+    Args:
+        checkpoint: of ``train``, or a file of weights alone.
+        described: what such a file does not say; None for ours.
+        calibration: for its manifest entry.
+        role: ``grader`` or ``whole_study_grader``, where it must be that kind.
+
+    Raises:
+        UsageError: the file is no such grader.
+    """
+    grader = open_grader(checkpoint, described)
+    kind = "grader" if grader.config.task == "level" else "whole_study_grader"
+    if role not in (None, kind):
+        raise UsageError(f"{checkpoint} is a {kind}, not a {role}; swap --grader and --whole-study")
+    facts: dict[str, Any] = {"calibration": calibration}
+    if described is not None:
+        facts["normalisation"] = described.normalisation
+    module = MirrorAveraged(grader) if described is None else grader
+    return Part(module, grader_face(grader), partial(grader_entry, config=grader.config, **facts))
+
+
+def _detectors(source: Path | SpineNetFiles) -> dict[str, Part]:
+    if isinstance(source, Path):
+        return {"detector": detector_part(source)}
+    return {role: spinenet_part(getattr(source, kind), kind) for role, kind in SPINENET_ROLES.items()}
 
 
 def _data_of(checkpoint: Path) -> str:
@@ -179,23 +272,12 @@ def _figures_of(checkpoint: Path) -> dict[str, float]:
     return {key: round(float(history[-1][key]), 4) for key in kept if history and key in history[-1]}
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of nested objects by dotted names."""
-    found: dict[str, float] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found.update({f"{key}.{name}": number for name, number in _numbers(value).items()})
-        else:
-            found[key] = float(value)
-    return found
-
-
-def _model_facts(path: Path, precisions: Sequence[str]) -> dict[str, Any]:
+def _model_facts(path: Path) -> dict[str, Any]:
     graph = onnx.load(path, load_external_data=False).graph
     initial = {tensor.name for tensor in graph.initializer}
     inputs = tuple(_tensor(value) for value in graph.input if value.name not in initial)
     outputs = tuple(_tensor(value) for value in graph.output)
-    return {**file_facts(path), "inputs": inputs, "outputs": outputs, "precisions": tuple(precisions)}
+    return {**file_facts(path), "inputs": inputs, "outputs": outputs}
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:

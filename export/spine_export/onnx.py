@@ -1,26 +1,28 @@
-"""Checkpoints -> ONNX, with dynamic sizes and no trace of the machine that exported."""
+"""Checkpoints -> ONNX, with dynamic sizes, in float32 or in half precision, for every kind of model."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import helper, numpy_helper
 from torch import nn
+from torch.export import Dim
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from spine_export.half import narrowed
+from spine_export.onnx_file import INLINE_BYTES, OPSET, trace, write_onnx
+from spine_export.pipelines import open_grader
 from spine_training.detector.model import ConvBlock, Deployed, LevelHeatmapNet, load_detector
-from spine_training.grader.model import Grader, MirrorAveraged, load_grader
-
-OPSET: Final = 20
-"""Read by OpenVINO 2025.4, ONNX Runtime 1.22 and TensorRT-RTX 1.3 and newer."""
+from spine_training.grader.model import Grader, MirrorAveraged
+from spine_training.spinenet import SpineNetKind, load_spinenet
 
 IMAGE: Final = "image"
 PROBABILITIES: Final = "probabilities"
@@ -28,46 +30,141 @@ PROBABILITIES: Final = "probabilities"
 MIN_HALF_ELEMENTS: Final = 512
 """Initialisers of the detector smaller than this stay float32: biases."""
 
+Width = Literal["f32", "f16"]
+"""What a graph computes in; its input, its output and a grader's cumulative link are float32 in both."""
 
-def export_grader(checkpoint: Path, path: Path) -> MirrorAveraged:
+
+@dataclass(frozen=True, kw_only=True)
+class Face:
+    """How a model looks from outside: one input, one output.
+
+    Attributes:
+        example: shape of an input with a batch of 2.
+        inputs, outputs: names.
+        dynamic: sizes that may differ from call to call, by axis of the input.
+    """
+
+    example: tuple[int, ...]
+    inputs: tuple[str]
+    outputs: tuple[str]
+    dynamic: Mapping[int, Any]
+
+
+BATCH: Final = {0: Dim("batch", min=1)}
+
+DETECTOR: Final = Face(
+    example=(2, 1, 192, 160),
+    inputs=("slices",),
+    outputs=("heatmaps",),
+    dynamic={
+        0: Dim("N", min=1, max=64),
+        2: 32 * Dim("rows", min=1, max=10),
+        3: 32 * Dim("columns", min=1, max=10),
+    },
+)
+
+SPINENET_FACES: Final[dict[SpineNetKind, Face]] = {
+    "vfr": Face(example=(2, 1, 224, 224), inputs=("patches",), outputs=("maps",), dynamic=BATCH),
+    "appearance": Face(example=(2, 1, 224, 224, 16), inputs=("volumes",), outputs=("scores",), dynamic=BATCH),
+    "context": Face(
+        example=(2, 1, 256, 24),
+        inputs=("columns",),
+        outputs=("scores",),
+        dynamic={**BATCH, 2: 16 * Dim("rows", min=2, max=256)},
+    ),
+}
+
+
+def export_grader(checkpoint: Path, path: Path, *, precision: Width = "f32") -> MirrorAveraged:
     """Write a grader checkpoint as ONNX: ``image (N, C, D, H, W)`` -> ``probabilities (N, heads, 3)``, both float32.
 
     The graph averages the image with its mirror image, so mirrored inputs give exactly exchanged sides.
 
     Returns:
-        The PyTorch model that the file computes: what parity is measured against.
+        The PyTorch model, in float32, that the file computes: what parity is measured against.
 
     Raises:
-        ValueError: the checkpoint is no grader's.
+        UsageError: the checkpoint is no grader's, or its cut-points do not ascend.
     """
-    return export_model(load_grader(checkpoint), path)
+    return export_model(open_grader(checkpoint, None), path, precision=precision)
 
 
-def export_model(grader: Grader, path: Path) -> MirrorAveraged:
+def export_model(grader: Grader, path: Path, *, precision: Width = "f32") -> MirrorAveraged:
     """Write a grader in memory as ONNX; see ``export_grader``."""
     model = MirrorAveraged(grader).eval()
-    shape = (len(grader.config.channels), *grader.config.shape)
-    example = torch.zeros(2, *shape)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[IMAGE],
-            output_names=[PROBABILITIES],
-            dynamic_shapes={"image": {0: torch.export.Dim("batch", min=1)}},
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    proto = program.model_proto
-    forget_source(proto)
-    onnx.checker.check_model(proto, full_check=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(proto.SerializeToString(deterministic=True))
+    export_module(model, path, grader_face(grader), precision=precision)
     return model
+
+
+def export_pipeline_grader(grader: Grader, path: Path, *, precision: Width = "f32") -> Grader:
+    """Write a grader of ``load_pipeline_grader`` as ONNX, as it is: no mirror image, the user's own numbers."""
+    export_module(grader, path, grader_face(grader), precision=precision)
+    return grader
+
+
+def export_detector(checkpoint: Path, path: Path, *, precision: Width = "f32") -> Path:
+    """Write the averaged weights of `checkpoint` as ONNX to `path`.
+
+    Input `slices (N, 1, H, W)`, output `heatmaps (N, K, H / 2, W / 2)`, float32; H and W multiples of 32. Weights are
+    stored in half precision; ``precision`` says what is computed in.
+    """
+    return export_module(Deployed(folded(load_detector(checkpoint))), path, DETECTOR, precision=precision)
+
+
+def export_spinenet(checkpoint: Path, kind: SpineNetKind, path: Path, *, precision: Width = "f32") -> nn.Module:
+    """Write one of SpineNet's networks as ONNX; ``SPINENET_FACES`` has the names and sizes of inputs and outputs.
+
+    Returns:
+        The PyTorch network, in float32, that the file computes.
+
+    Raises:
+        UsageError: the checkpoint is not that network's.
+    """
+    net = load_spinenet(checkpoint, kind)
+    export_module(net, path, SPINENET_FACES[kind], precision=precision)
+    return net
+
+
+def export_module(
+    model: nn.Module,
+    path: Path,
+    face: Face,
+    *,
+    precision: Width = "f32",
+    opset: int = OPSET,
+    inline_bytes: int = INLINE_BYTES,
+) -> Path:
+    """Write any module of one input and one output as ONNX, and check the file.
+
+    Args:
+        model: in float32; put into evaluation mode, otherwise left as it is.
+        path: the file. Its weights lie inside, or beyond ``inline_bytes`` in one file beside it.
+        face: names and sizes.
+        precision: ``f16`` makes a strongly typed graph that computes in float16 between a cast of its input and
+            one of what its core gives; see ``narrowed``.
+        opset: version of ONNX's operators.
+        inline_bytes: largest file that holds its own weights.
+
+    Raises:
+        UsageError: a weight is too large for float16.
+    """
+    graph = trace(
+        narrowed(model) if precision == "f16" else model,
+        torch.zeros(face.example),
+        inputs=face.inputs,
+        outputs=face.outputs,
+        dynamic_shapes=face.dynamic,
+        opset=opset,
+    )
+    if isinstance(model, Deployed) and precision == "f32":
+        graph = ir.from_proto(half_weights(ir.to_proto(graph)))
+    return write_onnx(graph, path, notes={"precision": precision}, inline_bytes=inline_bytes)
+
+
+def grader_face(grader: Grader) -> Face:
+    """Return how a grader looks from outside."""
+    example = (2, len(grader.config.channels), *grader.config.shape)
+    return Face(example=example, inputs=(IMAGE,), outputs=(PROBABILITIES,), dynamic=BATCH)
 
 
 def folded(net: LevelHeatmapNet) -> LevelHeatmapNet:
@@ -102,44 +199,3 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.node[:]
     model.graph.node.extend(casts + nodes)
     return model
-
-
-def export_detector(checkpoint: Path, path: Path) -> Path:
-    """Write the averaged weights of `checkpoint` as ONNX to `path`.
-
-    Input `slices (N, 1, H, W)`, output `heatmaps (N, K, H / 2, W / 2)`, float32; H and W multiples of 32.
-    """
-    deployed = Deployed(folded(load_detector(checkpoint))).eval()
-    batch, rows, columns = (torch.export.Dim(n, min=1, max=m) for n, m in (("N", 64), ("rows", 10), ("columns", 10)))
-    program = torch.onnx.export(
-        deployed,
-        (torch.zeros(2, 1, 192, 160),),
-        dynamo=True,
-        input_names=["slices"],
-        output_names=["heatmaps"],
-        dynamic_shapes={"slices": {0: batch, 2: 32 * rows, 3: 32 * columns}},
-        opset_version=18,
-        verbose=False,
-    )
-    if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
-    model = half_weights(program.model_proto)
-    forget_source(model)
-    onnx.checker.check_model(model, full_check=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model.SerializeToString(deterministic=True))
-    return path
-
-
-def forget_source(proto: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: they hold stack traces with the paths of the machine that exported."""
-    proto.doc_string = ""
-    del proto.metadata_props[:]
-    for value in (*proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        del value.metadata_props[:]
-        value.doc_string = ""
-    for tensor in proto.graph.initializer:
-        del tensor.metadata_props[:]
-        tensor.doc_string = ""
-    del proto.graph.metadata_props[:]
-    del proto.functions[:]

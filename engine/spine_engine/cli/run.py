@@ -29,7 +29,7 @@ def run(
     ] = None,
     backend: Annotated[str, typer.Option(help="Runtime of the models: openvino or onnxruntime.")] = "openvino",
     device: Annotated[str, typer.Option(help="Device asked of the runtime; no other is used instead.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="auto, f32 or bf16.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, f32, bf16, f16, or int8 (graders).")] = "auto",
     series_descriptions: Annotated[
         Path | None,
         typer.Option(metavar="CSV", help="Which series plays which part; one beside the input is found by itself."),
