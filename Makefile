@@ -6,7 +6,7 @@ INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
 
-.PHONY: help demo test check lint accept eval-detector eval-grader detector grader bundle train-demo lock clean
+.PHONY: help demo test check lint accept eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -70,6 +70,9 @@ grader: .venv/.all ## train both graders on phantoms; hours
 bundle: .venv/.all ## write the packaged bundle from what the two targets above trained, with its card
 	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.0 --out engine/spine_engine/bundles/lumbar-small
 
+families: .venv/.all ## export every family of backbones, run it in every runtime here, write docs/families.md; 40 minutes
+	$(BIN)/python -m spine_bench.families --out docs/families.md
+
 train-demo: .venv/.all ## from nothing to a bundle on a CPU: 40 phantom studies, two trainings, a run, its score
 	rm -rf build/demo
 	$(BIN)/spine-engine phantom --studies 40 --seed 11 --output build/demo/set
@@ -82,9 +85,9 @@ train-demo: .venv/.all ## from nothing to a bundle on a CPU: 40 phantom studies,
 
 lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
-	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml -o requirements/run.txt
-	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --extra dev -c requirements/run.txt -o requirements/dev.txt
-	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header pyproject.toml --extra dev --extra train -c requirements/dev.txt -o requirements/all.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml -o requirements/run.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev -c requirements/run.txt -o requirements/dev.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
 
 clean: ## remove what the targets made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
