@@ -68,7 +68,7 @@ grader: .venv/.all ## train both graders on phantoms; hours
 	$(BIN)/spine-engine train whole-study --phantoms 600 --cache build/grids --out build/whole-study --epochs 6 --resume
 
 bundle: .venv/.all ## write the packaged bundle from what the two targets above trained, with its card
-	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.0 --out engine/spine_engine/bundles/lumbar-small
+	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.1 --out engine/spine_engine/bundles/lumbar-small
 
 families: .venv/.all ## export every family of backbones, run it in every runtime here, write docs/families.md; 40 minutes
 	$(BIN)/python -m spine_bench.families --out docs/families.md

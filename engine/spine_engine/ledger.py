@@ -87,6 +87,10 @@ class Ledger:
             raise OutputError(f"cannot use {path}: {error}; choose another output folder") from error
         self._notes = 0
         self._agree("schema", _SCHEMA_VERSION)
+        if (
+            self._db.execute("SELECT 1 FROM outcomes LIMIT 1").fetchone() is None
+        ):  # a run that could not begin binds none
+            self._write("DELETE FROM facts WHERE name NOT IN ('schema', 'runs')")
         for name, value in identity.items():
             self._agree(name, value)
         self._met = int(self.fact("runs") or 0) + 1

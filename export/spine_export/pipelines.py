@@ -57,7 +57,10 @@ def open_grader(checkpoint: Path, described: PipelineConfig | None) -> Grader:
         UsageError: the file is no such grader.
     """
     if described is None:
-        grader = load_grader(checkpoint)
+        try:
+            grader = load_grader(checkpoint)
+        except UsageError as error:
+            raise UsageError(f"{error}; weights of another origin need a description of their grader") from None
         require_ascending(grader, checkpoint)
         return grader
     return load_pipeline_grader(

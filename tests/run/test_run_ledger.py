@@ -127,8 +127,22 @@ def test_a_study_in_two_units_is_offered_once_more_with_all_files_and_then_count
     assert dict(again.counts()[0]) == {"graded": 1}
 
 
+def test_a_run_that_could_not_begin_binds_nothing(path):
+    ledger = Ledger(path, IDENTITY)
+    ledger.agree_device("grader", {"device": "gpu"})
+    ledger.meet(unit())
+    ledger.begin(unit())
+    ledger.close()
+    again = Ledger(path, {"bundle": "b2"})
+    assert (again.fact("bundle"), again.devices()) == ("b2", {})
+    assert again.meet(unit()).attempts == 1  # what may have killed a worker is still known
+
+
 def test_results_of_something_else_are_not_mixed_in(path):
-    Ledger(path, IDENTITY).close()
+    ledger = Ledger(path, IDENTITY)
+    ledger.meet(unit())
+    ledger.finish(unit(), [graded("1", b"")], [])
+    ledger.close()
     with pytest.raises(OutputError, match="bundle b1, this run has b2"):
         Ledger(path, {"bundle": "b2"})
     ledger = Ledger(path, IDENTITY)

@@ -7,6 +7,7 @@ dict or one in a wrapper, as ``torch.save`` or safetensors wrote it. Nothing tha
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,7 +140,8 @@ def compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Mismatch
 def differences(got: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Mismatch]:
     """Compare weights with several networks, each built without memory on ``meta``; what does not build is left out."""
     found: dict[str, Mismatch] = {}
-    with torch.device("meta"), _ReadableRamps():
+    with torch.device("meta"), _ReadableRamps(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.meshgrid")  # timm_3d's relative positions call it so
         for name, build in candidates.items():
             try:
                 found[name] = compare(build().state_dict(), got)
