@@ -221,9 +221,9 @@ Written by `make families` on {date.today()} ({platform.machine()}, no GPU; {ver
 Each model of timm_3d below was built with five cumulative-link heads and random weights for grids of 3 x {SIDE}^3
 voxels, exported with a dynamic batch, and run on phantom grids in batches of {", ".join(map(str, BATCHES))}. Columns
 of runtimes give the largest |probability difference| against PyTorch in float32, `own rounding` that of PyTorch's
-float32 against its float64, `RTX` what TensorRT-RTX built without a GPU. `yes`: exported, float32 within
-{F32_LIMIT:g} under both runtimes, engine built. Reduced precisions are reported, not judged: they are judged on
-trained models, when a bundle is made.
+float32 against its float64 (a difference near it is rounding, not a mistake), `RTX` what TensorRT-RTX built without
+a GPU. `yes`: exported, float32 within {F32_LIMIT:g} under both runtimes, engine built. Reduced precisions are
+reported, not judged: they are judged on trained models, when a bundle is made.
 
 {passed} of {len(rows)} pass.
 
