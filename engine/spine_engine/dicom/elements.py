@@ -21,6 +21,7 @@ EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
 DEFLATED: Final = "1.2.840.10008.1.2.1.99"
 _TRANSFER_SYNTAX: Final = 0x00020010
+_META_WANTED: Final = {_TRANSFER_SYNTAX: b"UI", 0x00020002: b"UI"}
 _PIXEL_DATA: Final = 0x7FE00010
 _ITEM: Final = 0xFFFEE000
 _ITEM_END: Final = 0xFFFEE00D
@@ -28,7 +29,16 @@ _SEQUENCE_END: Final = 0xFFFEE0DD
 _UNDEFINED: Final = 0xFFFFFFFF
 _META_OFFSET: Final = 132
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_VRS: Final = _LONG_VRS | frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_VRS: Final = _LONG_VRS | _SHORT_VRS
+_SHORT_LENGTHS: Final = 0x10000
+"""An element of a short VR is shorter than this: its length has 16 bits (PS3.5 7.1.2)."""
+# (group, number, VR, length), (group, number, length) and a length alone, by byte order.
+_FORMATS: Final = {
+    little: tuple(struct.Struct(order + code).unpack_from for code in ("HH2sH", "HHL", "L"))
+    for little, order in ((True, "<"), (False, ">"))
+}
+_ITEM_BYTES: Final = {True: b"\xfe\xff\x00\xe0", False: b"\xff\xfe\xe0\x00"}
 
 Value = bytes | list["Elements"]
 
@@ -77,27 +87,33 @@ class _DamagedError(Exception):
 class _Walk:
     """A walk over one buffer with one byte order."""
 
-    def __init__(self, buffer: memoryview, little: bool, wanted: Mapping[int, bytes], limits: Limits) -> None:
+    def __init__(self, buffer: bytes, little: bool, wanted: Mapping[int, bytes], limits: Limits) -> None:
         self.buffer = buffer
         self.little = little
         self.wanted = wanted
         self.limits = limits
-        order = "<" if little else ">"
-        self._explicit = struct.Struct(order + "HH2sH").unpack_from
-        self._implicit = struct.Struct(order + "HHL").unpack_from
-        self._length = struct.Struct(order + "L").unpack_from
-        self._item_bytes = struct.pack(order + "HH", _ITEM >> 16, _ITEM & 0xFFFF)
+        self._explicit, self._implicit, self._length = _FORMATS[little]
+        self._item_bytes = _ITEM_BYTES[little]
         self.pixel_data: PixelData | None = None
 
     def elements(
         self, at: int, end: int, explicit: bool, depth: int, into: Elements | None, stop_group: int | None = None
     ) -> int:
         """Walk elements from ``at`` up to ``end`` or an item delimiter; return where the walk stopped."""
-        buffer, wanted, top = self.buffer, self.wanted, depth == 0
+        buffer, top, unpack = self.buffer, depth == 0, self._explicit
+        wanted, values = (self.wanted, into.values) if into is not None else ({}, {})
+        # What ends before this, has a short VR and comes before the pixels needs no other look than this one.
+        quick = explicit and stop_group is None and self.limits.element_bytes >= _SHORT_LENGTHS
+        quick_end = 0 if not quick else min(end, self.limits.header_bytes) if top else end
         while at + 8 <= end:
-            group, number, vr, length = self._explicit(buffer, at)
+            group, number, vr, length = unpack(buffer, at)
             tag = group << 16 | number
             start = at + 8
+            if vr in _SHORT_VRS and (stop := start + length) <= quick_end and tag < _PIXEL_DATA:
+                if tag in wanted:
+                    values[tag] = (vr, buffer[start:stop])
+                at = stop
+                continue
             if tag == _ITEM_END:
                 return start
             if stop_group is not None and group != stop_group:
@@ -110,10 +126,11 @@ class _Walk:
                     start += 4
             elif not (explicit and vr.isalpha() and vr.isupper()):  # implicit VR, also inside explicit (PS3.5 6.2.2)
                 length = self._implicit(buffer, at)[2]
-                vr = wanted.get(tag, b"")
+                vr = self.wanted.get(tag, b"")
             if tag == _PIXEL_DATA and top:
                 encapsulated = length == _UNDEFINED
-                self.pixel_data = PixelData(buffer, vr, start, end - start if encapsulated else length, encapsulated)
+                size = end - start if encapsulated else length
+                self.pixel_data = PixelData(memoryview(buffer), vr, start, size, encapsulated)
                 return end
             at = self._value(tag, vr, start, length, end, explicit, depth, into)
             if top and at > self.limits.header_bytes:
@@ -139,7 +156,7 @@ class _Walk:
                 raise _DamagedError
             if not (vr == b"SQ" or (not vr and self.buffer[start : start + 4] == self._item_bytes)):
                 if into is not None and keep:
-                    into.values[tag] = (vr, bytes(self.buffer[start:stop]))
+                    into.values[tag] = (vr, self.buffer[start:stop])
                 return stop
             try:
                 self.items(start, stop, explicit, depth + 1, items, closed=True)
@@ -193,7 +210,6 @@ def walk(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMI
     Raises:
         StudyError: not DICOM, or its meta information or deflated data set is beyond a limit.
     """
-    buffer = memoryview(data)
     if data[128:132] == b"DICM":
         start = _META_OFFSET
     elif _plausible_start(data):
@@ -201,25 +217,25 @@ def walk(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMI
     else:
         raise StudyError(Reason.NOT_AN_IMAGE, "not a DICOM file")
     meta = Elements(little=True)
-    meta_walk = _Walk(buffer, True, {_TRANSFER_SYNTAX: b"UI", 0x00020002: b"UI"}, limits)
+    meta_walk = _Walk(data, True, _META_WANTED, limits)
     if data[start : start + 2] == b"\x02\x00":
         try:
-            start = meta_walk.elements(start, len(buffer), data[start + 4 : start + 6] in _VRS, 0, meta, stop_group=2)
+            start = meta_walk.elements(start, len(data), data[start + 4 : start + 6] in _VRS, 0, meta, stop_group=2)
         except _DamagedError:
             meta.damaged = True
             return Walked(meta, Elements(True, damaged=True), "", None)
     syntax = meta.values.get(_TRANSFER_SYNTAX, (b"", b""))[1]
     transfer_syntax = syntax.decode("ascii", "replace").rstrip("\0 ") if isinstance(syntax, bytes) else ""
     if transfer_syntax == DEFLATED:
-        buffer, start = memoryview(_inflated(buffer[start:], limits)), 0
-    little, explicit = _encoding(bytes(buffer[start : start + 6]), transfer_syntax)
+        data, start = _inflated(memoryview(data)[start:], limits), 0
+    little, explicit = _encoding(data[start : start + 6], transfer_syntax)
     if not transfer_syntax:
         transfer_syntax = (EXPLICIT_LITTLE if little else EXPLICIT_BIG) if explicit else IMPLICIT_LITTLE
     dataset = Elements(little)
-    dataset_walk = _Walk(buffer, little, wanted, limits)
+    dataset_walk = _Walk(data, little, wanted, limits)
     refusal: StudyError | None = None
     try:
-        dataset_walk.elements(start, len(buffer), explicit, 0, dataset)
+        dataset_walk.elements(start, len(data), explicit, 0, dataset)
     except _DamagedError:
         dataset.damaged = True
     except StudyError as error:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from spine_engine.dicom.limits import DEFAULT_LIMITS, Limits
+from spine_engine.dicom.limits import DEFAULT_LIMITS, MIB, Limits
 from spine_engine.errors import Reason, StudyError
 
 # O_NONBLOCK: opening a FIFO that replaced the file returns at once. O_NOFOLLOW: a link that replaced it is refused.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILES_AHEAD: Final = 16
+"""How many files are open ahead of the one that is read: measured, twice as many fetch no sooner."""
+_BYTES_AHEAD: Final = 8 * MIB
+"""How much of a file is fetched ahead: a slice of 2048 x 2048; what is larger streams well enough."""
 
 
 def check_regular(status: os.stat_result, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -25,12 +33,73 @@ def check_regular(status: os.stat_result, limits: Limits = DEFAULT_LIMITS) -> No
         raise StudyError(Reason.NOT_AN_IMAGE, "an empty file")
 
 
-def read_file(path: Path, limits: Limits = DEFAULT_LIMITS, first_bytes: int | None = None) -> bytes:
+def read_file(path: Path | str, limits: Limits = DEFAULT_LIMITS, first_bytes: int | None = None) -> bytes:
     """Return the content of ``path``, or its first ``first_bytes`` bytes.
 
     Raises:
         StudyError: not a regular file, too large, empty, unreadable, or gone.
     """
+    return _opened(path, limits).read(first_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file of ``size`` bytes that was opened and is to be read once, which closes it."""
+
+    descriptor: int
+    size: int
+
+    def read(self, first_bytes: int | None = None) -> bytes:
+        """Return the content, or its first ``first_bytes`` bytes, and close the file.
+
+        Raises:
+            StudyError: it cannot be read.
+        """
+        wanted = self.size if first_bytes is None else min(first_bytes, self.size)
+        try:
+            data = os.read(self.descriptor, wanted)
+            while len(data) < wanted and (more := os.read(self.descriptor, wanted - len(data))):
+                data += more
+            return data
+        except OSError:
+            raise StudyError(Reason.UNREADABLE) from None
+        finally:
+            os.close(self.descriptor)
+
+
+def open_ahead(paths: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[OpenFile | StudyError]:
+    """Yield each file, opened, or why it is not opened; a few that follow are open by then, and on their way.
+
+    Storage answers many requests at once sooner than one after the other, and works while slices are decoded.
+    """
+    ahead: deque[OpenFile | StudyError] = deque()
+    try:
+        for path in paths:
+            try:
+                file = _opened(path, limits)
+            except StudyError as error:
+                ahead.append(error)
+            else:
+                ahead.append(file)
+                _announce(file)
+            if len(ahead) > _FILES_AHEAD:
+                yield ahead.popleft()
+        while ahead:
+            yield ahead.popleft()
+    finally:
+        for left in ahead:
+            if isinstance(left, OpenFile):
+                os.close(left.descriptor)
+
+
+def _announce(file: OpenFile) -> None:
+    """Ask the system to fetch the beginning of a file; without the call (macOS) it is fetched when it is read."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # advice: what is wrong with the file shows when it is read
+            os.posix_fadvise(file.descriptor, 0, min(file.size, _BYTES_AHEAD), os.POSIX_FADV_WILLNEED)
+
+
+def _opened(path: Path | str, limits: Limits) -> OpenFile:
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
     except OSError as error:
@@ -40,13 +109,10 @@ def read_file(path: Path, limits: Limits = DEFAULT_LIMITS, first_bytes: int | No
     try:
         status = os.fstat(descriptor)
         check_regular(status, limits)
-        wanted = status.st_size if first_bytes is None else min(first_bytes, status.st_size)
-        with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as stream:
-            data: bytes = stream.read(wanted)
-            while len(data) < wanted and (more := stream.read(wanted - len(data))):
-                data += more
-        return data
     except OSError:
-        raise StudyError(Reason.UNREADABLE) from None
-    finally:
         os.close(descriptor)
+        raise StudyError(Reason.UNREADABLE) from None
+    except StudyError:
+        os.close(descriptor)
+        raise
+    return OpenFile(descriptor, status.st_size)

@@ -13,6 +13,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -38,6 +39,8 @@ MIN_BLOCK: Final = 3
 """Nearly parallel slices are taken apart into blocks of at least this many."""
 SPACING_TOLERANCE: Final = 1e-3
 """Pixel spacings within this fraction are one spacing."""
+ROUNDING_MM: Final = 1e-8
+"""Slack for the rounding of decimal fractions when spacings are compared."""
 ECHO_TOLERANCE_MS: Final = 1.0
 """Echo times farther apart than this are different echoes."""
 GAP_FACTOR: Final = 1.5
@@ -66,17 +69,28 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A slice with checked geometry: ``origin_mm (3,)`` and orthonormal ``axes (3, 3)`` (normal, down, right)."""
+    """A slice with checked geometry.
+
+    Attributes:
+        source: the slice.
+        origin_mm: the centre of its first voxel ``(3,)``.
+        axes: orthonormal ``(3, 3)``: normal, down, right. Slices of one orientation share the array.
+        axes_key: the nine numbers of ``axes``.
+        spatial_key: what sorts slices in space, whatever their names: normal, right, origin.
+    """
 
     source: Slice
     origin_mm: NDArray[np.float64]
     axes: NDArray[np.float64]
-    spacing_mm: tuple[float, float]
+    axes_key: tuple[float, ...]
+    spatial_key: tuple[float, ...]
 
     @property
-    def spatial_key(self) -> tuple[float, ...]:
-        """What sorts slices in space, whatever their names."""
-        return (*self.axes[0].tolist(), *self.axes[2].tolist(), *self.origin_mm.tolist())
+    def spacing_mm(self) -> tuple[float, float]:
+        """Distance between rows and between columns."""
+        spacing = self.source.frame.spacing_mm
+        assert spacing is not None
+        return spacing
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,18 @@ def place(source: Slice) -> Placed:
         raise StudyError(Reason.NO_POSITION)
     if frame.spacing_mm is None:
         raise StudyError(Reason.NO_PIXEL_SPACING)
-    right, down = np.array(frame.orientation[:3]), np.array(frame.orientation[3:])
+    axes, key = _orthonormal(frame.orientation)
+    return Placed(source, np.array(frame.position_mm), axes, key, (*key[:3], *key[6:], *frame.position_mm))
+
+
+@lru_cache(maxsize=1024)  # the slices of a series share one orientation, or a few
+def _orthonormal(orientation: tuple[float, ...]) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+    """Return the axes of an orientation (normal, down, right) as an array and as nine numbers.
+
+    Raises:
+        StudyError: it is not orthonormal.
+    """
+    right, down = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.array([np.linalg.norm(right), np.linalg.norm(down)])
     if np.abs(lengths - 1).max() > ORTHONORMAL_TOLERANCE or abs(float(right @ down)) > ORTHONORMAL_TOLERANCE:
         raise StudyError(Reason.BAD_ORIENTATION)
@@ -110,7 +135,8 @@ def place(source: Slice) -> Placed:
     down = down - right * (right @ down)
     down = down / np.linalg.norm(down)
     axes = np.stack([np.cross(right, down), down, right])
-    return Placed(source, np.array(frame.position_mm), axes, frame.spacing_mm)
+    axes.flags.writeable = False
+    return axes, tuple(axes.ravel().tolist())
 
 
 def contrast_groups(slices: Sequence[Slice]) -> list[list[Slice]]:
@@ -120,10 +146,11 @@ def contrast_groups(slices: Sequence[Slice]) -> list[list[Slice]]:
     """
     echo_of = _echo_labels(slices)
     groups: dict[tuple[float, ...], list[Slice]] = {}
-    kinds = sorted({image_kind(s.frame.image_type) for s in slices})
+    kind_of = {image_type: image_kind(image_type) for image_type in {s.frame.image_type for s in slices}}
+    kinds = sorted(set(kind_of.values()))
     for s in slices:
         frame = s.frame
-        kind = float(kinds.index(image_kind(frame.image_type)))
+        kind = float(kinds.index(kind_of[frame.image_type]))
         key = (echo_of[id(s)], frame.b_value or 0.0, float(frame.temporal or 0), kind, frame.inversion_time_ms or 0.0)
         groups.setdefault(key, []).append(s)
     return [groups[key] for key in sorted(groups)]
@@ -190,16 +217,22 @@ def _parallel_groups(placed: Sequence[Placed]) -> list[list[Placed]]:
     The most frequent orientation leads first; ties go by the orientation itself.
     """
     least = np.cos(np.deg2rad(PARALLEL_DEGREES))
-    orientations = Counter(tuple(p.axes[[0, 2]].round(5).ravel().tolist()) for p in placed)
+    turns = {key: np.array([key[:3], key[6:]]) for key in {p.axes_key for p in placed}}
+    orientations: Counter[tuple[float, ...]] = Counter()
+    for key, count in Counter(p.axes_key for p in placed).items():
+        orientations[tuple(turns[key].round(5).ravel().tolist())] += count
     leaders: list[NDArray[np.float64]] = []
     for orientation, _ in sorted(orientations.items(), key=lambda item: (-item[1], item[0])):
         axes = np.array(orientation).reshape(2, 3)
         if all((axes * leader).sum(axis=1).min() < least for leader in leaders):
             leaders.append(axes)
+    nearest = {
+        key: int(np.argmax([float((turn * leader).sum(axis=1).min()) for leader in leaders]))
+        for key, turn in turns.items()
+    }
     groups: list[list[Placed]] = [[] for _ in leaders]
     for p in sorted(placed, key=lambda p: p.spatial_key):
-        agreement = [float((p.axes[[0, 2]] * leader).sum(axis=1).min()) for leader in leaders]
-        groups[int(np.argmax(agreement))].append(p)
+        groups[nearest[p.axes_key]].append(p)
     ids = sorted({p.source.frame.stack_id for p in placed})
     by_id = [[p for p in group if p.source.frame.stack_id == stack_id] for group in groups for stack_id in ids]
     return [group for group in by_id if group]
@@ -211,19 +244,23 @@ def _largest_consistent(parallel: list[Placed]) -> tuple[list[Placed], int]:
     for p in parallel:
         image = p.source.image
         by_spacing = groups.setdefault((image.rows, image.columns, image.signed), {})
-        spacing = next((s for s in by_spacing if np.allclose(s, p.spacing_mm, rtol=SPACING_TOLERANCE)), p.spacing_mm)
+        spacing = next((s for s in by_spacing if _same_spacing(s, p.spacing_mm)), p.spacing_mm)
         by_spacing.setdefault(spacing, []).append(p)
     candidates = [(len(g), shape, spacing, g) for shape, by in groups.items() for spacing, g in by.items()]
     best = max(candidates, key=lambda c: c[:3])
     return best[3], len(parallel) - best[0]
 
 
+def _same_spacing(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return all(abs(a - b) <= ROUNDING_MM + SPACING_TOLERANCE * b for a, b in zip(one, other, strict=True))
+
+
 def _blocks(consistent: list[Placed]) -> list[list[Placed]]:
     """Split parallel slices that share positions along the normal yet lie side by side in the plane."""
     axes = consistent[0].axes
-    ordered = sorted(consistent, key=lambda p: (float(p.origin_mm @ axes[0]), p.spatial_key))
+    placed = sorted(((float(p.origin_mm @ axes[0]), p.spatial_key, p) for p in consistent), key=lambda item: item[:2])
+    along, ordered = [item[0] for item in placed], [item[2] for item in placed]
     in_plane = [axes[1:] @ p.origin_mm for p in ordered]
-    along = [float(p.origin_mm @ axes[0]) for p in ordered]
     side_by_side = any(
         b - a < SAME_POSITION_MM and np.abs(in_plane[i + 1] - in_plane[i]).max() > SAME_BLOCK_MM
         for i, (a, b) in enumerate(pairwise(along))
@@ -252,19 +289,18 @@ def _split_where_tilt_changes(
     least = np.cos(np.deg2rad(SAME_TILT_DEGREES))
     blocks = [[ordered[0]]]
     for i in range(1, len(ordered)):
-        turned = (ordered[i].axes * ordered[i - 1].axes).sum(axis=1).min() < least
-        jumped = (
-            along[i] - along[i - 1] > GAP_FACTOR * usual or np.abs(in_plane[i] - in_plane[i - 1]).max() > SAME_BLOCK_MM
-        )
-        if turned and jumped:
-            blocks.append([])
-        blocks[-1].append(ordered[i])
+        before, p = ordered[i - 1 : i + 1]
+        if p.axes is not before.axes and (p.axes * before.axes).sum(axis=1).min() < least:
+            aside = np.abs(in_plane[i] - in_plane[i - 1]).max() > SAME_BLOCK_MM
+            if aside or along[i] - along[i - 1] > GAP_FACTOR * usual:
+                blocks.append([])
+        blocks[-1].append(p)
     return blocks if min(map(len, blocks)) >= MIN_BLOCK else [ordered]
 
 
 def _stack(block: list[Placed], left_out: int) -> BuiltStack:
     """Build one stack from ordered, consistent slices, after duplicates at one position are settled."""
-    axes = Counter(tuple(p.axes.ravel().tolist()) for p in block)
+    axes = Counter(p.axes_key for p in block)
     leader = np.array(max(axes, key=lambda a: (axes[a], a))).reshape(3, 3)
     block = sorted(block, key=lambda p: (float(p.origin_mm @ leader[0]), p.source.recency))
     kept, warnings, notes = _without_duplicates(block, leader[0])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from spine_engine.dicom.elements import Elements, Walked
@@ -79,6 +80,8 @@ WANTED: Final[dict[int, bytes]] = {
 
 IDENTITY: Final = {0x0020000D: b"UI"}
 _BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "L", b"SL": "l", b"FL": "f", b"FD": "d"}
+_REMEMBERED_BYTES: Final = 128
+"""Longer than six decimal strings of 16 bytes (PS3.5 6.2), and short enough to remember some thousand of."""
 _MAX_UID_BYTES: Final = 64  # PS3.5 9.1
 _LARGEST_NUMBER: Final = 1e12  # nothing that is read comes near; keeps later arithmetic finite
 
@@ -148,8 +151,10 @@ class Image:
 
 
 def _text(elements: Elements, tag: int) -> str:
-    value = elements.values.get(tag, (b"", b""))[1]
-    return value.decode("latin-1").strip("\0 ") if isinstance(value, bytes) else ""
+    found = elements.values.get(tag)
+    if found is None or not isinstance(found[1], bytes):
+        return ""
+    return found[1].decode("latin-1").strip("\0 ")
 
 
 def _words(elements: Elements, tag: int) -> tuple[str, ...]:
@@ -159,14 +164,21 @@ def _words(elements: Elements, tag: int) -> tuple[str, ...]:
 
 def _numbers(elements: Elements, tag: int) -> tuple[float, ...]:
     """Return the numbers of an element, or () when any of them is NaN, infinite or absurd."""
-    vr, value = elements.values.get(tag, (b"", b""))
+    found = elements.values.get(tag)
+    if found is None:
+        return ()
+    vr, value = found
     if not isinstance(value, bytes) or not value:
         return ()
+    return (_parsed if len(value) > _REMEMBERED_BYTES else _remembered)(vr, value, elements.little)
+
+
+def _parsed(vr: bytes, value: bytes, little: bool) -> tuple[float, ...]:
     try:
         if vr in _BINARY:
             code = _BINARY[vr]
             count = len(value) // struct.calcsize("<" + code)
-            numbers = [float(n) for n in struct.unpack_from(f"{'<' if elements.little else '>'}{count}{code}", value)]
+            numbers = [float(n) for n in struct.unpack_from(f"{'<' if little else '>'}{count}{code}", value)]
         else:
             numbers = [float(part) for part in value.decode("latin-1").strip("\0 ").split("\\")]
     except (ValueError, struct.error):
@@ -174,14 +186,12 @@ def _numbers(elements: Elements, tag: int) -> tuple[float, ...]:
     return tuple(numbers) if all(abs(number) < _LARGEST_NUMBER for number in numbers) else ()
 
 
-def _number(elements: Elements, tag: int) -> float | None:
-    numbers = _numbers(elements, tag)
-    return numbers[0] if numbers else None
+_remembered = lru_cache(maxsize=4096)(_parsed)  # the slices of a series repeat nearly all of their numbers
 
 
 def _integer(elements: Elements, tag: int, default: int) -> int:
-    number = _number(elements, tag)
-    return default if number is None else int(number)
+    numbers = _numbers(elements, tag)
+    return int(numbers[0]) if numbers else default
 
 
 def _exactly(numbers: tuple[float, ...], count: int) -> tuple[float, ...] | None:
@@ -271,8 +281,8 @@ def _echo_pulse_sequence(dataset: Elements) -> tuple[str, ...]:
 
 
 def _items(elements: Elements, tag: int) -> list[Elements]:
-    value = elements.values.get(tag, (b"", b""))[1]
-    return value if isinstance(value, list) else []
+    found = elements.values.get(tag)
+    return found[1] if found is not None and isinstance(found[1], list) else []
 
 
 def _frames(dataset: Elements, declared_frames: int) -> tuple[Frame, ...]:
@@ -295,14 +305,19 @@ def _frame(index: int, sources: list[Elements]) -> Frame:
     """Return one frame; every attribute comes from the first source that has it."""
 
     def source(*tags: int) -> tuple[Elements, int]:
-        return next(((s, t) for s in sources for t in tags if t in s.values), (sources[-1], tags[0]))
+        for elements in sources:
+            for tag in tags:
+                if tag in elements.values:
+                    return elements, tag
+        return sources[-1], tags[0]
 
     def number(*tags: int) -> float | None:
-        return _number(*source(*tags))
+        numbers = _numbers(*source(*tags))
+        return numbers[0] if numbers else None
 
     def integer(*tags: int) -> int | None:
-        value = number(*tags)
-        return None if value is None else int(value)
+        numbers = _numbers(*source(*tags))
+        return int(numbers[0]) if numbers else None
 
     spacing = _exactly(_numbers(*source(0x00280030)), 2)
     slope = number(0x00281053)

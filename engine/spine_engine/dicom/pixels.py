@@ -1,7 +1,8 @@
 """Stored pixel values of one frame: decoded, masked, sign-extended, MONOCHROME1 inverted.
 
-imagecodecs decodes (it releases the interpreter lock); pydicom splits encapsulated fragments into frames. No decoder
-runs before the size that its own code stream declares has been compared with the header's.
+imagecodecs decodes (it releases the interpreter lock); pydicom splits encapsulated fragments into frames where they are
+more than one fragment of one frame. No decoder runs before the size that its own code stream declares has been compared
+with the header's. Values that need no change stay where they are: a native slice is first copied into its stack.
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ SUPPORTED: Final = NATIVE | {RLE} | set(_DECODERS)
 _RLE_SLACK: Final = 64
 """Room for the padding that encoders leave after a segment, bytes."""
 
+_VIEW_FACTOR: Final = 2
+"""A view keeps the whole file in memory: a file of more than this many times its pixels has them copied out."""
+_FRAGMENT: Final = struct.Struct("<4sL").unpack_from
+_ITEM: Final = b"\xfe\xff\x00\xe0"
+_SEQUENCE_END: Final = b"\xfe\xff\xdd\xe0"
+
 Pixels = NDArray[np.uint16] | NDArray[np.int16]
 
 
@@ -52,7 +59,10 @@ def check_decodable(image: Image) -> None:
 
 
 def frames(image: Image, pixel_data: PixelData) -> Iterator[Pixels | StudyError]:
-    """Yield the stored values ``(R, C)`` of each declared frame, or why that frame cannot be had."""
+    """Yield the stored values ``(R, C)`` of each declared frame, or why that frame cannot be had.
+
+    They may be a read-only view of ``pixel_data.buffer`` where that holds little else.
+    """
     source = _encapsulated(image, pixel_data) if pixel_data.encapsulated else _native(image, pixel_data)
     count = 0
     try:
@@ -76,31 +86,53 @@ def _native(image: Image, pixel_data: PixelData) -> Iterator[NDArray[Any]]:
     big = image.transfer_syntax == EXPLICIT_BIG
     dtype = np.dtype(f"{'>' if big else '<'}u{size}")
     end = min(pixel_data.start + pixel_data.length, len(pixel_data.buffer))
+    in_place = len(pixel_data.buffer) <= _VIEW_FACTOR * pixels * size * image.declared_frames
     for start in range(pixel_data.start, end, pixels * size):
         if start + pixels * size > end:
             return
         raw = np.frombuffer(pixel_data.buffer, dtype, pixels, start)
         if big and size == 1 and pixel_data.vr == b"OW" and pixels % 2 == 0:
             raw = raw.view("<u2").byteswap().view(dtype)
-        yield raw.reshape(image.rows, image.columns)
+        yield (raw if in_place else raw.copy()).reshape(image.rows, image.columns)
 
 
 def _encapsulated(image: Image, pixel_data: PixelData) -> Iterator[NDArray[Any] | StudyError]:
     """Yield the decoded frames of encapsulated pixel data (PS3.5 A.4)."""
-    from pydicom.encaps import generate_frames  # here, because importing it takes longer than reading a study
-
     if image.transfer_syntax in NATIVE:
         raise StudyError(Reason.CORRUPT_PIXELS)
-    fragments = bytes(pixel_data.buffer[pixel_data.start : pixel_data.start + pixel_data.length])
+    data = pixel_data.buffer[pixel_data.start : pixel_data.start + pixel_data.length]
+    only = _only_fragment(data)
+    for frame in (only,) if only is not None else _frames_of_fragments(bytes(data), image.declared_frames):
+        try:
+            yield _decoded(frame, image)
+        except MemoryError:
+            raise
+        except Exception:  # noqa: BLE001 - every codec has an error type of its own
+            yield StudyError(Reason.CORRUPT_PIXELS, "a frame cannot be decoded")
+
+
+def _only_fragment(data: memoryview) -> bytes | None:
+    """Return the one fragment of ``data``, behind an offset table of at most one entry; None when it is otherwise."""
+    if len(data) < 16:
+        return None
+    table_item, table_length = _FRAGMENT(data, 0)
+    at = 8 + table_length
+    if table_item != _ITEM or table_length not in (0, 4) or at + 8 > len(data):
+        return None
+    item, length = _FRAGMENT(data, at)
+    stop = at + 8 + length
+    if item != _ITEM or stop + 4 > len(data) or bytes(data[stop : stop + 4]) != _SEQUENCE_END:
+        return None
+    return bytes(data[at + 8 : stop])
+
+
+def _frames_of_fragments(data: bytes, declared_frames: int) -> Iterator[bytes]:
+    """Yield the encoded frames of any sequence of fragments."""
+    from pydicom.encaps import generate_frames  # here, because importing it takes longer than reading a study
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings may repeat header values
-        for frame in generate_frames(fragments, number_of_frames=image.declared_frames):
-            try:
-                yield _decoded(frame, image)
-            except MemoryError:
-                raise
-            except Exception:  # noqa: BLE001 - every codec has an error type of its own
-                yield StudyError(Reason.CORRUPT_PIXELS, "a frame cannot be decoded")
+        yield from generate_frames(data, number_of_frames=declared_frames)
 
 
 def _decoded(frame: bytes, image: Image) -> NDArray[Any]:
@@ -143,6 +175,10 @@ def _stored_values(raw: NDArray[Any], image: Image) -> Pixels:
     """Cut the stored bits out, extend the sign and invert MONOCHROME1 about the stored range (PS3.3 C.7.6.3.1)."""
     bits = image.bits_stored
     shift = image.high_bit + 1 - bits
+    if raw.dtype == np.uint16 and not shift and not image.monochrome1:
+        as_stored = raw.view(np.int16) if image.signed else raw
+        if bits == 16 or _within(as_stored, bits - image.signed):
+            return as_stored
     values = (raw >> shift if shift else raw).astype(np.uint16)
     if bits < 16:
         values &= (1 << bits) - 1
@@ -152,3 +188,8 @@ def _stored_values(raw: NDArray[Any], image: Image) -> Pixels:
     if bits < 16:
         signed = (values ^ (1 << (bits - 1))).view(np.int16) - np.int16(1 << (bits - 1))
     return np.subtract(-1, signed, dtype=np.int16) if image.monochrome1 else signed
+
+
+def _within(values: Pixels, bits: int) -> bool:
+    """Tell whether all values are below ``2**bits`` and, where signed, not below ``-2**bits``."""
+    return bool(values.max() < 1 << bits and (values.dtype == np.uint16 or values.min() >= -(1 << bits)))

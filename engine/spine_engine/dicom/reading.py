@@ -7,17 +7,19 @@ with its reason when it cannot be graded.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 import struct
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from spine_engine.dicom import pixels
 from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit, printable_uid
 from spine_engine.dicom.elements import Walked, walk
-from spine_engine.dicom.files import read_file
+from spine_engine.dicom.files import OpenFile, open_ahead
 from spine_engine.dicom.geometry import Slice
 from spine_engine.dicom.header import IDENTITY, WANTED, Image, check_is_image, read_image, series_uid, study_uid
 from spine_engine.dicom.limits import DEFAULT_LIMITS, Limits
@@ -49,7 +51,6 @@ class UnitReading:
 class _Reading:
     """What has been read of a unit so far."""
 
-    root: Path
     limits: Limits
     deadline: float
     files_of: dict[str, list[FileEntry]] = field(default_factory=dict)
@@ -79,13 +80,17 @@ def read_unit(
     Reads every file once. When files of several studies are met, decoding stops, the rest is only identified, and
     ``split`` names one unit a study.
     """
-    reading = _Reading(root, limits, time.monotonic() + limits.study_s)
-    for entry in sorted(unit.files, key=lambda file: file.path):
+    reading = _Reading(limits, time.monotonic() + limits.study_s)
+    entries = sorted(unit.files, key=lambda file: file.path)
+    opened = open_ahead((f"{root}/{entry.path}" for entry in entries), limits)
+    for entry, file in zip(entries, opened, strict=True):
         try:
+            if isinstance(file, StudyError):
+                raise file
             if reading.decoding:
-                _read(reading, entry)
+                _read(reading, entry, file)
             else:
-                _identify(reading, entry)
+                _identify(reading, entry, file)
         except StudyError as error:
             reading.refused.append(RefusedFile(entry.path, error.reason))
         except MemoryError:
@@ -112,7 +117,7 @@ def read_unit(
     return UnitReading((assemble(study_id, series, overrides or RoleOverrides()),), (), refused)
 
 
-def _read(reading: _Reading, entry: FileEntry) -> None:
+def _read(reading: _Reading, entry: FileEntry, file: OpenFile) -> None:
     """Read one file into the study.
 
     Raises:
@@ -121,12 +126,12 @@ def _read(reading: _Reading, entry: FileEntry) -> None:
     limits = reading.limits
     if time.monotonic() > reading.deadline:
         reading.give_up(Reason.TIMEOUT)
-        return _identify(reading, entry)
+        return _identify(reading, entry, file)
     file_deadline = min(reading.deadline, time.monotonic() + limits.file_s)
-    data = read_file(reading.root / entry.path, limits)
+    data = file.read()
     walked = walk(data, WANTED, limits)
     study = study_uid(walked)
-    folder = str(PurePosixPath(entry.path).parent)
+    folder = _folder(posixpath.dirname(entry.path))
     try:
         check_is_image(walked)
         image = read_image(walked, limits)
@@ -150,6 +155,12 @@ def _read(reading: _Reading, entry: FileEntry) -> None:
         return None
     _decode(series, entry.path, image, walked, file_deadline)
     return None
+
+
+@lru_cache(maxsize=16)
+def _folder(path: str) -> str:
+    """Return a folder as records show it: plain, and "." for the input itself."""
+    return str(PurePosixPath(path))
 
 
 def _belongs(reading: _Reading, entry: FileEntry, study: str) -> bool:
@@ -204,9 +215,9 @@ def _decode(series: ReadSeries, path: str, image: Image, walked: Walked, deadlin
         raise last
 
 
-def _identify(reading: _Reading, entry: FileEntry) -> None:
+def _identify(reading: _Reading, entry: FileEntry, file: OpenFile) -> None:
     """Find out which study a file belongs to, from its beginning."""
-    data = read_file(reading.root / entry.path, reading.limits, reading.limits.peek_bytes)
+    data = file.read(reading.limits.peek_bytes)
     walked = walk(data, {**IDENTITY, 0x00080016: b"UI", 0x00080060: b"CS"}, reading.limits)
     study = study_uid(walked)
     if not study:

@@ -90,11 +90,11 @@ def _draft(study_id: str, read: ReadSeries, overrides: RoleOverrides) -> _Draft:
         groups.append(built)
     notes = [f"{sum(failures.values())} slices dropped ({_counts(failures)})"] if failures else []
     draft = _Draft(read, [], set(), notes)
-    lost_kind = next((why for s in read.slices if (why := ineligible(s.image, s.frame))), None)
-    kind = next(iter(sorted(read.unread)), None) or (lost_kind if stated is None else None)
     usable = [built for group in groups for built in group if len(built.slices) > 1]
     if not usable:
         reason = _common(failures) if failures and not any(groups) else Reason.NOT_A_VOLUME
+        lost_kind = next((why for s in read.slices if (why := ineligible(s.image, s.frame))), None)
+        kind = next(iter(sorted(read.unread)), None) or (lost_kind if stated is None else None)
         if kind is not None:
             draft.refusal = Series(read.path, None, kind, (), read.images)
         else:
