@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from spine_engine.backends.external import refuse_external_data
 from spine_engine.errors import BackendError
 
-PLACES = ["initializer", "sparse_initializer", "constant", "subgraph", "function"]
+PLACES = ["initializer", "sparse_initializer", "constant", "tensors", "subgraph", "function", "default", "training"]
 
 
 def tensor(outside, location="../../weights"):
@@ -29,17 +29,26 @@ def model_with(place, outside, location="../../weights"):
         initial.append(value)
     elif place == "constant":
         nodes.append(constant)
+    elif place == "tensors":
+        nodes.append(helper.make_node("Own", [], ["c"], domain="own", values=[value, value]))
     elif place == "subgraph":
         inner = helper.make_graph([constant], "inner", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4])])
         nodes.append(helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner))
     elif place == "function":
         imports = [helper.make_opsetid("", 18)]
         functions.append(helper.make_function("own", "f", [], ["c"], [constant], imports))
+    elif place == "default":
+        imports, default = [helper.make_opsetid("", 18)], helper.make_attribute("w", value)
+        functions.append(helper.make_function("own", "f", [], ["c"], [constant], imports, [], [default]))
+        functions[-1].node.pop()
     graph = helper.make_graph(nodes, "g", [x], [y], initial)
     if place == "sparse_initializer":
         indices = numpy_helper.from_array(np.arange(4), "i")
         graph.sparse_initializer.append(helper.make_sparse_tensor(value, indices, [4]))
-    return helper.make_model(graph, functions=functions).SerializeToString()
+    model = helper.make_model(graph, functions=functions)
+    if place == "training":
+        model.training_info.add(algorithm=helper.make_graph([], "t", [], [], [value]))
+    return model.SerializeToString()
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -59,6 +68,16 @@ def test_an_unknown_group_hides_nothing():
     refuse_external_data(group + model_with("initializer", outside=False))
     with pytest.raises(BackendError, match="another file"):
         refuse_external_data(group + model_with("initializer", outside=True))
+
+
+def test_bits_that_parsers_drop_hide_nothing():
+    location = bytes([0x0A, 4]) + b"path"  # an entry of external_data
+    wide = bytes([0xEA, 0x80, 0x80, 0x80, 0x10])  # the tag of field 13, bytes, with bit 32 set
+    flag = bytes([0x70]) + bytes([0x81, 0x80, 0x80, 0x80, 0x10])  # data_location: 2^32 + 1
+    for tensor_bytes in (wide + bytes([len(location)]) + location, flag):
+        graph = bytes([0x2A, len(tensor_bytes)]) + tensor_bytes
+        with pytest.raises(BackendError):
+            refuse_external_data(bytes([0x3A, len(graph)]) + graph)
 
 
 @pytest.mark.parametrize("content", [b"rubbish", b"\x0a\xff", b"\x0b", b"\x80" * 20, b"\x7c"])

@@ -20,7 +20,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Device:
-    """What a model really runs on, as the runtime reports it after loading."""
+    """What a model really runs on, as the runtime reports it after loading.
+
+    ``precision`` is OpenVINO's own word; the other runtimes compute in what the file is, so there it is what the file
+    was given as, as bundles name each file's.
+    """
 
     backend: str
     device: str

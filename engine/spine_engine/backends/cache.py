@@ -78,8 +78,12 @@ def drop_compiled(key: str) -> None:
     """Delete an entry that turned out to be unusable."""
     folder = cache_folder()
     if folder is not None:
+        entry = folder / f"{key}.blob"
         with contextlib.suppress(OSError):
-            (folder / f"{key}.blob").unlink()
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
 
 def compiled_once(key: str, build: Callable[[], bytes]) -> bytes:

@@ -134,9 +134,10 @@ def reopen_engine(engine: bytes, *, runtime: str) -> bool:
     if load_library(library).Runtime(said).deserialize_cuda_engine(engine) is not None:
         return True
     # it ends with a CUDA error of its own whatever it said first, so the first error tells
-    if "Cuda Runtime" in said.errors[0] and not has_gpu():
+    why = said.errors[0] if said.errors else "it does not say why"
+    if "Cuda Runtime" in why and not has_gpu():
         return False
-    raise BackendError(f"{library.name} refuses the engine: {said.errors[0]}")
+    raise BackendError(f"{library.name} refuses the engine: {why}")
 
 
 def has_gpu() -> bool:

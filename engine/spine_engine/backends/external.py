@@ -13,7 +13,8 @@ from typing import Final
 from spine_engine.errors import BackendError
 
 _CHILDREN: Final = {
-    "model": {7: "graph", 25: "function"},
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
@@ -31,6 +32,9 @@ _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 
 _LONGEST_VARINT = 10
 
+_32_BITS = 0xFFFF_FFFF
+"""Parsers keep this much of a tag and of an enumeration, and so read more bits than these as something else."""
+
 
 def refuse_external_data(model: bytes) -> None:
     """Raise unless all of ``model``'s weights are inside it.
@@ -45,7 +49,7 @@ def refuse_external_data(model: bytes) -> None:
             kind, start, end = waiting.pop()
             for number, value in _fields(view, start, end):
                 if isinstance(value, int):
-                    outside = kind == "tensor" and number == _DATA_LOCATION and value == _EXTERNAL
+                    outside = kind == "tensor" and number == _DATA_LOCATION and value & _32_BITS == _EXTERNAL
                 else:
                     outside = kind == "tensor" and number == _EXTERNAL_DATA
                     if number in _CHILDREN[kind]:
@@ -61,6 +65,8 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int |
     at, depth = start, 0
     while at < end:
         key, at = _varint(view, at, end)
+        if key > _32_BITS:
+            raise ValueError("a tag of more than 32 bits")
         number, wire = key >> 3, key & 7
         if wire == _VARINT:
             value, at = _varint(view, at, end)
