@@ -3,6 +3,7 @@
 import json
 import os
 import struct
+import zipfile
 
 import pytest
 
@@ -28,6 +29,24 @@ def prefixed(prefix: str) -> dict:
     return {f"{prefix}{name}": tensor for name, tensor in STATE.items()}
 
 
+def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):
+    torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "net.pt", "w") as packed:
+        for entry in plain.infolist():
+            packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "net.pt").stat().st_size < 100_000
+    with pytest.raises(UsageError, match=r"net\.pt is compressed"):
+        read_weights(tmp_path / "net.pt")
+
+
+def test_safetensors_of_another_name_are_told_apart(tmp_path):
+    safetensors_torch.save_file(STATE, tmp_path / "net.pt")
+    with pytest.raises(UsageError, match=r"safetensors must be named \.safetensors"):
+        read_weights(tmp_path / "net.pt")
+    safetensors_torch.save_file(STATE, tmp_path / "net.SAFETENSORS")
+    assert same(read_weights(tmp_path / "net.SAFETENSORS"), STATE)
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -37,6 +56,9 @@ def prefixed(prefix: str) -> dict:
         {"state_dict": STATE},
         {"ema": STATE, "model": OTHER},
         {"ema": 0.999, "model": STATE},
+        {"ema": {}, "model": STATE},
+        {"ema": {"module": "x", "decay": 0.99}, "net": STATE},
+        {"model_state_dict": STATE, "epoch": 3},
         {"model": {"state_dict": STATE}},
         {"ema": {"n_averaged": torch.tensor(7), **prefixed("module.")}, "model": OTHER},
         prefixed("module."),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from spine_engine.errors import UsageError
 
-WRAPPERS: Final = ("ema", "model", "net", "state_dict")
+WRAPPERS: Final = ("ema", "model", "net", "state_dict", "model_state_dict")
 """Keys under which training scripts keep the weights; the first that a file has is taken, so averaged ones win."""
 
 PREFIXES: Final = ("module.", "_orig_mod.")
@@ -41,6 +42,8 @@ _LISTED_KEYS: Final = 6
 
 _LISTED_LENGTH: Final = 100
 """Characters of a key that an error shows."""
+
+_NOT_SAVED_BY_TORCH: Final = "it is damaged, or not a file of torch.save; safetensors must be named .safetensors"
 
 _NEAR: Final = 0.5
 """Share of keys that may differ while a network still counts as near."""
@@ -68,12 +71,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"{path} is no file; give a file of torch.save or .safetensors")
     if not path.stat().st_size:
         raise UsageError(f"{path.name} is no checkpoint: the file is empty")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    for _ in range(_WRAPPED_AT_MOST):
-        if isinstance(content, Mapping):
-            wrapped = (content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping))
-            content = next(wrapped, content)
-    if not isinstance(content, Mapping) or not content or not all(map(_is_plain, content.values())):
+    content = _weights_in(_read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path))
+    if content is None:
         raise UsageError(f"{path.name} holds no weights: want a state dict, or one under {', '.join(WRAPPERS)}")
     state: dict[str, Tensor] = {}
     for name, tensor in content.items():
@@ -83,6 +82,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state[bare] = tensor
     state.pop(AVERAGING_COUNT, None)
     return state
+
+
+def _weights_in(content: object, depth: int = 0) -> Mapping[str, Tensor] | None:
+    """Return the first mapping of tensors alone: what it is given, or what lies under one of ``WRAPPERS``."""
+    if not isinstance(content, Mapping) or depth > _WRAPPED_AT_MOST:
+        return None
+    if content and all(map(_is_plain, content.values())):
+        return content
+    inside = (_weights_in(content[key], depth + 1) for key in WRAPPERS if key in content)
+    return next((found for found in inside if found is not None), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +212,23 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_pickle(path: Path) -> object:
     try:
+        _refuse_compressed(path)
         with torch.serialization.safe_globals(_NUMPY_SCALAR):
             return torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except Exception as error:  # noqa: BLE001 - whatever the unpickler raises on a file that is none of torch's
         wants = re.search(r"(?i)unsupported (?:global:? )+(\S{1,80})", str(error))
-        reason = f"it asks for {_shown(wants[1])}; save the state dict alone" if wants else _first_line(error)
+        reason = f"it asks for {_shown(wants[1])}; save the state dict alone" if wants else _NOT_SAVED_BY_TORCH
         raise UsageError(f"{path.name} is no checkpoint that can be read safely: {reason}") from None
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Refuse an archive with compressed entries: a kilobyte may hold a megabyte, and torch.save compresses nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise UsageError(f"{path.name} is compressed, which torch.save never does: save it with torch.save")
 
 
 def _first_line(error: Exception) -> str:
