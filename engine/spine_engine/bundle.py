@@ -94,13 +94,17 @@ class Bundle:
         Args:
             entry: the model, e.g. ``bundle.grader``.
             name, device, threads: see ``backends.open_backend``.
-            precision: ``auto`` is the fastest of this machine's that the model passed parity in.
+            precision: ``auto`` is the fastest of this machine's that the model passed parity in. ``int8`` is for
+                graders: another model then runs as in ``auto``.
 
         Raises:
             BackendError: the runtime, device or precision is not to be had.
             BundleError: the model is damaged, or not what the manifest says.
         """
-        wanted = _precision(entry, name, device) if precision == "auto" else precision
+        if precision == "auto" or (precision == "int8" and not isinstance(entry, GraderEntry)):
+            wanted = _precision(entry, name, device)
+        else:
+            wanted = precision
         content = read_model(self.path, _file_of(entry, name, wanted))
         backend = open_backend(
             content, name=name, device=device, precision=wanted, threads=threads, profile=entry.profile

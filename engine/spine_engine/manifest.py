@@ -203,6 +203,14 @@ class GraderEntry(ModelEntry):
         return self.output_channels == tuple(CONDITIONS)
 
 
+SPINENET_TENSORS: Final = {
+    "detector": ("patches", "maps"),
+    "vertebra_appearance": ("volumes", "scores"),
+    "vertebra_context": ("columns", "scores"),
+}
+"""Input and output of each network that the decoder ``vfr`` asks; see ``detection.spinenet``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Models:
     """The models by role; at least one that grades, and ``grader`` only together with ``detector``.
@@ -225,6 +233,11 @@ class Models:
         named = self.detector is not None and self.detector.decoder == "vfr"
         if (self.vertebra_appearance is not None, self.vertebra_context is not None) != (named, named):
             raise ValueError("vertebra_appearance and vertebra_context belong to a detector with the decoder vfr")
+        if named:
+            for role, wanted in SPINENET_TENSORS.items():
+                model: ModelEntry = getattr(self, role)
+                if (model.inputs[0].name, model.outputs[0].name) != wanted:
+                    raise ValueError(f"{role} must take {wanted[0]} and give {wanted[1]} with the decoder vfr")
         _check_order("output_channels of grader", self.grader, tuple(CONDITIONS))
         both = tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
         _check_order("output_channels of whole_study_grader", self.whole_study_grader, both)
@@ -304,7 +317,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     """Return ``value`` as an instance of the annotated type ``kind``; ``ValueError``s begin with ``where``."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return _read_dataclass(kind, value, where)
+        return read_dataclass(kind, value, where)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
@@ -333,7 +346,12 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     raise ValueError(f"{where}: got {json.dumps(value)[:60]}, want {_name_of(kind)}")
 
 
-def _read_dataclass(kind: type, value: Any, where: str) -> Any:
+def read_dataclass(kind: type, value: Any, where: str) -> Any:
+    """Return a JSON object as an instance of a dataclass, by its annotations; ``where`` begins what a refusal says.
+
+    Raises:
+        ValueError: a key is missing or unknown, or a value is not of its type.
+    """
     if not isinstance(value, dict):
         raise ValueError(f"{where}: want an object, got {json.dumps(value)[:60]}")
     hints = typing.get_type_hints(kind)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from spine_engine.backends import Backend, Device, Precision
 from spine_engine.bundle import Bundle
-from spine_engine.detection import Detection, detect
-from spine_engine.detection.spinenet import detect_vertebra_field
+from spine_engine.detection import Detection
+from spine_engine.detection.finder import LevelFinder, level_finder
 from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.options import RunOptions
 from spine_engine.study import Stack
@@ -63,6 +63,7 @@ class OpenModels:
         self.detector: OpenModel[DetectorEntry] | None = None
         self.grader: OpenModel[GraderEntry] | None = None
         self._labellers: tuple[OpenModel[ModelEntry], ...] = ()
+        self._find: LevelFinder | None = None
         self._whole: OpenModel[GraderEntry] | None = None
         if in_two_stages(bundle, options):
             self.detector = self._open("detector", bundle.detector)
@@ -70,6 +71,8 @@ class OpenModels:
             models = bundle.manifest.models
             named = {"vertebra_appearance": models.vertebra_appearance, "vertebra_context": models.vertebra_context}
             self._labellers = tuple(self._open(role, entry) for role, entry in named.items() if entry is not None)
+            found = self.detector.entry
+            self._find = level_finder(found.decoder, found.spec, (self.detector, *self._labellers))
         else:
             self.whole_study_grader()
 
@@ -80,12 +83,9 @@ class OpenModels:
             StudyError: there is no sagittal stack.
             ValueError: the run does without the detector.
         """
-        if self.detector is None:
+        if self._find is None:
             raise ValueError("this run has no detector")
-        if self.detector.entry.decoder == "vfr":
-            appearance, context = self._labellers
-            return detect_vertebra_field(sagittal, self.detector, appearance, context)
-        return detect(sagittal, self.detector, self.detector.entry.spec)
+        return self._find(sagittal)
 
     def close(self) -> None:
         """Release every model."""
@@ -102,12 +102,11 @@ class OpenModels:
 
     def _open(self, role: str, entry: EntryT) -> OpenModel[EntryT]:
         options = self._options
-        graders_alone = options.precision == "int8" and not isinstance(entry, GraderEntry)
         backend = self._bundle.open_model(
             entry,
             name=options.backend,
             device=options.device,
-            precision="auto" if graders_alone else cast(Precision, options.precision),
+            precision=cast(Precision, options.precision),
             threads=1,
         )
         self.devices[role] = backend.device

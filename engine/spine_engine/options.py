@@ -24,7 +24,7 @@ class RunOptions:
         backend: the runtime that executes the models: ``"openvino"``, ``"onnxruntime"``, ...
         device: the device asked of it, as the backend names it; the run fails rather than use another.
         precision: ``"auto"`` (the fastest here that the models passed parity in), ``"f32"``, ``"bf16"``, ``"f16"``, or
-            ``"int8"``, which only graders have: the other models then run in ``"auto"``.
+            ``"int8"``, which is for graders: the other models then run as in ``"auto"``.
         timeout_s: how long one study may take.
         max_attempts: how often a study may kill its worker, or outlast ``timeout_s``, before it is recorded failed.
         series_descriptions: a CSV in RSNA's layout that says which series plays which part; ``None`` uses one lying

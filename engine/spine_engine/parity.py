@@ -6,20 +6,21 @@ exported. The first of two is the reference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import LEVELS, Level
 from spine_engine.bundle import Bundle
+from spine_engine.detection.finder import level_finder
 from spine_engine.detection.levels import BOX_MM, Detection, DiscLevel
 from spine_engine.errors import OutputError, UsageError
 from spine_engine.grading import level_grids, study_grid
-from spine_engine.manifest import GraderEntry
+from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.opened import OpenModels
 from spine_engine.options import RunOptions
 from spine_engine.phantom import draw_spine, render
@@ -67,7 +68,7 @@ class Parity:
     @property
     def figures(self) -> dict[str, float]:
         """As a manifest keeps them."""
-        return {name: float(f"{value:.3g}") for name, value in asdict(self).items()}
+        return {name: _written(value) for name, value in asdict(self).items()}
 
     def __str__(self) -> str:
         return f"probabilities moved by {self.mean:.2g} on average, {self.largest:.2g} at most, {self.changed} grades"
@@ -88,8 +89,8 @@ class LevelParity:
 
     @property
     def figures(self) -> dict[str, float]:
-        """As a manifest keeps them: a number that JSON knows stands for infinity."""
-        return {"largest_mm": float(f"{min(self.largest_mm, 1e6):.3g}"), "found": self.found}
+        """As a manifest keeps them."""
+        return {"largest_mm": _written(self.largest_mm), "found": self.found}
 
     def __str__(self) -> str:
         return f"{self.found} levels moved by {self.largest_mm:.2g} mm at most" if self.found else "found no level"
@@ -108,10 +109,10 @@ class Sample:
         return [s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in self.study.with_role(role)]
 
 
-def phantom_samples(count: int = PHANTOMS) -> list[Sample]:
-    """Return phantoms that no training has seen, with their true levels."""
+def phantom_samples(count: int = PHANTOMS, *, start: int = 0) -> list[Sample]:
+    """Return phantoms that no training has seen, with their true levels, beginning with number ``start``."""
     samples = []
-    for seed in range(UNSEEN_SEED, UNSEEN_SEED + count):
+    for seed in range(UNSEEN_SEED + start, UNSEEN_SEED + start + count):
         phantom = render(draw_spine(seed), seed=seed)
         places = zip(LEVELS, phantom.spine.disc_center_mm, phantom.spine.disc_axes, strict=True)
         size = np.array(BOX_MM)
@@ -127,12 +128,62 @@ def grader_inputs(entry: GraderEntry, samples: Sequence[Sample]) -> F32:
     return np.stack([study_grid(sample.study, entry)[0] for sample in samples])
 
 
+Answers = F32 | list[Detection]
+"""A grader's probabilities ``(N, heads, 3)``, or the levels of each sample."""
+
+
+def ask(entry: ModelEntry, models: Sequence[Runner], samples: Sequence[Sample]) -> Answers:
+    """Return what models say of samples: one grader, or all that a detector needs, with the entry of the first."""
+    if isinstance(entry, GraderEntry):
+        return answers(models[0], entry, grader_inputs(entry, samples))
+    if not isinstance(entry, DetectorEntry):
+        raise TypeError(f"{entry.file} gives no answer by itself")
+    find = level_finder(entry.decoder, entry.spec, models)
+    return [find(sample.sagittal) for sample in samples]
+
+
 def answers(runner: Runner, entry: GraderEntry, grids: F32) -> F32:
     """Return a grader's probabilities ``(N, heads, 3)`` for grids, as many a call as a run of the engine makes."""
     step = len(LEVELS) if entry.grades_levels else 1
     name, gives = entry.inputs[0].name, entry.outputs[0].name
     starts = range(0, len(grids), step)
     return np.concatenate([runner.run({name: np.ascontiguousarray(grids[n : n + step])})[gives] for n in starts])
+
+
+def compare(first: Answers, second: Answers) -> Parity | LevelParity:
+    """Compare what two ways say of the same samples; the first is the reference.
+
+    Raises:
+        ValueError: one is a grader's and the other a detector's, or they are of different shapes.
+    """
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return compare_probabilities(first, second)
+    if isinstance(first, list) and isinstance(second, list):
+        return compare_levels(first, second)
+    raise ValueError("a grader's answers cannot be compared with a detector's")
+
+
+def keep_worst(path: Path, entry: ModelEntry, samples: Sequence[Sample], first: Answers, second: Answers) -> None:
+    """Write the case on which two ways differ most as ``.npz``: of a grader its grid (``image``) and both answers, of a
+    detector the sample's number and both ways' centres ``(5, 3)``, LPS mm.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if isinstance(first, list) and isinstance(second, list):
+        place = int(np.argmax([_moved_mm(a, b) for a, b in zip(first, second, strict=True)]))
+        centers = [np.stack([side[place].levels[level].center_mm for level in LEVELS]) for side in (first, second)]
+        kept = {"sample": np.array(place), "reference": centers[0], "other": centers[1]}
+    else:
+        given, said = np.asarray(first), np.asarray(second)
+        place = int(np.abs(given - said).max(axis=(1, 2)).argmax())
+        grids = grader_inputs(cast(GraderEntry, entry), samples)
+        kept = {"image": grids[place], "reference": given[place], "other": said[place]}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez_compressed(path, **kept)  # type: ignore[arg-type]
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from None
 
 
 def compare_probabilities(reference: NDArray[np.floating], other: NDArray[np.floating]) -> Parity:
@@ -150,47 +201,11 @@ def compare_probabilities(reference: NDArray[np.floating], other: NDArray[np.flo
     return Parity(mean=float(difference.mean()), largest=float(difference.max()), changed=changed)
 
 
-def compare_graders(
-    reference: Runner, other: Runner, entry: GraderEntry, samples: Sequence[Sample], worst: Path | None = None
-) -> Parity:
-    """Compare two graders on samples.
-
-    Args:
-        reference, other: the two ways.
-        entry: what the bundle says of the model.
-        samples: at least one.
-        worst: a ``.npz`` to write: the grid on which they differ most (``image``) and both answers to it.
-    """
-    grids = grader_inputs(entry, samples)
-    first, second = answers(reference, entry, grids), answers(other, entry, grids)
-    if worst is not None:
-        place = int(np.abs(first - second).max(axis=(1, 2)).argmax())
-        np.savez_compressed(worst, image=grids[place], reference=first[place], other=second[place])
-    return compare_probabilities(first, second)
-
-
-def compare_detectors(
-    reference: Callable[[Sequence[Sequence[Stack]]], Detection],
-    other: Callable[[Sequence[Sequence[Stack]]], Detection],
-    samples: Sequence[Sample],
-    worst: Path | None = None,
-) -> LevelParity:
-    """Compare two ways to find levels on samples.
-
-    Args:
-        reference, other: from the sagittal series of a study to its levels.
-        samples: at least one.
-        worst: a ``.npz`` to write: the number of the sample whose discs moved farthest (``sample``), and the centres
-            ``(5, 3)`` LPS mm that each way gave.
-    """
-    pairs = [(reference(sample.sagittal), other(sample.sagittal)) for sample in samples]
-    moved = [_moved_mm(*pair) for pair in pairs]
-    place = int(np.argmax(moved))
-    if worst is not None:
-        centers = [np.stack([found.levels[level].center_mm for level in LEVELS]) for found in pairs[place]]
-        np.savez_compressed(worst, sample=place, reference=centers[0], other=centers[1])
-    found = sum(disc.source == "detector" for first, _ in pairs for disc in first.levels.values())
-    return LevelParity(largest_mm=moved[place], found=found)
+def compare_levels(reference: Sequence[Detection], other: Sequence[Detection]) -> LevelParity:
+    """Compare the levels that two ways found in the same studies, at least one."""
+    moved = [_moved_mm(*pair) for pair in zip(reference, other, strict=True)]
+    found = sum(disc.source == "detector" for first in reference for disc in first.levels.values())
+    return LevelParity(largest_mm=max(moved), found=found)
 
 
 def bundle_parity(
@@ -205,34 +220,36 @@ def bundle_parity(
     """
     first, second = OpenModels(bundle, reference), OpenModels(bundle, other)
     try:
-        whole = (first.whole_study_grader(), second.whole_study_grader())
-        if first.devices == second.devices:
-            ran = next(iter(first.devices.values()))
-            raise UsageError(f"both ways are {ran.backend} {ran.device} in {ran.precision}: name another --reference")
         samples = phantom_samples(count)
-        found: dict[str, Parity | LevelParity] = {}
-        if first.detector is not None:
-            found["detector"] = compare_detectors(
-                first.find_levels, second.find_levels, samples, _file(worst, "detector")
-            )
-        for role, (one, two) in {"grader": (first.grader, second.grader), "whole_study_grader": whole}.items():
-            if one is not None and two is not None:
-                found[role] = compare_graders(one, two, one.entry, samples, _file(worst, role))
-        return found
+        one, two = _said_by(first, samples), _said_by(second, samples)
     finally:
         first.close()
         second.close()
+    if first.devices == second.devices:
+        ran = next(iter(first.devices.values()))
+        raise UsageError(f"both ways are {ran.backend} {ran.device} in {ran.precision}: name another --reference")
+    found = {}
+    for role, (entry, said) in one.items():
+        found[role] = compare(said, two[role][1])
+        if worst is not None:
+            keep_worst(worst / f"{role}.npz", entry, samples, said, two[role][1])
+    return found
 
 
-def _file(folder: Path | None, role: str) -> Path | None:
-    """Return the file for a role's worst case in ``folder``, which is made."""
-    if folder is None:
-        return None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot make the folder {folder}: {error.strerror}") from None
-    return folder / f"{role}.npz"
+def _said_by(opened: OpenModels, samples: Sequence[Sample]) -> dict[str, tuple[ModelEntry, Answers]]:
+    """Return by role what the models of a bundle say of samples."""
+    said: dict[str, tuple[ModelEntry, Answers]] = {}
+    if opened.detector is not None:
+        said["detector"] = (opened.detector.entry, [opened.find_levels(sample.sagittal) for sample in samples])
+    for role, model in {"grader": opened.grader, "whole_study_grader": opened.whole_study_grader()}.items():
+        if model is not None:
+            said[role] = (model.entry, ask(model.entry, [model], samples))
+    return said
+
+
+def _written(value: float) -> float:
+    """Return a figure with three digits; a number that JSON knows stands for infinite and undefined ones."""
+    return float(f"{min(value, 1e6):.3g}") if value == value else 1e6
 
 
 def _moved_mm(first: Detection, second: Detection) -> float:

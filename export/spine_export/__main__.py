@@ -148,6 +148,8 @@ def _detector(
 
 def _export(part: Part, out: Path, precision: Width, check: bool, worst: Path | None) -> None:
     """Write a file, and say how it compares with what it came from."""
+    if worst is not None and not check:
+        raise UsageError("--worst keeps what --verify finds: give both")
     export_module(part.module, out, part.face, precision=precision)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     if not check:

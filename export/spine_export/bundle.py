@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 from torch import nn
 
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.backends import Precision, Profile
-from spine_engine.bundle import Bundle, file_facts, write_manifest
+from spine_engine.bundle import MANIFEST_FILE, Bundle, file_facts, write_manifest
 from spine_engine.detection.spec import DetectorSpec
-from spine_engine.errors import UsageError
+from spine_engine.errors import BundleError, UsageError
 from spine_engine.manifest import (
-    SCHEMA,
     Calibration,
     DetectorEntry,
     GraderEntry,
@@ -28,15 +28,18 @@ from spine_engine.manifest import (
     ModelEntry,
     Models,
     TensorEntry,
+    manifest_text,
+    parse_manifest,
 )
-from spine_engine.parity import PHANTOMS, Sample, grader_inputs, phantom_samples
+from spine_engine.parity import PHANTOMS, Runner, Sample, grader_inputs, phantom_samples
 from spine_engine.study import Role
 from spine_export.int8 import quantize
 from spine_export.onnx import DETECTOR, SPINENET_FACES, Face, export_module, folded, grader_face
 from spine_export.onnx_file import BESIDE
 from spine_export.pipelines import open_grader
-from spine_export.precisions import Entries, prove
+from spine_export.precisions import Entries, Way, opened, prove
 from spine_export.sources import Card, PipelineConfig, SpineNetFiles
+from spine_export.verify import TorchRunner
 from spine_training.detector.model import Deployed, load_detector
 from spine_training.fit import read_checkpoint
 from spine_training.grader.model import GraderConfig, MirrorAveraged
@@ -89,7 +92,7 @@ def write_bundle(
     """Export checkpoints into ``out``, find the precisions they may run in, and open the bundle to prove it.
 
     Args:
-        out: the bundle's folder; its files are replaced.
+        out: the bundle's folder; a bundle that is there is replaced once the new one has been opened.
         name, version: of the bundle.
         detector: a checkpoint of ``train``, or SpineNet's three; it belongs to ``grader``.
         grader, whole_study: checkpoints of ``train``, or of the older pipelines where ``described`` has their role.
@@ -108,35 +111,76 @@ def write_bundle(
         raise UsageError("a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study")
     if (grader is None) != (detector is None):
         raise UsageError("a level grader and a detector need each other; give both --detector and --grader")
+    if grader is None and calibration is not None:
+        raise UsageError("a calibration is of a level grader's probabilities; give --grader, or leave it out")
     card, described = card or Card(), described or {}
-    out.mkdir(parents=True, exist_ok=True)
-    samples = phantom_samples(phantoms)
-    entries: Entries = {}
-    if detector is not None:
-        entries |= _exported(_detectors(detector), out, samples, int8, say)
-    for role, path in {"grader": grader, "whole_study_grader": whole_study}.items():
-        if path is not None:
-            part = grader_part(path, described.get(role), calibration if role == "grader" else None, role=role)
-            entries |= _exported({role: part}, out, samples, int8, say)
     given = {"detector": detector, "grader": grader, "whole_study_grader": whole_study}
-    own = {role: path for role, path in given.items() if isinstance(path, Path) and role not in described}
-    trained = [f"{role}: {data}" for role, path in own.items() if (data := _data_of(path))]
-    measured = {f"{role}.{key}": value for role, path in own.items() for key, value in _figures_of(path).items()}
-    manifest = Manifest(
-        schema=SCHEMA,
-        name=name,
+    if unused := sorted(role for role in described if given.get(role) is None):
+        raise UsageError(f"a {unused[0]} is described, but none is given")
+    about = _about(name, version, card)
+    samples = phantom_samples(phantoms)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
+        work = Path(folder)
+        entries: Entries = {}
+        if detector is not None:
+            entries |= _exported(_detectors(detector), work, samples, int8, say)
+        for role, path in {"grader": grader, "whole_study_grader": whole_study}.items():
+            if path is not None:
+                part = grader_part(path, described.get(role), calibration if role == "grader" else None, role=role)
+                entries |= _exported({role: part}, work, samples, int8, say)
+        own = {role: path for role, path in given.items() if isinstance(path, Path) and role not in described}
+        write_manifest(work, _with_facts(replace(about, models=Models(**entries)), own))
+        Bundle.open(work)
+        _put(work, out)
+    return Bundle.open(out)
+
+
+def _about(name: str, version: str, card: Card) -> Manifest:
+    """Return the manifest of the bundle to be, with the packaged bundle's models for now.
+
+    Raises:
+        UsageError: the name or the card would make no manifest.
+    """
+    about = replace(
+        Bundle.open().manifest,
         version=version,
         licence=card.licence,
         intended_use=card.intended_use,
-        training_data=(*card.training_data, *(() if card.training_data else trained)),
-        metrics=card.metrics or measured,
-        models=Models(**entries),
+        training_data=card.training_data,
+        metrics=card.metrics,
     )
-    write_manifest(out, manifest)
-    kept = {file.file for entry in entries.values() for file in entry.files}
-    for stale in {path.name for path in out.glob("*.onnx*")} - kept:
-        (out / stale).unlink()
-    return Bundle.open(out)
+    try:
+        return parse_manifest(manifest_text(replace(about, name=name)))
+    except (BundleError, ValueError) as error:
+        raise UsageError(f"the name or the card makes no bundle: {error}") from None
+
+
+def _with_facts(manifest: Manifest, checkpoints: Mapping[str, Path]) -> Manifest:
+    """Return a manifest that says what the checkpoints of ``train`` say, where the card does not."""
+    contents = {role: read_checkpoint(path) for role, path in checkpoints.items()}
+    trained = {role: str(content.get("settings", {}).get("data", "")) for role, content in contents.items()}
+    measured = {f"{role}.{key}": value for role, each in contents.items() for key, value in _figures_of(each).items()}
+    return replace(
+        manifest,
+        training_data=manifest.training_data or tuple(f"{role}: {data}" for role, data in trained.items() if data),
+        metrics=manifest.metrics or measured,
+    )
+
+
+def _put(work: Path, out: Path) -> None:
+    """Move a finished bundle to its place; files of the bundle that was there go, others stay."""
+    out.mkdir(exist_ok=True)
+    try:
+        models = parse_manifest((out / MANIFEST_FILE).read_bytes()).models.by_role().values()
+        old = {file.file for entry in models for file in entry.files}
+    except (OSError, BundleError):
+        old = set()
+    for path in sorted(work.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+        os.replace(path, out / path.name)
+        old.discard(path.name)
+    for stale in old:
+        (out / stale).unlink(missing_ok=True)
 
 
 def grader_entry(model: Path, config: GraderConfig, **facts: Any) -> GraderEntry:
@@ -196,23 +240,28 @@ def _exported(
             if path.with_name(path.name + BESIDE).exists():
                 raise UsageError(f"{path.name} is beyond the 2 GB that a model of a bundle may have")
     entries: Entries = {role: part.describe(files[role]) for role, part in group.items()}
+    ways: dict[Precision, Way] = {"bf16": opened(files, "bf16"), "f16": _in_half(group)}
     variants: dict[Precision, Mapping[str, Path]] = {"f16": halves}
     first = next(iter(entries.values()))
     if int8 and isinstance(first, GraderEntry):
-        variants["int8"] = {role: out / f"{role}.int8.onnx" for role in group}
-        for role, path in variants["int8"].items():
-            quantize(files[role], _calibration_grids(first, len(samples)), path)
-    entries, found = prove(entries, out, samples, variants)
-    for role, entry in entries.items():
-        say(f"{role}: " + ", ".join(f"{file.file} {file.size_bytes / 1e6:.1f} MB" for file in entry.files))
-    for precision, parity in found.items():
-        say(f"  {precision} {'passed' if parity.passed else 'refused'}: {parity}")
-    return entries
+        own = {role: out / f"{role}.int8.onnx" for role in group}
+        unseen = phantom_samples(CALIBRATION_PHANTOMS, start=len(samples))
+        for role, path in own.items():
+            quantize(files[role], grader_inputs(first, unseen), path)
+        variants["int8"], ways["int8"] = own, opened(own, "int8")
+    sizes = [f"{role} {path.stat().st_size / 1e6:.1f} MB" for role, path in files.items()]
+    say(f"{', '.join(sizes)} in f32")
+    return prove(entries, out, samples, ways, variants, say)
 
 
-def _calibration_grids(entry: GraderEntry, used: int) -> NDArray[np.float32]:
-    """Return grids of phantoms after the first ``used``, on which precisions are compared."""
-    return grader_inputs(entry, phantom_samples(used + CALIBRATION_PHANTOMS)[used:])
+def _in_half(group: Mapping[str, Part]) -> Way:
+    """Return how PyTorch runs models in half precision: what a GPU does with their f16 files."""
+
+    @contextmanager
+    def way() -> Iterator[list[Runner]]:
+        yield [TorchRunner(part.module, part.face.outputs[0], half=True) for part in group.values()]
+
+    return way
 
 
 def detector_part(checkpoint: Path) -> Part:
@@ -261,13 +310,9 @@ def _detectors(source: Path | SpineNetFiles) -> dict[str, Part]:
     return {role: spinenet_part(getattr(source, kind), kind) for role, kind in SPINENET_ROLES.items()}
 
 
-def _data_of(checkpoint: Path) -> str:
-    return str(read_checkpoint(checkpoint).get("settings", {}).get("data", ""))
-
-
-def _figures_of(checkpoint: Path) -> dict[str, float]:
-    """Return the last epoch's figures on what was held out."""
-    history = read_checkpoint(checkpoint).get("history", [])
+def _figures_of(content: Mapping[str, Any]) -> dict[str, float]:
+    """Return a checkpoint's last figures on what was held out."""
+    history = content.get("history", [])
     kept = ("metric", "prior", "best")
     return {key: round(float(history[-1][key]), 4) for key in kept if history and key in history[-1]}
 

@@ -1,32 +1,25 @@
 """In which precisions exported models may run: each is tried on phantoms and kept only where it passes parity.
 
-float32 under OpenVINO is the reference. bf16 and f16 are what OpenVINO computes in when told to; files that are f16 or
-int8 by themselves are proven in ONNX Runtime and OpenVINO on a CPU, and run in the TensorRTs on a GPU.
+float32 under OpenVINO is the reference. bf16 is what OpenVINO computes a float32 file in when told to; INT8 is a file
+of its own, which OpenVINO runs. f16 is a file of its own for GPUs: on a CPU ONNX Runtime and OpenVINO compute it in
+float32, so that overflow would never show, and PyTorch's half arithmetic stands for the GPU's (``HalfArithmetic``).
 
 Models that only together give an answer (SpineNet's three) are proven together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from spine_engine.backends import Backend, Precision, open_backend
+from spine_engine.backends import Precision, open_backend
 from spine_engine.bundle import file_facts
-from spine_engine.detection import detect
-from spine_engine.detection.spinenet import detect_vertebra_field
-from spine_engine.errors import BackendError
-from spine_engine.manifest import DetectorEntry, FileEntry, GraderEntry, ModelEntry
-from spine_engine.parity import LevelParity, Parity, Sample, compare_detectors, compare_graders
-
-OF_THE_RUNTIME: Final[tuple[Precision, ...]] = ("bf16", "f16")
-"""What OpenVINO may be told to compute a float32 file in."""
-
-TYPED_FILES: Final[Mapping[Precision, str]] = {"f16": "onnxruntime", "int8": "openvino"}
-"""Precisions that live in a file of their own, and the runtime that proves them on a CPU."""
+from spine_engine.errors import BackendError, StudyError
+from spine_engine.manifest import FileEntry, ModelEntry
+from spine_engine.parity import LevelParity, Parity, Runner, Sample, ask, compare
 
 Entries = dict[str, Any]
 """Models by role: one grader, or all that a detector needs."""
@@ -34,42 +27,72 @@ Entries = dict[str, Any]
 Files = Mapping[str, Path]
 """A file for each role."""
 
+Way = Callable[[], Any]
+"""Opens the models that answer together, in their order, as a context manager."""
+
 
 def prove(
-    entries: Entries, folder: Path, samples: Sequence[Sample], variants: Mapping[Precision, Files]
-) -> tuple[Entries, dict[Precision, Parity | LevelParity]]:
-    """Try every reduced precision that this machine has on models that answer together.
+    entries: Entries,
+    folder: Path,
+    samples: Sequence[Sample],
+    ways: Mapping[Precision, Way],
+    variants: Mapping[Precision, Files],
+    say: Callable[[str], None],
+) -> Entries:
+    """Try reduced precisions on models that answer together.
 
     Args:
         entries: the exported models, in float32, by role.
         folder: where their files lie.
         samples: what the answers are compared on.
+        ways: how the models are run in each precision that is tried.
         variants: files of the same models by precision; those that fail are deleted.
+        say: takes a line about each precision.
 
     Returns:
-        The entries with the precisions that passed, and what was found of each that was tried.
+        The entries with the precisions that passed, their files, and the figures of all that were tried.
 
     Raises:
         BackendError: the models do not run in float32 at all.
     """
-    files = {role: folder / entry.file for role, entry in entries.items()}
-    tries: list[tuple[Precision, str, Files]] = [(p, "openvino", files) for p in OF_THE_RUNTIME if p not in variants]
-    tries += [(precision, TYPED_FILES[precision], own) for precision, own in variants.items()]
+    first = next(iter(entries.values()))
+    with opened({role: folder / entry.file for role, entry in entries.items()}, "f32")() as models:
+        reference = ask(first, models, samples)
     found: dict[Precision, Parity | LevelParity] = {}
-    with _opened(files, "openvino", "f32") as reference:
-        for precision, runtime, own in tries:
-            try:
-                with _opened(own, runtime, precision) as other:
-                    found[precision] = _compare(entries, reference, other, samples)
-            except BackendError:  # the runtime does not compute in it here
-                continue
+    for precision, way in ways.items():
+        try:
+            with way() as models:
+                found[precision] = compare(reference, ask(first, models, samples))
+        except BackendError as error:
+            say(f"  {precision} not tried: {error}")
+            continue
+        except StudyError as error:
+            say(f"  {precision} refused: {error}")
+            continue
+        say(f"  {precision} {'passed' if found[precision].passed else 'refused'}: {found[precision]}")
     passed = tuple(precision for precision, parity in found.items() if parity.passed)
     for own in (own for precision, own in variants.items() if precision not in passed):
         for path in own.values():
             path.unlink()
     kept = {precision: own for precision, own in variants.items() if precision in passed}
     figures = {str(precision): parity.figures for precision, parity in found.items()}
-    return {role: _said(entry, role, passed, kept, figures) for role, entry in entries.items()}, found
+    return {role: _said(entry, role, passed, kept, figures) for role, entry in entries.items()}
+
+
+def opened(files: Files, precision: Precision) -> Way:
+    """Return how OpenVINO runs files in a precision."""
+
+    @contextmanager
+    def way() -> Iterator[list[Runner]]:
+        with ExitStack() as stack:
+            models: list[Runner] = []
+            for path in files.values():
+                backend = open_backend(path, name="openvino", precision=precision)
+                stack.callback(backend.close)
+                models.append(backend)
+            yield models
+
+    return way
 
 
 def _said(
@@ -81,30 +104,3 @@ def _said(
 ) -> ModelEntry:
     files = {str(precision): FileEntry(**file_facts(own[role])) for precision, own in variants.items()}  # type: ignore[arg-type]
     return replace(entry, precisions=("f32", *passed), variants=files, parity=figures)  # type: ignore[arg-type]
-
-
-def _compare(
-    entries: Entries, reference: list[Backend], other: list[Backend], samples: Sequence[Sample]
-) -> Parity | LevelParity:
-    first = next(iter(entries.values()))
-    if isinstance(first, GraderEntry):
-        return compare_graders(reference[0], other[0], first, samples)
-    return compare_detectors(_way(first, reference), _way(first, other), samples)
-
-
-def _way(entry: DetectorEntry, models: list[Backend]) -> Any:
-    """Return how open models find the levels of a study."""
-    if entry.decoder == "vfr":
-        field_net, appearance, context = models
-        return lambda series: detect_vertebra_field(series, field_net, appearance, context)
-    return lambda series: detect(series, models[0], entry.spec)
-
-
-@contextmanager
-def _opened(files: Files, runtime: str, precision: Precision) -> Iterator[list[Backend]]:
-    with ExitStack() as stack:
-        models = []
-        for path in files.values():
-            models.append(open_backend(path, name=runtime, precision=precision))
-            stack.callback(models[-1].close)
-        yield models

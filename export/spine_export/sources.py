@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from spine_engine.errors import UsageError
+from spine_engine.manifest import read_dataclass
+from spine_engine.voxels import GridSpec
 from spine_training.backbones import Pool, Shape
 
 LICENCE: Final = "not stated: the weights belong to whoever trained them"
@@ -34,14 +36,16 @@ class Card:
         """Read a card from JSON; its objects may nest, and their numbers are kept under dotted names.
 
         Raises:
-            UsageError: it cannot be read, or holds a key that no card has.
+            UsageError: it cannot be read, holds a key that no card has, or a value of another type.
         """
-        content = _read_json(path, "card", tuple(entry.name for entry in fields(cls)))
+        content = _read_json(path)
         try:
-            metrics = _numbers(content.pop("metrics", {}))
-            return cls(**{**content, "training_data": tuple(content.get("training_data", ()))}, metrics=metrics)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"cannot read the card {path}: {error}") from None
+            if isinstance(content, dict) and isinstance(content.get("metrics"), dict):
+                content["metrics"] = _flat(content["metrics"])
+            card: Card = read_dataclass(cls, content, "card")
+        except ValueError as error:
+            raise UsageError(f"cannot use {path}: {error}") from None
+        return card
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,32 +69,23 @@ class PipelineConfig:
     normalisation: Literal["series_window", "grid_range"] = "grid_range"
 
     def __post_init__(self) -> None:
-        if not len(self.shape) == len(self.spacing_mm) == len(self.offset_mm) == 3:
-            raise ValueError("shape, spacing_mm and offset_mm have three numbers each: D, H, W")
-        if self.pool not in get_args(Pool):
-            raise ValueError(f"pool is {' or '.join(get_args(Pool))}, got {self.pool!r}")
-        if self.normalisation not in (known := ("series_window", "grid_range")):
-            raise ValueError(f"normalisation is {' or '.join(known)}, got {self.normalisation!r}")
+        GridSpec(self.shape, self.spacing_mm)
 
     @classmethod
     def read(cls, path: Path) -> PipelineConfig:
         """Read it from JSON.
 
         Raises:
-            UsageError: it cannot be read, a key is missing, or it holds a key that is not one of these.
+            UsageError: it cannot be read, a key is missing or unknown, or a value is not of its type.
         """
-        content = _read_json(path, "description of a grader", tuple(entry.name for entry in fields(cls)))
-        if "shape" not in content:
-            raise UsageError(f"cannot use {path}: the key 'shape' is missing, the grid's voxels along D, H, W")
+        content = _read_json(path)
         try:
-            for name in ("shape", "spacing_mm", "offset_mm"):
-                if name in content:
-                    content[name] = tuple(map(int if name == "shape" else float, content[name]))
-            if isinstance(content.get("backbone"), dict):
+            if isinstance(content, dict) and isinstance(content.get("backbone"), dict):
                 content["backbone"] = json.dumps(content["backbone"])
-            return cls(**content)
-        except (TypeError, ValueError) as error:
+            config: PipelineConfig = read_dataclass(cls, content, "grader")
+        except ValueError as error:
             raise UsageError(f"cannot use {path}: {error}") from None
+        return config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +97,19 @@ class SpineNetFiles:
     context: Path
 
 
-def _read_json(path: Path, what: str, known: tuple[str, ...]) -> dict[str, Any]:
-    wanted = f"want a JSON object of {', '.join(known[:-1])} and {known[-1]}"
+def _read_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read the {what} {path}: {error}; {wanted}") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"cannot read the {what} {path}: it is no object; {wanted}")
-    if unknown := sorted(content.keys() - set(known)):
-        raise UsageError(f"cannot read the {what} {path}: unknown key {unknown[0]!r}; {wanted}")
-    return content
+        raise UsageError(f"cannot read {path}: {error}; want a JSON object") from None
 
 
-def _numbers(values: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of nested objects by dotted names."""
-    found: dict[str, float] = {}
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of nested objects by dotted names."""
+    found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found.update({f"{key}.{name}": number for name, number in _numbers(value).items()})
+            found.update({f"{key}.{name}": number for name, number in _flat(value).items()})
         else:
-            found[key] = float(value)
+            found[key] = value
     return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,16 +14,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from spine_engine.backends import Precision, open_backend
-from spine_engine.detection import Detection, detect
-from spine_engine.detection.spec import DetectorSpec
-from spine_engine.errors import BackendError, OutputError
+from spine_engine.errors import BackendError, UsageError
 from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
-from spine_engine.parity import LevelParity, Parity, Runner, Sample, compare_detectors, compare_graders
+from spine_engine.parity import LevelParity, Parity, Runner, Sample, ask, compare, keep_worst
+from spine_export.half import HalfArithmetic, narrowed
 
 F32 = NDArray[np.float32]
 
-F32_TOLERANCE: Final = 1e-4
-"""Largest |difference| of probabilities, or of outputs as a share of the largest, between exact computations."""
+TOLERANCES: Final[Mapping[Precision, float]] = {"f32": 1e-4, "f16": 5e-3}
+"""Largest |difference| of probabilities in f32, and of other outputs as a share of the largest, by a file's precision:
+float32 sums in another order, or float16's eleven bits through a deep network."""
 
 WAYS: Final[Mapping[Precision, Sequence[tuple[str, Precision]]]] = {
     "f32": (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")),
@@ -33,14 +34,15 @@ WAYS: Final[Mapping[Precision, Sequence[tuple[str, Precision]]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far raw outputs moved, as a share of the largest output."""
+    """How far raw outputs moved, as a share of the largest output, and how far they may."""
 
     largest: float
+    tolerance: float
 
     @property
     def passed(self) -> bool:
         """Whether they are the same but for rounding."""
-        return self.largest <= F32_TOLERANCE
+        return self.largest <= self.tolerance
 
     def __str__(self) -> str:
         """Return a line for people."""
@@ -51,16 +53,20 @@ Outcome = Parity | LevelParity | Difference
 
 
 class TorchRunner:
-    """A PyTorch module as something that can be compared: one input, one output, on the CPU."""
+    """A PyTorch module as something that can be compared: one input, one output, on the CPU.
 
-    def __init__(self, module: nn.Module, output: str) -> None:
-        self._module = module.eval()
+    With ``half`` it computes in float16 as a GPU would.
+    """
+
+    def __init__(self, module: nn.Module, output: str, *, half: bool = False) -> None:
+        self._module = (narrowed(module) if half else module).eval()
         self._output = output
+        self._arithmetic = HalfArithmetic() if half else nullcontext()
 
     def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
         """Run the module once."""
         (array,) = inputs.values()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._arithmetic:
             found: torch.Tensor = self._module(torch.from_numpy(array))
         return {self._output: found.float().numpy()}
 
@@ -88,14 +94,11 @@ def verify(
         The outcome by way, such as ``openvino bf16``; ways that this machine lacks are left out.
 
     Raises:
-        OutputError: ``worst`` cannot be made.
+        OutputError: the worst case cannot be written.
     """
-    if worst is not None:
-        try:
-            worst.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the folder {worst}: {error.strerror}") from None
     reference = TorchRunner(module, entry.outputs[0].name)
+    answers = isinstance(entry, GraderEntry) or (isinstance(entry, DetectorEntry) and entry.spec is not None)
+    wanted = ask(entry, [reference], samples) if answers else None
     found: dict[str, Outcome] = {}
     for runtime, width in WAYS[precision]:
         try:
@@ -105,45 +108,49 @@ def verify(
                 raise
             continue
         kept = None if worst is None else worst / f"{path.stem}-{runtime}-{width}.npz"
-        found[f"{runtime} {width}"] = _compare(entry, reference, backend, samples, kept)
+        if wanted is None:
+            found[f"{runtime} {width}"] = _outputs(entry, reference, backend, TOLERANCES[precision], kept)
+        else:
+            said = ask(entry, [backend], samples)
+            found[f"{runtime} {width}"] = compare(wanted, said)
+            if kept is not None:
+                keep_worst(kept, entry, samples, wanted, said)
         backend.close()
     return found
 
 
 def agrees(found: Mapping[str, Outcome], precision: Precision) -> bool:
-    """Whether a file of a precision gives its module's answers; what runtimes make of f32 in bf16 is only told."""
-    own = [outcome for way, outcome in found.items() if way.endswith(precision)]
-    return bool(own) and all(
-        outcome.largest <= F32_TOLERANCE if precision == "f32" and isinstance(outcome, Parity) else outcome.passed
+    """Whether a file of a precision gives its module's answers; what runtimes make of f32 in bf16 is only told.
+
+    Raises:
+        UsageError: no runtime here could run it, or it found nothing that could be compared.
+    """
+    own = [outcome for way, outcome in found.items() if way.split()[-1] == precision]
+    if not own:
+        raise UsageError(
+            'nothing here runs the file, so nothing was compared: pip install "spine-mri-engine[onnxruntime]"'
+        )
+    if any(isinstance(outcome, LevelParity) and not outcome.found for outcome in own):
+        raise UsageError("the model finds no level in any phantom, so nothing was compared: is it trained?")
+    return all(
+        outcome.largest <= TOLERANCES["f32"] if precision == "f32" and isinstance(outcome, Parity) else outcome.passed
         for outcome in own
     )
 
 
-def _compare(
-    entry: ModelEntry, reference: Runner, other: Runner, samples: Sequence[Sample], worst: Path | None
-) -> Outcome:
-    if isinstance(entry, GraderEntry):
-        return compare_graders(reference, other, entry, samples, worst)
-    if isinstance(entry, DetectorEntry) and entry.spec is not None:
-        return compare_detectors(_way(reference, entry.spec), _way(other, entry.spec), samples, worst)
-    return _compare_outputs(entry, reference, other, worst)
-
-
-def _way(runner: Runner, spec: DetectorSpec) -> Callable[..., Detection]:
-    return lambda series: detect(series, runner, spec)
-
-
-def _compare_outputs(entry: ModelEntry, reference: Runner, other: Runner, worst: Path | None) -> Difference:
+def _outputs(entry: ModelEntry, reference: Runner, other: Runner, tolerance: float, worst: Path | None) -> Difference:
     """Compare what two ways give for noise in the usual shape, in batches of 1 and 2."""
-    name, gives = entry.inputs[0].name, entry.outputs[0].name
     if entry.profile is None:
         raise ValueError(f"{entry.file} has no profile to take a shape from")
-    item = entry.profile.usual[1:]
-    largest = 0.0
+    name, gives = entry.inputs[0].name, entry.outputs[0].name
+    largest = -1.0
     for batch in (1, 2):
-        noise = np.random.default_rng(batch).random((batch, *item), np.float32)
+        noise = np.random.default_rng(batch).random((batch, *entry.profile.usual[1:]), np.float32)
         first, second = (runner.run({name: noise})[gives] for runner in (reference, other))
-        largest = max(largest, float(np.abs(first - second).max() / max(np.abs(first).max(), 1e-9)))
-        if worst is not None:
-            np.savez_compressed(worst, input=noise, reference=first, other=second)
-    return Difference(largest=largest)
+        share = float(np.abs(first - second).max() / max(np.abs(first).max(), 1e-9))
+        if share > largest:
+            largest = share
+            if worst is not None:
+                worst.parent.mkdir(parents=True, exist_ok=True)
+                np.savez_compressed(worst, input=noise, reference=first, other=second)
+    return Difference(largest=largest, tolerance=tolerance)

@@ -265,10 +265,23 @@ def test_a_vfr_detector_needs_no_spec_but_those_who_name_its_vertebrae(fake_bund
     facts = {"sha256": "0" * 64, "size_bytes": 1, "outputs": (TensorEntry(name="scores", shape=(None, 24)),)}
     volumes = TensorEntry(name="volumes", shape=(None, 1, 224, 224, 16))
     labeller = ModelEntry(file="appearance.onnx", inputs=(volumes,), **facts)
+    columns = TensorEntry(name="columns", shape=(None, 1, None, 24))
+    context = ModelEntry(file="context.onnx", inputs=(columns,), **facts)
     with pytest.raises(ValueError, match="belong to a detector with the decoder vfr"):
         dataclasses.replace(models, detector=vfr, vertebra_appearance=labeller)
     with pytest.raises(ValueError, match="belong to a detector with the decoder vfr"):
         dataclasses.replace(models, vertebra_appearance=labeller, vertebra_context=labeller)
-    whole = dataclasses.replace(models, detector=vfr, vertebra_appearance=labeller, vertebra_context=labeller)
+    both = {"vertebra_appearance": labeller, "vertebra_context": context}
+    with pytest.raises(ValueError, match="detector must take patches and give maps"):
+        dataclasses.replace(models, detector=vfr, **both)
+    patches, maps = (
+        TensorEntry(name="patches", shape=(None, 1, 224, 224)),
+        TensorEntry(name="maps", shape=(None, 13, 224, 224)),
+    )
+    channels = tuple(f"map_{n}" for n in range(13))
+    vfr = dataclasses.replace(vfr, inputs=(patches,), outputs=(maps,), output_channels=channels)
+    with pytest.raises(ValueError, match="vertebra_context must take columns"):
+        dataclasses.replace(models, detector=vfr, vertebra_appearance=labeller, vertebra_context=labeller)
+    whole = dataclasses.replace(models, detector=vfr, **both)
     again: Manifest = parse_manifest(manifest_text(dataclasses.replace(manifest, models=whole)))
     assert again.models == whole

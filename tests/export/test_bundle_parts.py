@@ -1,6 +1,9 @@
 """Bundles from other people's weights: graders of the older pipelines, SpineNet's networks, INT8."""
 
 import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,18 +14,23 @@ pytest.importorskip("onnxscript", reason="needs the export extra")
 
 from typer.testing import CliRunner  # noqa: E402
 
-from spine_engine.errors import UsageError  # noqa: E402
+from spine_engine.bundle import Bundle, packaged_folder, write_manifest  # noqa: E402
+from spine_engine.errors import BackendError, UsageError  # noqa: E402
 from spine_engine.opened import OpenModels  # noqa: E402
 from spine_engine.options import RunOptions  # noqa: E402
-from spine_engine.parity import phantom_samples  # noqa: E402
+from spine_engine.parity import grader_inputs, phantom_samples  # noqa: E402
 from spine_export import bundle as bundles  # noqa: E402
 from spine_export.__main__ import app  # noqa: E402
 from spine_export.bundle import write_bundle  # noqa: E402
-from spine_export.sources import PipelineConfig, SpineNetFiles  # noqa: E402
+from spine_export.int8 import quantize  # noqa: E402
+from spine_export.onnx import export_module, grader_face  # noqa: E402
+from spine_export.precisions import opened, prove  # noqa: E402
+from spine_export.sources import Card, PipelineConfig, SpineNetFiles  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import Grader, GraderConfig  # noqa: E402
 
 TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16), coordinates=False)
+TINY_SHIPPED = GraderConfig(backbone="narrow_conv_8", coordinates=False)
 DESCRIBED = {"backbone": "narrow_conv_8", "shape": [8, 12, 16], "spacing_mm": [2, 2, 2], "offset_mm": [0, 18, 0]}
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch, timm_3d and NNCF deprecate what they themselves use
@@ -70,12 +78,15 @@ def test_a_file_of_weights_and_its_description_make_a_bundle(files, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"colour": 1}, "unknown key 'colour'; want a JSON object of shape, backbone"),
-        ({"shape": [8, 12]}, "have three numbers each"),
-        ({"shape": "cube"}, "cannot use"),
+        ({"colour": 1}, "unknown key 'colour'; known are shape, backbone"),
+        ({"shape": [8, 12]}, "grader.shape: want 3 entries, got 2"),
+        ({"shape": "123"}, 'grader.shape: got "123"'),
+        ({"shape": [8, 12, 16.5]}, "grader.shape.2.: got 16.5, want a whole number"),
+        ({"spacing_mm": [2, 2, 0]}, "spacing"),
+        ({"backbone": 7}, "grader.backbone: got 7"),
         ({"shape": None}, "the key 'shape' is missing"),
-        ({"pool": "sum"}, "pool is avg or max, got 'sum'"),
-        ({"normalisation": "z_score"}, "normalisation is series_window or grid_range, got 'z_score'"),
+        ({"pool": "sum"}, "'sum' is none of avg, max"),
+        ({"normalisation": "z_score"}, "'z_score' is none of series_window, grid_range"),
     ],
 )
 def test_a_description_that_says_something_wrong_is_refused(change, message, tmp_path):
@@ -115,10 +126,41 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
     assert models.detector.decoder == "vfr"
     assert len(models.detector.output_channels) == 13
     assert models.vertebra_context.profile.largest == (16, 1, 1024, 24)
-    opened = OpenModels(bundle, RunOptions(precision="f32"))
-    found = opened.find_levels(phantom_samples(1)[0].sagittal)  # a random convolution finds nothing
+    all_three = OpenModels(bundle, RunOptions(precision="f32"))
+    found = all_three.find_levels(phantom_samples(1)[0].sagittal)  # a random convolution finds nothing
     assert {disc.source for disc in found.levels.values()} == {"prior"}
-    opened.close()
+    all_three.close()
+
+
+def test_a_name_or_a_card_that_makes_no_bundle_is_refused_before_any_work(files, tmp_path):
+    folder, _ = files
+    given = {"detector": folder / "detector.pt", "grader": folder / "g.pt", "version": "1"}
+    with pytest.raises(UsageError, match="name must be a plain word"):
+        write_bundle(tmp_path / "b", name="my bundle", **given)
+    with pytest.raises(UsageError, match="makes no bundle"):
+        write_bundle(tmp_path / "b", name="x", card=Card(metrics={"score": float("nan")}), **given)
+    with pytest.raises(UsageError, match="a whole_study_grader is described, but none is given"):
+        write_bundle(
+            tmp_path / "b", name="x", described={"whole_study_grader": PipelineConfig(shape=(8, 8, 8))}, **given
+        )
+    assert not (tmp_path / "b").exists()
+
+
+def test_only_files_of_the_former_bundle_are_replaced(files, tmp_path):
+    folder, _ = files
+    out = tmp_path / "b"
+    shutil.copytree(packaged_folder(), out)
+    (out / "mine.onnx").write_bytes(b"no part of it")
+    options = {"name": "x", "version": "1", "phantoms": 1, "say": lambda line: None}
+    given = {"detector": folder / "detector.pt", "grader": folder / "g.pt"}
+    config = PipelineConfig.read(folder / "g.json")
+    with pytest.raises(UsageError, match="is no checkpoint"):
+        write_bundle(out, **options, **{**given, "grader": folder / "g.json"}, described={"grader": config})
+    assert Bundle.open(out).digest == Bundle.open().digest  # a failure leaves what was there
+    write_bundle(out, **options, **given, described={"grader": config})
+    assert (out / "mine.onnx").exists()
+    assert not (out / "detector.f16.onnx").exists()  # an untrained detector proves nothing
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 
 def test_spinenets_networks_come_together(files):
@@ -129,32 +171,51 @@ def test_spinenets_networks_come_together(files):
     assert "--vfr, --appearance and --context together" in str(ended.exception)
 
 
-def test_int8_is_kept_where_it_passes_and_runs_when_asked_for(files, tmp_path):
+def test_the_shipped_grader_passes_in_int8_and_runs_so_only_when_asked_for(tmp_path):
     pytest.importorskip("nncf", reason="needs the int8 extra")
-    folder, _ = files
-    bundle = write_bundle(
-        tmp_path,
-        name="small",
-        version="1",
-        detector=folder / "detector.pt",
-        grader=folder / "g.pt",
-        described={"grader": PipelineConfig.read(folder / "g.json")},
-        int8=True,
-        phantoms=1,
-        say=lambda line: None,
-    )
-    figures = bundle.grader.parity["int8"]
-    passed = figures["mean"] <= 0.005 and figures["changed"] == 0
-    assert ("int8" in bundle.grader.precisions) is passed
-    assert (tmp_path / "grader.int8.onnx").exists() is passed
-    assert figures["mean"] > bundle.grader.parity["f16"]["mean"]
-    opened = OpenModels(bundle, RunOptions())
-    assert opened.devices["grader"].precision != "int8"  # never by itself
-    opened.close()
-    if passed:
-        opened = OpenModels(bundle, RunOptions(precision="int8"))
-        assert (opened.devices["grader"].precision, opened.devices["detector"].precision) == ("int8", "f32")
-        opened.close()
+    onnx = pytest.importorskip("onnx", reason="needs the export extra")
+    shutil.copytree(packaged_folder(), tmp_path, dirs_exist_ok=True)
+    manifest = Bundle.open().manifest
+    entry, file = manifest.models.grader, tmp_path / "grader.int8.onnx"
+    quantize(tmp_path / entry.file, grader_inputs(entry, phantom_samples(6, start=2)), file)
+    graph = onnx.load(file).graph
+    follow = {name: node.op_type for node in graph.node for name in node.input}
+    ends = {follow[node.output[0]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert ends == {"Conv"}
+    lines, ways = [], {"int8": opened({"grader": file}, "int8")}
+    proven = prove({"grader": entry}, tmp_path, phantom_samples(2), ways, {"int8": {"grader": file}}, lines.append)
+    assert proven["grader"].precisions == ("f32", "int8"), lines
+    assert 1e-4 < proven["grader"].parity["int8"]["mean"] <= 0.005
+    models = replace(manifest.models, grader=proven["grader"])
+    write_manifest(tmp_path, replace(manifest, models=models))
+    bundle = Bundle.open(tmp_path)
+    by_itself = OpenModels(bundle, RunOptions())
+    assert by_itself.devices["grader"].precision == "f32"
+    asked = OpenModels(bundle, RunOptions(precision="int8"))
+    assert asked.devices["grader"].precision == "int8"
+    assert asked.devices["detector"].precision != "int8"
+    by_itself.close()
+    asked.close()
+
+
+def test_a_precision_that_fails_leaves_no_file_and_says_why(tmp_path):
+    shutil.copytree(packaged_folder(), tmp_path, dirs_exist_ok=True)
+    entry, file = Bundle.open().grader, tmp_path / "other.onnx"
+    grader = Grader(TINY_SHIPPED)
+    export_module(grader, file, grader_face(grader))  # random weights: another model altogether
+    lines, ways = [], {"int8": opened({"grader": file}, "f32"), "bf16": nothing_runs}
+    proven = prove({"grader": entry}, tmp_path, phantom_samples(1), ways, {"int8": {"grader": file}}, lines.append)
+    assert proven["grader"].precisions == ("f32",)
+    assert set(proven["grader"].parity) == {"int8"}
+    assert not file.exists()
+    assert lines[0].startswith("  int8 refused: probabilities moved by")
+    assert lines[1] == "  bf16 not tried: not on this processor"
+
+
+@contextmanager
+def nothing_runs():
+    raise BackendError("not on this processor")
+    yield
 
 
 def test_an_exported_file_is_compared_with_its_model(files, tmp_path):
@@ -172,7 +233,7 @@ def test_an_exported_file_is_compared_with_its_model(files, tmp_path):
 
 def test_a_file_that_strays_from_its_model_is_told(files, tmp_path, monkeypatch):
     folder, _ = files
-    monkeypatch.setattr("spine_export.verify.F32_TOLERANCE", 0.0)
+    monkeypatch.setattr("spine_export.verify.TOLERANCES", {"f32": 0.0})
     words = ["grader", str(folder / "g.pt"), "--described", str(folder / "g.json"), "--verify"]
     ended = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "g.onnx")])
     assert ended.exit_code == 1

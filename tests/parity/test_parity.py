@@ -18,12 +18,13 @@ from spine_engine.options import RunOptions
 from spine_engine.parity import (
     LevelParity,
     Parity,
-    answers,
+    ask,
     bundle_parity,
-    compare_detectors,
-    compare_graders,
+    compare,
+    compare_levels,
     compare_probabilities,
     grader_inputs,
+    keep_worst,
     phantom_samples,
 )
 
@@ -74,14 +75,18 @@ class Scripted:
 
 
 def test_the_worst_case_is_kept(tmp_path):
-    found = compare_graders(Scripted(), Scripted(moved=3), ENTRY, SAMPLES, tmp_path / "worst.npz")
+    first, second = ask(ENTRY, [Scripted()], SAMPLES), ask(ENTRY, [Scripted(moved=3)], SAMPLES)
+    found = compare(first, second)
     assert found.changed == 1
+    keep_worst(tmp_path / "worst.npz", ENTRY, SAMPLES, first, second)
     grids = grader_inputs(ENTRY, SAMPLES)
     assert grids.shape == (5, 3, *ENTRY.grid.shape)
     with np.load(tmp_path / "worst.npz") as kept:
         np.testing.assert_array_equal(kept["image"], grids[3])
         assert np.abs(kept["reference"] - kept["other"]).max() == pytest.approx(found.largest)
-    np.testing.assert_array_equal(answers(Scripted(), ENTRY, grids)[3], np.load(tmp_path / "worst.npz")["reference"])
+    np.testing.assert_array_equal(first[3], np.load(tmp_path / "worst.npz")["reference"])
+    with pytest.raises(ValueError, match="cannot be compared"):
+        compare(first, [detection()])
 
 
 def detection(shift_mm=0.0, source="detector"):
@@ -89,7 +94,7 @@ def detection(shift_mm=0.0, source="detector"):
         level: replace(disc, center_mm=disc.center_mm + shift_mm * (level is LEVELS[2]), source=source)
         for level, disc in SAMPLES[0].levels.items()
     }
-    return lambda series: Detection(levels, (), ())
+    return Detection(levels, (), ())
 
 
 @pytest.mark.parametrize(
@@ -101,7 +106,8 @@ def detection(shift_mm=0.0, source="detector"):
     ],
 )
 def test_levels_may_hardly_move(other, largest_mm, passed, tmp_path):
-    found = compare_detectors(detection(), other, SAMPLES, tmp_path / "worst.npz")
+    found = compare([detection()], [other])
+    keep_worst(tmp_path / "worst.npz", Bundle.open().detector, SAMPLES, [detection()], [other])
     assert found == LevelParity(largest_mm=pytest.approx(largest_mm), found=5)
     assert found.passed is passed
     assert np.load(tmp_path / "worst.npz")["reference"].shape == (5, 3)
@@ -109,7 +115,7 @@ def test_levels_may_hardly_move(other, largest_mm, passed, tmp_path):
 
 def test_a_detector_that_finds_nothing_has_shown_nothing():
     nothing = detection(source="prior")
-    found = compare_detectors(nothing, nothing, SAMPLES)
+    found = compare_levels([nothing], [nothing])
     assert (found.largest_mm, found.found, found.passed) == (0, 0, False)
 
 

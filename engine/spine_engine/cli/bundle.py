@@ -39,6 +39,8 @@ def verify(
 
     Example: spine-engine bundle verify ./my-bundle --parity --reference onnxruntime
     """
+    if worst is not None and not parity:
+        raise UsageError("--worst keeps what --parity finds: give both")
     if precision not in get_args(Precision):
         raise UsageError(f"--precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
     bundle = Bundle.open(folder)

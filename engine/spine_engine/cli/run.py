@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from spine_engine.backends import BACKENDS
+
 if TYPE_CHECKING:
     from spine_engine.engine import Run
     from spine_engine.summary import RunSummary
@@ -27,7 +29,7 @@ def run(
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Worker processes; one for each usable CPU if not given.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Runtime of the models: openvino or onnxruntime.")] = "openvino",
+    backend: Annotated[str, typer.Option(help=f"Runtime of the models: {', '.join(BACKENDS)}.")] = "openvino",
     device: Annotated[str, typer.Option(help="Device asked of the runtime; no other is used instead.")] = "cpu",
     precision: Annotated[str, typer.Option(help="auto, f32, bf16, f16, or int8 (graders).")] = "auto",
     series_descriptions: Annotated[

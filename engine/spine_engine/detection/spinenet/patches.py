@@ -73,7 +73,7 @@ def _starts(length: int, size: int, spacing_mm: float) -> list[int]:
 def patches_from_slice(view: View, number: int, grid: PatchGrid) -> F32:
     """Cut one slice of a view: `patches (P, 1, 224, 224)` float32, cubic samples, `(p - min) / spread`.
 
-    Stored values are as good as rescaled ones: the rescale of a slice falls out of the division.
+    Stored values are as good as rescaled ones: but for its sign, the rescale of a slice falls out of the division.
     """
     from spine_engine.detection.spinenet.kernels import cubic_taps, resample_cubic  # numba: only a run should pay
 
@@ -85,6 +85,8 @@ def patches_from_slice(view: View, number: int, grid: PatchGrid) -> F32:
     for patch, (column, row) in zip(patches[:, 0], grid.starts.tolist(), strict=True):
         part = picture[row : row + rows, column : column + columns]
         resample_cubic(patch, part, row_taps, row_weights, column_taps, column_weights)
+        if view.slope[number] < 0:
+            np.negative(patch, out=patch)
         low, high = np.percentile(patch, PERCENTILES)
         patch -= patch.min()
         patch /= np.float32(abs(high - low) + EPSILON)
