@@ -33,7 +33,7 @@ from spine_engine.errors import BackendError
 from spine_engine.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.parity import compare_probabilities, grader_inputs, phantom_samples
 from spine_engine.study import Role
-from spine_export.onnx import export_pipeline_grader
+from spine_export.onnx import export_module, grader_face
 from spine_training.grader.model import Grader, GraderConfig
 
 MODELS: Final = (
@@ -114,7 +114,7 @@ def measure(name: str, grids: NDArray[np.float32]) -> Row:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             with _timed() as took:
-                export_pipeline_grader(grader, path)
+                export_module(grader, path, grader_face(grader))
             row.export_s, row.size_mb = took[0], path.stat().st_size / 1e6
             content = path.read_bytes()
         with torch.inference_mode():

@@ -10,9 +10,10 @@ import typer
 from spine_engine.bundle import Bundle
 from spine_engine.errors import UsageError
 from spine_engine.parity import PHANTOMS, phantom_samples
-from spine_export.bundle import Part, detector_part, grader_part, spinenet_part, write_bundle
+from spine_export.bundle import write_bundle
 from spine_export.engines import build_engines
-from spine_export.onnx import Width, export_module
+from spine_export.onnx import Width
+from spine_export.parts import Part, detector_part, grader_part, spinenet_part
 from spine_export.sources import Card, PipelineConfig, SpineNetFiles
 from spine_export.verify import agrees, verify
 from spine_training.evaluation.calibration import read_calibration
@@ -150,7 +151,7 @@ def _export(part: Part, out: Path, precision: Width, check: bool, worst: Path | 
     """Write a file, and say how it compares with what it came from."""
     if worst is not None and not check:
         raise UsageError("--worst keeps what --verify finds: give both")
-    export_module(part.module, out, part.face, precision=precision)
+    part.export(out, precision)
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     if not check:
         return

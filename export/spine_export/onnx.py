@@ -19,10 +19,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spine_export.half import narrowed
 from spine_export.onnx_file import INLINE_BYTES, OPSET, trace, write_onnx
-from spine_export.pipelines import open_grader
-from spine_training.detector.model import ConvBlock, Deployed, LevelHeatmapNet, load_detector
-from spine_training.grader.model import Grader, MirrorAveraged
-from spine_training.spinenet import SpineNetKind, load_spinenet
+from spine_training.detector.model import ConvBlock, Deployed, LevelHeatmapNet
+from spine_training.grader.model import Grader
+from spine_training.spinenet import SpineNetKind
 
 IMAGE: Final = "image"
 PROBABILITIES: Final = "probabilities"
@@ -73,56 +72,6 @@ SPINENET_FACES: Final[dict[SpineNetKind, Face]] = {
         dynamic={**BATCH, 2: 16 * Dim("rows", min=2, max=256)},
     ),
 }
-
-
-def export_grader(checkpoint: Path, path: Path, *, precision: Width = "f32") -> MirrorAveraged:
-    """Write a grader checkpoint as ONNX: ``image (N, C, D, H, W)`` -> ``probabilities (N, heads, 3)``, both float32.
-
-    The graph averages the image with its mirror image, so mirrored inputs give exactly exchanged sides.
-
-    Returns:
-        The PyTorch model, in float32, that the file computes: what parity is measured against.
-
-    Raises:
-        UsageError: the checkpoint is no grader's, or its cut-points do not ascend.
-    """
-    return export_model(open_grader(checkpoint, None), path, precision=precision)
-
-
-def export_model(grader: Grader, path: Path, *, precision: Width = "f32") -> MirrorAveraged:
-    """Write a grader in memory as ONNX; see ``export_grader``."""
-    model = MirrorAveraged(grader).eval()
-    export_module(model, path, grader_face(grader), precision=precision)
-    return model
-
-
-def export_pipeline_grader(grader: Grader, path: Path, *, precision: Width = "f32") -> Grader:
-    """Write a grader of ``load_pipeline_grader`` as ONNX, as it is: no mirror image, the user's own numbers."""
-    export_module(grader, path, grader_face(grader), precision=precision)
-    return grader
-
-
-def export_detector(checkpoint: Path, path: Path, *, precision: Width = "f32") -> Path:
-    """Write the averaged weights of `checkpoint` as ONNX to `path`.
-
-    Input `slices (N, 1, H, W)`, output `heatmaps (N, K, H / 2, W / 2)`, float32; H and W multiples of 32. Weights are
-    stored in half precision; ``precision`` says what is computed in.
-    """
-    return export_module(Deployed(folded(load_detector(checkpoint))), path, DETECTOR, precision=precision)
-
-
-def export_spinenet(checkpoint: Path, kind: SpineNetKind, path: Path, *, precision: Width = "f32") -> nn.Module:
-    """Write one of SpineNet's networks as ONNX; ``SPINENET_FACES`` has the names and sizes of inputs and outputs.
-
-    Returns:
-        The PyTorch network, in float32, that the file computes.
-
-    Raises:
-        UsageError: the checkpoint is not that network's.
-    """
-    net = load_spinenet(checkpoint, kind)
-    export_module(net, path, SPINENET_FACES[kind], precision=precision)
-    return net
 
 
 def export_module(

@@ -19,7 +19,7 @@ from spine_engine.errors import BackendError, UsageError  # noqa: E402
 from spine_engine.opened import OpenModels  # noqa: E402
 from spine_engine.options import RunOptions  # noqa: E402
 from spine_engine.parity import grader_inputs, phantom_samples  # noqa: E402
-from spine_export import bundle as bundles  # noqa: E402
+from spine_export import parts  # noqa: E402
 from spine_export.__main__ import app  # noqa: E402
 from spine_export.bundle import write_bundle  # noqa: E402
 from spine_export.int8 import quantize  # noqa: E402
@@ -110,7 +110,7 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
         "appearance": Pool(),
         "context": torch.nn.Conv2d(1, 1, 3, padding=1),
     }
-    monkeypatch.setattr(bundles, "load_spinenet", lambda path, kind: nets[kind])
+    monkeypatch.setattr(parts, "load_spinenet", lambda path, kind: nets[kind])
     folder, _ = files
     bundle = write_bundle(
         tmp_path,

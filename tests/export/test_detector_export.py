@@ -8,7 +8,7 @@ pytest.importorskip("onnxscript", reason="the export extra is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 from spine_engine.backends import open_backend  # noqa: E402
-from spine_export.onnx import export_detector  # noqa: E402
+from spine_export.parts import detector_part  # noqa: E402
 from spine_training.detector.evaluate import TorchBackend  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 
@@ -17,7 +17,7 @@ from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 def test_the_exported_model_answers_as_the_checkpoint(tmp_path):
     torch.manual_seed(0)
     torch.save({"config": {}, "model": LevelHeatmapNet().state_dict()}, tmp_path / "net.pt")
-    path = export_detector(tmp_path / "net.pt", tmp_path / "net.onnx")
+    path = detector_part(tmp_path / "net.pt").export(tmp_path / "net.onnx")
     assert path.stat().st_size <= 5_000_000
     outputs = [o.name for o in onnxruntime.InferenceSession(str(path)).get_outputs()]
     assert outputs == ["heatmaps"]

@@ -17,7 +17,7 @@ from spine_engine.bundle import Bundle  # noqa: E402
 from spine_engine.errors import BundleError, UsageError  # noqa: E402
 from spine_engine.manifest import Calibration  # noqa: E402
 from spine_export.bundle import write_bundle  # noqa: E402
-from spine_export.onnx import export_grader  # noqa: E402
+from spine_export.parts import grader_part  # noqa: E402
 from spine_export.sources import Card  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import MIRRORED_HEADS, WHOLE_STUDY, Grader, GraderConfig, save_grader  # noqa: E402
@@ -35,7 +35,8 @@ def exported(tmp_path_factory):
     for head in grader.heads:  # fresh heads say nearly the same of everything
         torch.nn.init.normal_(head[0].weight, std=2.0)
     save_grader(grader, folder / "grader.pt")
-    return export_grader(folder / "grader.pt", folder / "grader.onnx"), folder / "grader.onnx"
+    part = grader_part(folder / "grader.pt")
+    return part.module, part.export(folder / "grader.onnx")
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])

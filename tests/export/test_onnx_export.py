@@ -20,13 +20,10 @@ from spine_export.half import narrowed  # noqa: E402
 from spine_export.onnx import (  # noqa: E402
     OPSET,
     SPINENET_FACES,
-    export_detector,
-    export_grader,
-    export_model,
     export_module,
-    export_spinenet,
     grader_face,
 )
+from spine_export.parts import detector_part, grader_part, spinenet_part  # noqa: E402
 from spine_training.detector.model import Deployed, LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import Grader, GraderConfig, MirrorAveraged, save_grader  # noqa: E402
 from spine_training.spinenet import SPINENETS  # noqa: E402
@@ -125,7 +122,7 @@ def test_crossed_cutpoints_of_our_own_are_refused(tmp_path):
         grader.heads[2][1].cutpoints.copy_(torch.tensor([1.0, -1.0]))
     save_grader(grader, tmp_path / "grader.pt")
     with pytest.raises(UsageError, match=r"do not ascend \(head 2: 1\.0, -1\.0\)"):
-        export_grader(tmp_path / "grader.pt", tmp_path / "grader.onnx")
+        grader_part(tmp_path / "grader.pt")
 
 
 def types_of(path) -> dict[str, int]:
@@ -137,9 +134,8 @@ def types_of(path) -> dict[str, int]:
 
 def test_a_half_precision_grader_is_strongly_typed_and_close(tmp_path):
     grader = made_grader()
-    model = export_model(grader, tmp_path / "half.onnx", precision="f16")
-    assert isinstance(model, MirrorAveraged)
-    assert model.grader is grader
+    model = MirrorAveraged(grader).eval()
+    export_module(model, tmp_path / "half.onnx", grader_face(grader), precision="f16")
     assert all(parameter.dtype == torch.float32 for parameter in grader.parameters())
     types = types_of(tmp_path / "half.onnx")
     assert (types["image"], types["probabilities"]) == (TensorProto.FLOAT, TensorProto.FLOAT)
@@ -162,7 +158,7 @@ def test_a_half_precision_detector_is_close(tmp_path):
     torch.manual_seed(0)
     net = LevelHeatmapNet().eval()
     torch.save({"config": {}, "model": net.state_dict()}, tmp_path / "net.pt")
-    path = export_detector(tmp_path / "net.pt", tmp_path / "net.onnx", precision="f16")
+    path = detector_part(tmp_path / "net.pt").export(tmp_path / "net.onnx", "f16")
     types = types_of(path)
     convolutions = [node for node in onnx.load(path).graph.node if node.op_type == "Conv"]
     assert {types[name] for node in convolutions for name in node.input if name} == {TensorProto.FLOAT16}
@@ -177,7 +173,7 @@ def test_a_weight_that_float16_cannot_hold_is_refused(tmp_path):
     with torch.no_grad():
         grader.backbone.conv_stem.weight[0, 0, 0, 0, 0] = 1e5
     with pytest.raises(UsageError, match="beyond float16's largest number, 65504"):
-        export_model(grader, tmp_path / "half.onnx", precision="f16")
+        export_module(grader, tmp_path / "half.onnx", grader_face(grader), precision="f16")
 
 
 def test_norms_over_whole_maps_stay_wide():
@@ -209,8 +205,9 @@ def test_spinenet_gives_the_same_maps_and_scores_in_both_runtimes(kind, tmp_path
     torch.manual_seed(0)
     net = SPINENETS[kind]().eval()
     torch.save({"net": net.state_dict(), "loss": 0.1, "epoch": 3}, tmp_path / "net.pt")
-    exported = export_spinenet(tmp_path / "net.pt", kind, tmp_path / "net.onnx")
-    assert {name: t.dtype for name, t in exported.state_dict().items()} == {
+    part = spinenet_part(tmp_path / "net.pt", kind)
+    part.export(tmp_path / "net.onnx")
+    assert {name: t.dtype for name, t in part.module.state_dict().items()} == {
         name: t.dtype for name, t in net.state_dict().items()
     }
     face = SPINENET_FACES[kind]
