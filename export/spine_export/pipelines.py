@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.errors import UsageError
 from spine_export.sources import PipelineConfig
-from spine_training.backbones import NARROW_BACKBONES, Pool, Shape, build_backbone
+from spine_training.backbones import NARROW_BACKBONES, Shape, build_backbone
 from spine_training.checkpoints import Mismatch, differences, fill, nearest, read_weights
 from spine_training.grader.model import Grader, GraderConfig, load_grader
 
@@ -60,36 +60,19 @@ def open_grader(checkpoint: Path, described: PipelineConfig | None) -> Grader:
         try:
             grader = load_grader(checkpoint)
         except UsageError as error:
-            raise UsageError(f"{error}; weights of another origin need a description of their grader") from None
+            wanted = "weights of another origin need a description: --described, or --grader-described"
+            raise UsageError(f"{error}; {wanted}") from None
         require_ascending(grader, checkpoint)
         return grader
-    return load_pipeline_grader(
-        checkpoint,
-        backbone=described.backbone,
-        shape=described.shape,
-        pool=described.pool,
-        spacing_mm=described.spacing_mm,
-        offset_mm=described.offset_mm,
-    )
+    return load_pipeline_grader(checkpoint, described)
 
 
-def load_pipeline_grader(
-    path: Path,
-    *,
-    backbone: str | None,
-    shape: Shape,
-    pool: Pool = "avg",
-    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0),
-) -> Grader:
+def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
     """Read a grader of either pipeline: five heads make a level grader, 25 a whole-study grader.
 
     Args:
         path: any file that ``read_weights`` takes.
-        backbone: what ``build_backbone`` takes; without it the error names the nearest.
-        shape: grid ``(D, H, W)``, voxels, that it was trained on.
-        pool: pipeline 1 pools by maximum, pipeline 2 by the library's default, the average.
-        spacing_mm, offset_mm: of the grid, for the bundle; see ``GraderConfig``. Pipeline 2's voxels are 1 mm.
+        described: what the file does not say of itself; without a backbone the error names the nearest.
 
     Returns:
         A grader in evaluation mode that computes what the file's own model computes, no coordinates added.
@@ -107,6 +90,7 @@ def load_pipeline_grader(
     tasks = {len(CONDITIONS): "level", len(CONDITIONS) * len(LEVELS): "whole_study"}
     if count not in tasks:
         raise UsageError(f"{path.name} has {count} heads; want one of {', '.join(map(str, tasks))}")
+    backbone, shape = described.backbone, described.shape
     if backbone is None:
         raise UsageError(
             f"{path.name} does not say what its backbone is: {_nearest(weights, shape)}; give the backbone"
@@ -114,10 +98,10 @@ def load_pipeline_grader(
     config = GraderConfig(
         task="whole_study" if tasks[count] == "whole_study" else "level",
         backbone=backbone,
-        pool=pool,
+        pool=described.pool,
         shape=shape,
-        spacing_mm=spacing_mm,
-        offset_mm=offset_mm,
+        spacing_mm=described.spacing_mm,
+        offset_mm=described.offset_mm,
         coordinates=False,
     )
     grader = _build(config, path)

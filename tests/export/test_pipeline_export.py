@@ -156,25 +156,27 @@ def test_cutpoints_that_do_not_ascend_are_refused(checkpoint, tmp_path):
     crossed = {"heads__1__1__cutpoints": torch.tensor([0.5, -0.25]), "heads__3__1__cutpoints": torch.tensor([1.0, 1.0])}
     path = changed(checkpoint, tmp_path, **crossed)
     with pytest.raises(UsageError, match=r"not ascend \(head 1: 0\.5, -0\.25; head 3: 1\.0, 1\.0\)"):
-        load_pipeline_grader(path, backbone=COATNET, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=COATNET, shape=(32, 32, 32)))
     path = changed(checkpoint, tmp_path, heads__1__1__cutpoints=torch.tensor([0.5, float("nan")]))
     with pytest.raises(UsageError, match=r"not finite \(1\.1\.cutpoints\)"):
-        load_pipeline_grader(path, backbone=COATNET, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=COATNET, shape=(32, 32, 32)))
 
 
 def test_heads_that_are_not_5_or_25_and_foreign_tensors_are_refused(checkpoint, tmp_path):
     gone = {f"heads__4__{name}": None for name in ("0__weight", "0__bias", "1__cutpoints")}
     with pytest.raises(UsageError, match="has 4 heads; want one of 5, 25"):
-        load_pipeline_grader(changed(checkpoint, tmp_path, **gone), backbone=COATNET, shape=(32, 32, 32))
+        load_pipeline_grader(
+            changed(checkpoint, tmp_path, **gone), PipelineConfig(backbone=COATNET, shape=(32, 32, 32))
+        )
     path = changed(checkpoint, tmp_path, decoder__weight=torch.zeros(2))
     with pytest.raises(UsageError, match="1 tensors that belong to neither backbone nor heads"):
-        load_pipeline_grader(path, backbone=COATNET, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=COATNET, shape=(32, 32, 32)))
     torch.save({"a.weight": torch.zeros(2)}, path)
     with pytest.raises(UsageError, match=r"no key begins with backbone\. or encoder\."):
-        load_pipeline_grader(path, backbone=COATNET, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=COATNET, shape=(32, 32, 32)))
     path = changed(checkpoint, tmp_path, heads__2__0__weight=torch.zeros(1, 63))
     with pytest.raises(UsageError, match=r"5 heads over 64 features: 1 of another shape \(2\.0\.weight \[1, 63\]"):
-        load_pipeline_grader(path, backbone=COATNET, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=COATNET, shape=(32, 32, 32)))
 
 
 def registered(name: str, path, heads: int = 5, **options):
@@ -186,20 +188,20 @@ def registered(name: str, path, heads: int = 5, **options):
 def test_without_a_backbone_or_with_a_wrong_one_the_nearest_is_named(tmp_path):
     path = registered("convnext_atto", tmp_path / "net.pt")
     with pytest.raises(UsageError, match="does not say what its backbone is: the nearest is convnext_atto: 0 of 126"):
-        load_pipeline_grader(path, backbone=None, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=None, shape=(32, 32, 32)))
     with pytest.raises(UsageError, match=r"not those of the backbone resnet10t.*missing.*the nearest is convnext_atto"):
-        load_pipeline_grader(path, backbone="resnet10t", shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone="resnet10t", shape=(32, 32, 32)))
     with pytest.raises(UsageError, match=r"there is no backbone 'convnext_ato'; the nearest of .* convnext_atto"):
-        load_pipeline_grader(path, backbone="convnext_ato", shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone="convnext_ato", shape=(32, 32, 32)))
     path = registered("coatnet_pico_rw_224", tmp_path / "net.pt", img_size=(32, 32, 32))
     state = torch.load(path)
     del state["backbone.norm.weight"]
     torch.save(state, path)
     with pytest.raises(UsageError, match=r"the nearest is coatnet_pico_rw: 1 of [0-9]+ keys differ; give the backbone"):
-        load_pipeline_grader(path, backbone=None, shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone=None, shape=(32, 32, 32)))
 
 
 def test_another_grid_shows_in_the_position_tables_and_is_said(tmp_path):
     path = registered("coatnet_pico_rw_224", tmp_path / "net.pt", img_size=(64, 64, 64))
     with pytest.raises(UsageError, match=r"for 32x32x32 voxels.*trained on another grid; 64x64x64 fits"):
-        load_pipeline_grader(path, backbone="coatnet_pico_rw_224", shape=(32, 32, 32))
+        load_pipeline_grader(path, PipelineConfig(backbone="coatnet_pico_rw_224", shape=(32, 32, 32)))
