@@ -80,6 +80,10 @@ class Bundle:
         """The model that grades a level. Raises ``BundleError`` when there is none."""
         return _present(self.manifest.models.grader, "grader")
 
+    def entry(self, role: str) -> ModelEntry:
+        """Return what the manifest says of the model of ``role``. Raises ``BundleError`` when there is none."""
+        return _present(self.manifest.models.by_role().get(role), role)
+
     def open_model(
         self,
         entry: ModelEntry,

@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,10 @@ from spine_engine.errors import OutputError
 from spine_engine.ledger import LEDGER_FILE, Ledger
 from spine_engine.options import RunOptions
 from spine_engine.output import check_input, excluded_path, held
+from spine_engine.resources import Resources
 from spine_engine.results import PREDICTIONS_FILE, RUN_FILE, STUDIES_FILE, StudyResult, write_lines, write_predictions
 from spine_engine.runner import Discover, Progress, Runner, RunPlan
-from spine_engine.scheduler import WalkFactory, peak_memory_bytes
+from spine_engine.scheduler import ModelProcess, WalkFactory, peak_memory_bytes
 from spine_engine.summary import RunSummary
 
 _WAITING = 64
@@ -50,6 +51,8 @@ class RunIdentity:
             "precision": self.options.precision,
             "series descriptions": self.series_descriptions,
             "detector": "on" if self.options.detector else "off",
+            "schedule": "batch" if self.options.batched else "study",
+            "threads": str(self.options.thread_count),
         }
 
 
@@ -64,7 +67,15 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, output: Path | None, *, identity: RunIdentity, discover: Discover, factory: WalkFactory
+        self,
+        folder: Path,
+        output: Path | None,
+        *,
+        identity: RunIdentity,
+        discover: Discover,
+        factory: WalkFactory,
+        resources: Resources | None = None,
+        models: ModelProcess | None = None,
     ) -> None:
         """Check the folders; nothing runs yet.
 
@@ -76,6 +87,8 @@ class Run:
         self._identity = identity
         self._discover = discover
         self._factory = factory
+        self._resources = resources or Resources(workers=identity.options.worker_count, memory=None)
+        self._models = models
         self._results: queue.Queue[StudyResult | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None
         self._aborted = threading.Event()
@@ -93,18 +106,34 @@ class Run:
         Raises:
             SpineEngineError: the run cannot begin or cannot go on; single studies never raise.
         """
-        if self._thread is not None:
-            raise RuntimeError("a run can be iterated over once; ask the engine for another")
-        self._thread = threading.Thread(target=self._main, name="spine-engine run")
-        self._thread.start()
+        thread = self._begin()
         try:
             while (result := self._results.get()) is not None:
                 yield result
         finally:
             self.abort()  # does nothing after a regular end
-            self._thread.join()
+            thread.join()
         if self._error is not None:
             raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[StudyResult]:
+        """Carry the run out as ``__iter__`` does, while the event loop goes on. Errors are the same."""
+        thread = self._begin()
+        try:
+            while (result := await asyncio.to_thread(self._results.get)) is not None:
+                yield result
+        finally:
+            self.abort()
+            await asyncio.to_thread(thread.join)
+        if self._error is not None:
+            raise self._error
+
+    def _begin(self) -> threading.Thread:
+        if self._thread is not None:
+            raise RuntimeError("a run can be iterated over once; ask the engine for another")
+        self._thread = threading.Thread(target=self._main, name="spine-engine run")
+        self._thread.start()
+        return self._thread
 
     def finish(self) -> RunSummary:
         """Carry the run out to its end and return its summary."""
@@ -153,9 +182,10 @@ class Run:
             exclude=self._exclude,
             discover=self._discover,
             factory=self._factory,
-            workers=options.worker_count,
+            resources=self._resources,
             timeout_s=options.timeout_s,
             max_attempts=options.max_attempts,
+            models=self._models,
         )
         self._runner = Runner(plan, ledger, self.progress, self._emit)
         if self._stopped.is_set():
@@ -198,7 +228,9 @@ class Run:
         statuses, reasons = ledger.counts()
         options: dict[str, Any] = asdict(self._identity.options)
         options["series_descriptions"] = options["series_descriptions"] and str(options["series_descriptions"])
-        options["workers"] = self._identity.options.worker_count
+        options["workers"] = self._resources.workers
+        options["threads"] = self._identity.options.thread_count
+        options["schedule"] = "batch" if self._models is not None else "study"
         main = peak_memory_bytes()
         workers = runner.peak_worker_bytes
         return RunSummary(
@@ -267,4 +299,6 @@ class Engine:
             identity=identity,
             discover=walk.discover,
             factory=walk.factory,
+            resources=walk.resources,
+            models=walk.models,
         )

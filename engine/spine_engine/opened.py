@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Generic, TypeVar, cast
 
@@ -51,14 +52,20 @@ class OpenModels:
         devices: by role what each model that has been opened runs on; it grows when the fallback is first needed.
     """
 
-    def __init__(self, bundle: Bundle, options: RunOptions) -> None:
+    def __init__(self, bundle: Bundle, options: RunOptions, opener: Callable[[str], Backend] | None = None) -> None:
         """Open what every study needs.
+
+        Args:
+            bundle: the models.
+            options: how the run is carried out.
+            opener: gives the model of a role where it is not to be opened in this process.
 
         Raises:
             BackendError: the backend, device or precision is not to be had.
             BundleError: a model is damaged or not what the manifest says.
         """
         self._bundle, self._options = bundle, options
+        self._opener = opener or partial(open_role, bundle, options)
         self.devices: dict[str, Device] = {}
         self.detector: OpenModel[DetectorEntry] | None = None
         self.grader: OpenModel[GraderEntry] | None = None
@@ -101,16 +108,25 @@ class OpenModels:
         return self._whole
 
     def _open(self, role: str, entry: EntryT) -> OpenModel[EntryT]:
-        options = self._options
-        backend = self._bundle.open_model(
-            entry,
-            name=options.backend,
-            device=options.device,
-            precision=cast(Precision, options.precision),
-            threads=1,
-        )
+        backend = self._opener(role)
         self.devices[role] = backend.device
         return OpenModel(entry, backend)
+
+
+def open_role(bundle: Bundle, options: RunOptions, role: str) -> Backend:
+    """Open the bundle's model of ``role`` in this process.
+
+    Raises:
+        BackendError: the backend, device or precision is not to be had.
+        BundleError: there is no such model, or it is damaged or not what the manifest says.
+    """
+    return bundle.open_model(
+        bundle.entry(role),
+        name=options.backend,
+        device=options.device,
+        precision=cast(Precision, options.precision),
+        threads=options.thread_count,
+    )
 
 
 def in_two_stages(bundle: Bundle, options: RunOptions) -> bool:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final
 from spine_engine.dicom.discovery import RefusedFile, WorkUnit
 from spine_engine.errors import BackendError, BundleError, OutputError, Reason
 from spine_engine.ledger import Ledger
+from spine_engine.resources import Resources
 from spine_engine.results import Status, StudyResult, study_key, ungraded
-from spine_engine.scheduler import Scheduler, UnitOutcome, WalkFactory, WorkerError
+from spine_engine.scheduler import ModelProcess, ModelsLostError, Scheduler, UnitOutcome, WalkFactory, WorkerError
 
 if TYPE_CHECKING:
     from spine_engine.backends.base import Device
@@ -57,9 +58,10 @@ class RunPlan:
     exclude: str | None
     discover: Discover
     factory: WalkFactory
-    workers: int
+    resources: Resources
     timeout_s: float
     max_attempts: int
+    models: ModelProcess | None = None
 
 
 class Runner:
@@ -87,7 +89,12 @@ class Runner:
         """
         plan = self._plan
         scheduler = Scheduler(
-            plan.factory, workers=plan.workers, timeout_s=plan.timeout_s, on_devices=self._check_devices
+            plan.factory,
+            workers=plan.resources.workers,
+            timeout_s=plan.timeout_s,
+            on_devices=self._check_devices,
+            memory=plan.resources.memory,
+            models=plan.models,
         )
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._discover, args=(self._loop,), daemon=True, name="discovery").start()
@@ -197,7 +204,7 @@ class Runner:
     async def _walk_all(
         self, scheduler: Scheduler, units: AsyncIterator[tuple[WorkUnit, str | None]], *, merged: bool
     ) -> None:
-        free = asyncio.Semaphore(self._plan.workers)
+        free = asyncio.Semaphore(self._plan.resources.workers)
         async with asyncio.TaskGroup() as tasks:
             async for unit, parent in units:
                 await free.acquire()
@@ -228,6 +235,14 @@ class Runner:
             attempts += 1
             try:
                 outcome = await self._attempt(scheduler, unit, alone=alone)
+                if outcome.out_of_memory and not alone and self._plan.resources.memory is not None:
+                    outcome = await self._attempt(scheduler, unit, alone=True)  # with all the memory there is
+            except ModelsLostError as fault:
+                reason = fault.reason
+                if alone:  # in company it may have been any of them: it counts as an attempt, and the next is alone
+                    faults += 1
+                    self._ledger.fault(unit, reason)
+                continue
             except WorkerError as fault:
                 faults, reason = faults + 1, fault.reason
                 self._ledger.fault(unit, reason)

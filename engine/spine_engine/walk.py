@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Level
-from spine_engine.backends import Device
+from spine_engine.backends import Backend, Device
 from spine_engine.bundle import Bundle
 from spine_engine.detection import Detection, DiscLevel, undetected
 from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit
@@ -27,8 +27,9 @@ from spine_engine.dicom.limits import DEFAULT_LIMITS
 from spine_engine.errors import BackendError, BundleError, Reason, StudyError, Warn
 from spine_engine.grading import Grades, grade, grade_whole_study
 from spine_engine.manifest import GraderEntry
-from spine_engine.opened import OpenModel, OpenModels
+from spine_engine.opened import OpenModel, OpenModels, open_role
 from spine_engine.options import RunOptions
+from spine_engine.resources import Resources, divided
 from spine_engine.results import (
     ROW_ORDER,
     AlternativeResult,
@@ -42,7 +43,9 @@ from spine_engine.results import (
     ungraded,
 )
 from spine_engine.runner import Discover
-from spine_engine.scheduler import UnitOutcome, WalkFactory
+from spine_engine.scheduler import ModelProcess, UnitOutcome, WalkFactory
+from spine_engine.scheduler.batching import BatchPolicy, doubling
+from spine_engine.scheduler.remote import ModelsGoneError, RemoteBackend
 from spine_engine.study import Role, Study
 
 READ_BUT_NOT_GRADABLE: Final = frozenset(
@@ -60,13 +63,24 @@ READ_BUT_NOT_GRADABLE: Final = frozenset(
 )
 """The files were read, but there is nothing in them to grade: status ``prior``. Any other reason: ``failed``."""
 
+MODEL_CALL_S: Final = 60.0
+"""A call of a model that takes longer is hung: the largest graders take seconds on one core."""
+
+SHAPED: Final = frozenset({"tensorrt", "tensorrt-rtx"})
+"""Runtimes whose engines take no batch larger than the one in the model's profile."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WalkPlan:
-    """What a run over real studies needs: where units come from, how they are walked, and what decides the results."""
+    """What a run over real studies needs: where units come from, how they are walked, and what decides the results.
+
+    ``models`` is the process whose models the workers share, not yet started; None where each has its own.
+    """
 
     discover: Discover
     factory: WalkFactory
+    resources: Resources
+    models: ModelProcess | None
     series_descriptions: str
 
 
@@ -74,38 +88,85 @@ def plan_walk(root: Path, bundle: Bundle, options: RunOptions) -> WalkPlan:
     """Read the series descriptions and return the plan for the studies under ``root``.
 
     Raises:
-        UsageError: the series descriptions cannot be used.
+        UsageError: the series descriptions cannot be used, or the memory allowed holds no worker.
     """
     given = options.series_descriptions
     overrides = RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
     said = sorted((study, series, str(role)) for (study, series), role in overrides.roles.items())
     digest = hashlib.sha256(repr(said).encode("utf-8", "backslashreplace")).hexdigest()
+    models = None
+    if options.batched:
+        serving = partial(ServedModels, bundle.path, bundle.digest, options)
+        models = ModelProcess(serving, call_timeout_s=min(MODEL_CALL_S, options.timeout_s / 2))
+    address = None if models is None else models.address
+    used = bundle.manifest.models.by_role().values()
     return WalkPlan(
         discover=discover,
-        factory=partial(StudyWalk, root, bundle.path, bundle.digest, options, overrides),
+        factory=partial(StudyWalk, root, bundle.path, bundle.digest, options, overrides, address),
+        resources=divided(options, model_bytes=sum(entry.size_bytes for entry in used)),
+        models=models,
         series_descriptions=digest if said else "none",
     )
+
+
+def opened_bundle(path: Path, digest: str) -> Bundle:
+    """Open a bundle in another process than the one that began the run.
+
+    Raises:
+        BundleError: it is damaged, or no longer the one the run began with.
+    """
+    bundle = Bundle.open(path)
+    if bundle.digest != digest:
+        raise BundleError(f"the bundle {bundle.manifest.name!r} was changed while the run started; start again")
+    return bundle
+
+
+class ServedModels:
+    """Opens the models of the process that the workers share them of, each with the batches it is called with."""
+
+    def __init__(self, bundle_path: Path, bundle_digest: str, options: RunOptions) -> None:
+        """Verify the bundle.
+
+        Raises:
+            BundleError: the bundle is damaged or no longer the one the run began with.
+        """
+        self._bundle, self._options = opened_bundle(bundle_path, bundle_digest), options
+
+    def __call__(self, role: str) -> tuple[Backend, BatchPolicy]:
+        """Open the model of ``role``. Errors are those of ``open_role``."""
+        backend = open_role(self._bundle, self._options, role)
+        profile = self._bundle.entry(role).profile
+        most = self._options.max_batch
+        if profile is not None and backend.device.backend in SHAPED:
+            most = min(most, profile.largest[0])
+        unit = len(LEVELS) if role == "grader" else 1  # a study asks for its five levels at once
+        return backend, BatchPolicy(sizes=doubling(min(unit, most), most), max_delay_ms=self._options.max_delay_ms)
 
 
 class StudyWalk:
     """A worker's walk: the models it has opened, and the buffer its level grids share from study to study."""
 
     def __init__(
-        self, root: Path, bundle_path: Path, bundle_digest: str, options: RunOptions, overrides: RoleOverrides
+        self,
+        root: Path,
+        bundle_path: Path,
+        bundle_digest: str,
+        options: RunOptions,
+        overrides: RoleOverrides,
+        models_at: str | None = None,
     ) -> None:
-        """Open the models.
+        """Open the models, or connect to those at ``models_at``.
 
         Raises:
             BackendError: the backend, device or precision is not to be had.
             BundleError: the bundle is damaged or no longer the one the run began with.
+            ModelsGoneError: nothing answers at ``models_at``.
         """
-        bundle = Bundle.open(bundle_path)
-        if bundle.digest != bundle_digest:
-            raise BundleError(f"the bundle {bundle.manifest.name!r} was changed while the run started; start again")
+        bundle = opened_bundle(bundle_path, bundle_digest)
         self._root = root
         self._overrides = overrides
         self._limits = replace(DEFAULT_LIMITS, study_s=options.timeout_s)
-        self._models = OpenModels(bundle, options)
+        self._models = OpenModels(bundle, options, None if models_at is None else partial(RemoteBackend, models_at))
         self.devices: Mapping[str, Device] = self._models.devices
         self._grids: NDArray[np.float32] | None = None
         if self._models.grader is not None:
@@ -121,6 +182,8 @@ class StudyWalk:
         except Exception as error:  # a bug costs one study, not the run
             if unit.study_id is None:
                 raise
+            if isinstance(error, MemoryError):
+                return UnitOutcome(results=(_short_of_memory(unit.study_id, clock),))
             return UnitOutcome(results=(_broken(study_key(unit.study_id), error, clock),))
         results = tuple(self._result(study, clock) for study in reading.studies)
         return UnitOutcome(results=results, split=reading.split, refused=reading.refused)
@@ -135,7 +198,7 @@ class StudyWalk:
             return _without_grade(study, error.reason, clock, detail=detail)
         except MemoryError:
             return _without_grade(study, Reason.OUT_OF_MEMORY, clock)
-        except (BackendError, BundleError):  # a model opened late: no study's fault
+        except (BackendError, BundleError, ModelsGoneError):  # a model that cannot be had is no study's fault
             raise
         except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
             return _broken(study_key(study.study_id), error, clock, _series(study))
@@ -240,6 +303,11 @@ def _without_grade(
         timings_ms=clock.timings_ms(),
         detail=detail,
     )
+
+
+def _short_of_memory(study_id: str, clock: _Clock) -> StudyResult:
+    """Return the record of a study for which memory ran out before it was put together."""
+    return ungraded(study_key(study_id), Status.FAILED, Reason.OUT_OF_MEMORY, timings_ms=clock.timings_ms())
 
 
 def _broken(study_id: str, error: Exception, clock: _Clock, series: tuple[SeriesResult, ...] = ()) -> StudyResult:

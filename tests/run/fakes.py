@@ -78,7 +78,10 @@ class FakeWalk:
             return UnitOutcome(results=(ungraded(study_id, Status.FAILED, Reason.UID_COLLISION),))
         seed = "\n".join(sorted({deed for _, deed in part})).encode()
         for _, deed in part:
-            self.do(deed)
+            try:
+                self.do(deed)
+            except MemoryError:
+                return UnitOutcome(results=(ungraded(study_id, Status.FAILED, Reason.OUT_OF_MEMORY),))
             if deed == "prior":
                 return UnitOutcome(results=(ungraded(study_id, Status.PRIOR, Reason.NO_SAGITTAL),))
             if deed == "no study":
@@ -104,6 +107,8 @@ class FakeWalk:
             self.devices[argument] = Device("fake", "cpu", "f32")
         elif word == "no-model":
             raise BackendError(f"no {argument} here")
+        elif word == "allocate":
+            bytearray(int(argument) << 20)
         elif word == "raise":
             raise ZeroDivisionError("NAME OF PATIENT")
 
@@ -116,7 +121,9 @@ def dies_at_start() -> FakeWalk:
     os._exit(9)
 
 
-def start(root: Path, output: Path | None, *, factory=None, discover=discover, bundle="b1", **options) -> Run:
+def start(
+    root: Path, output: Path | None, *, factory=None, discover=discover, bundle="b1", resources=None, **options
+) -> Run:
     log = root.parent / "opened.log"
     return Run(
         root,
@@ -128,6 +135,7 @@ def start(root: Path, output: Path | None, *, factory=None, discover=discover, b
         ),
         discover=discover,
         factory=factory or partial(FakeWalk, root, log),
+        resources=resources,
     )
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -17,7 +18,21 @@ if TYPE_CHECKING:
     from spine_engine.engine import Run
     from spine_engine.summary import RunSummary
 
+_SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", re.IGNORECASE)
+
 DEMONSTRATION = "Research use only; the grades of the packaged bundle are a demonstration."
+
+
+def memory_size(text: str) -> int:
+    """Return the bytes that a size such as ``4GiB``, ``4G`` or ``4096MB`` means; the prefixes count in 1024.
+
+    Raises:
+        typer.BadParameter: it is no size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no size of memory: write it like 4GiB or 1500MiB")
+    return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
 def run(
@@ -27,7 +42,19 @@ def run(
         Path | None, typer.Option(metavar="DIR", help="Bundle of models; the packaged one if not given.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Worker processes; one for each usable CPU if not given.")
+        int | None, typer.Option(metavar="N", help="Worker processes; as tuned, or one for each usable CPU.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Threads of a model on a CPU; as tuned, or 1.")
+    ] = None,
+    schedule: Annotated[
+        str, typer.Option(help="study: each worker has its own models; batch: they share them, on GPUs; auto.")
+    ] = "auto",
+    max_batch: Annotated[int, typer.Option(metavar="N", help="Slices or levels in one call of a shared model.")] = 32,
+    max_delay_ms: Annotated[float, typer.Option(metavar="MS", help="How long a batch may wait to fill up.")] = 2.0,
+    max_memory: Annotated[
+        int | None,
+        typer.Option(metavar="SIZE", parser=memory_size, help="Ceiling of all processes together, e.g. 4GiB."),
     ] = None,
     backend: Annotated[str, typer.Option(help=f"Runtime of the models: {', '.join(BACKENDS)}.")] = "openvino",
     device: Annotated[str, typer.Option(help="Device asked of the runtime; no other is used instead.")] = "cpu",
@@ -56,10 +83,15 @@ def run(
     """
     from spine_engine.cli.progress import shown
     from spine_engine.engine import Engine
-    from spine_engine.options import RunOptions
+    from spine_engine.options import RunOptions, Schedule
 
     options = RunOptions(
         workers=workers,
+        threads=threads,
+        schedule=cast(Schedule, schedule),
+        max_batch=max_batch,
+        max_delay_ms=max_delay_ms,
+        max_memory_bytes=max_memory,
         backend=backend,
         device=device,
         precision=precision,

@@ -1,81 +1,48 @@
 """Runs study after study in worker processes, so that the death of one costs one study's attempt.
 
-The shape for CPUs: a fixed number of slots, each with a process of its own that opens the models once and then walks
-one unit at a time on one thread. Runtimes, numba and BLAS get one thread each, so the bytes of a result do not depend
-on how many workers run. (A stage graph with batches across studies is the shape for GPUs; it serves the same two calls:
-``async with scheduler.slot()`` and ``await slot.walk(unit)``.)
+A fixed number of slots, each with a process of its own that walks one unit at a time on one thread. On CPUs each worker
+opens the models for itself, and since runtimes, numba and BLAS get one thread each, the bytes of a result do not depend
+on how many workers run. On GPUs the workers share the models of one process (``models``), which answers them in batches
+across studies. Both are used by the same two calls: ``async with scheduler.slot()`` and ``await slot.walk(unit)``.
 """
 
 from __future__ import annotations
 
 import asyncio
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
-import sys
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any
 
-from spine_engine.dicom.discovery import RefusedFile, WorkUnit
+from spine_engine.dicom.discovery import WorkUnit
 from spine_engine.errors import BackendError, Reason
-from spine_engine.results import StudyResult
+from spine_engine.scheduler.models import ModelProcess
+from spine_engine.scheduler.processes import (
+    ONE_THREAD,
+    START_TIMEOUT_S,
+    environment,
+    limit_memory,
+    no_main_module,
+    peak_memory_bytes,
+    prepare_process,
+)
+from spine_engine.scheduler.remote import ModelsGoneError
+from spine_engine.scheduler.walks import ModelsLostError, OnDevices, UnitOutcome, Walk, WalkFactory, WorkerError
 
 if TYPE_CHECKING:
     from spine_engine.backends.base import Device
 
-START_TIMEOUT_S: Final = 300.0
-"""A worker imports the runtimes and compiles the models in this time, or the run ends. It takes seconds."""
-
-_ONE_THREAD: Final = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-)
-"""Set while a worker starts, because these are read once, when the libraries load."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class UnitOutcome:
-    """What walking a unit gave: its studies' results, or the units it splits into; and the files it could not use."""
+class MemoryShare:
+    """How much private memory a worker may have: usually, and when it is the only one there."""
 
-    results: tuple[StudyResult, ...] = ()
-    split: tuple[WorkUnit, ...] = ()
-    refused: tuple[RefusedFile, ...] = ()
-
-
-class Walk(Protocol):
-    """Takes units to their outcome; lives in a worker process, which makes it once.
-
-    - Called from one thread, with one unit at a time.
-    - Every error of a study is a result with a reason; what it raises counts as an internal error of the engine, but
-      ``BackendError`` and ``BundleError`` (a model opened late that cannot be had) end the run.
-    - ``devices`` says by role what each model opened so far really runs on; it may grow from unit to unit.
-    """
-
-    devices: Mapping[str, Device]
-
-    def __call__(self, unit: WorkUnit) -> UnitOutcome:
-        """Walk one unit."""
-        ...
-
-
-WalkFactory = Callable[[], Walk]
-"""Makes the walk inside a worker; picklable. What it raises as ``SpineEngineError`` ends the run with that error."""
-
-OnDevices = Callable[[dict[str, "Device"]], None]
-"""Told a worker's devices when it has started and when it has opened more; what it raises ends the run."""
-
-
-class WorkerError(Exception):
-    """A unit's attempt ended without an outcome: its worker died, or was killed because its time was up."""
-
-    def __init__(self, reason: Reason) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
+    usual_bytes: int
+    alone_bytes: int
 
 
 class Scheduler:
@@ -86,6 +53,9 @@ class Scheduler:
         workers: how many units are walked at once.
         timeout_s: how long one unit may take.
         on_devices: called each time a worker has started or has opened another model.
+        memory: the ceiling of each worker's memory; none where not given.
+        models: the process that the workers share their models of; each opens its own where not given. It is started
+            before the first worker, and closed with the scheduler.
     """
 
     def __init__(
@@ -95,8 +65,13 @@ class Scheduler:
         workers: int,
         timeout_s: float,
         on_devices: OnDevices = lambda devices: None,
+        memory: MemoryShare | None = None,
+        models: ModelProcess | None = None,
     ) -> None:
-        self._slots = [Slot(factory, timeout_s, on_devices) for _ in range(workers)]
+        self._memory = memory
+        self._models = models
+        self._starting_models = asyncio.Lock()
+        self._slots = [Slot(self, factory, timeout_s, on_devices, memory) for _ in range(workers)]
         self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()  # last used first: a small run starts few workers
         for slot in reversed(self._slots):
             self._free.put_nowait(slot)
@@ -109,6 +84,7 @@ class Scheduler:
         """Wait for a free worker, started and ready. With ``alone`` nothing else runs until it is given back.
 
         A unit under suspicion runs alone, so that what it does to the machine (memory above all) hits no other study.
+        Where memory has a ceiling the other workers are ended first, and the one that is left may have all of it.
 
         Raises:
             SpineEngineError: the worker could not be made ready (no such backend, a damaged bundle, ...).
@@ -116,7 +92,13 @@ class Scheduler:
         slot = await self._free.get()
         try:
             async with self._turn_taken(alone):
+                if alone and self._memory is not None:
+                    for other in self._slots:
+                        if other is not slot:
+                            other.kill()
+                slot.models = await self.start_models()
                 await slot.start()
+                slot.limit_memory(alone=alone)
                 yield slot
         finally:
             self._free.put_nowait(slot)
@@ -140,27 +122,55 @@ class Scheduler:
             async with self._turn:
                 self._turn.notify_all()
 
+    async def start_models(self, *, gone: int | None = None) -> int:
+        """Make sure that the model process runs, where there is one; return which in the row it is.
+
+        Args:
+            gone: the one that is known to be of no use any more, and is to be replaced.
+        """
+        if self._models is None:
+            return 0
+        async with self._starting_models:
+            if gone == self._models.generation:
+                await asyncio.to_thread(self._models.close)
+            await asyncio.to_thread(self._models.ensure)
+            return self._models.generation
+
     @property
     def peak_memory_bytes(self) -> list[int]:
-        """The highest resident memory of each worker that ran."""
-        return [slot.peak_memory_bytes for slot in self._slots if slot.peak_memory_bytes]
+        """The highest resident memory of each worker that ran, and of the model process."""
+        peaks = [slot.peak_memory_bytes for slot in self._slots if slot.peak_memory_bytes]
+        return [*peaks, self._models.peak_memory_bytes] if self._models is not None else peaks
 
     def close(self) -> None:
         """End every worker at once, busy or not."""
         for slot in self._slots:
             slot.kill()
+        if self._models is not None:
+            self._models.close()
 
 
 class Slot:
     """One worker process at a time, replaced when it dies."""
 
-    def __init__(self, factory: WalkFactory, timeout_s: float, on_devices: OnDevices) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        factory: WalkFactory,
+        timeout_s: float,
+        on_devices: OnDevices,
+        memory: MemoryShare | None,
+    ) -> None:
+        self._scheduler = scheduler
         self._factory = factory
         self._timeout_s = timeout_s
         self._on_devices = on_devices
+        self._memory = memory
+        self._limited_bytes = 0
         self._executor: ProcessPoolExecutor | None = None
         self._pid = 0
         self._devices: dict[str, Device] = {}
+        self.models = 0
         self.peak_memory_bytes = 0
 
     async def start(self) -> None:
@@ -169,21 +179,31 @@ class Slot:
             return
         for _ in range(2):  # one death while starting may be bad luck (memory), two are not
             context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare_process)
+            self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process)
             try:
-                with _environment(_ONE_THREAD):  # the process is started by the first submit
+                with environment(ONE_THREAD), no_main_module():  # the process is started by the first submit
                     process = self._executor.submit(os.getpid)
                 self._pid = await self._result(process, START_TIMEOUT_S)
                 self._tell(await self._result(self._executor.submit(_open_walk, self._factory), START_TIMEOUT_S))
                 return
-            except (WorkerError, BrokenProcessPool):
+            except (WorkerError, BrokenProcessPool, ModelsGoneError):
                 self.kill()
+                self.models = await self._scheduler.start_models()
             except BaseException:
                 self.kill()
                 raise
         raise BackendError(
             "a worker process died twice while it loaded the models; run 'spine-engine doctor', or use fewer workers"
         )
+
+    def limit_memory(self, *, alone: bool) -> None:
+        """Hold the worker, once started, to its share of the memory."""
+        if self._memory is None:
+            return
+        wanted = self._memory.alone_bytes if alone else self._memory.usual_bytes
+        if wanted != self._limited_bytes:
+            limit_memory(self._pid, wanted, self._memory.alone_bytes)
+            self._limited_bytes = wanted
 
     async def walk(self, unit: WorkUnit) -> UnitOutcome:
         """Walk ``unit`` in the worker.
@@ -199,7 +219,11 @@ class Slot:
             self.kill()
             raise WorkerError(Reason.WORKER_DIED) from None
         outcome: UnitOutcome
-        outcome, peak, devices = await self._result(future, self._timeout_s)
+        try:
+            outcome, peak, devices = await self._result(future, self._timeout_s)
+        except ModelsGoneError:
+            await self._scheduler.start_models(gone=self.models)
+            raise ModelsLostError from None
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
         if devices != self._devices:
             self._tell(devices)
@@ -235,57 +259,13 @@ class Slot:
         for process in multiprocessing.active_children():  # knows the living ones, so no process id is hit twice
             if process.pid == self._pid:
                 process.kill()
-        self._pid = 0
+        self._pid = self._limited_bytes = 0
         executor.shutdown(wait=False, cancel_futures=True)
-
-
-def peak_memory_bytes() -> int:
-    """Return the highest resident memory this process has had, in bytes."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
-            for line in status:
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-@contextmanager
-def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Hold environment variables at ``values``, for the children started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # -- in the worker process ---------------------------------------------------------------------------------------------
 
 _walk: Walk | None = None
-
-
-def _prepare_process() -> None:
-    """Leave Ctrl-C and SIGTERM to the main process, and end when it ends, even by ``kill -9``."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 def _open_walk(factory: WalkFactory) -> dict[str, Device]:

@@ -1,0 +1,91 @@
+"""A worker's end of the model process: a ``Backend`` whose model runs elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spine_engine.backends.base import Device, TensorInfo, check_inputs
+from spine_engine.errors import BackendError, BundleError
+from spine_engine.scheduler.exchange import Exchange, connected
+
+_REFUSALS: Final = {error.__name__: error for error in (BackendError, BundleError)}
+
+
+class ModelsGoneError(Exception):
+    """The model process died or hangs; no fault of the study that was asking, as far as anyone can tell."""
+
+
+class RemoteBackend:
+    """The model of one role in the model process. See ``Backend`` for the contract."""
+
+    def __init__(self, address: str, role: str) -> None:
+        """Connect, and have the model opened if it is not.
+
+        Raises:
+            BackendError, BundleError: the model cannot be had.
+            ModelsGoneError: nothing answers.
+        """
+        self._address, self._role = address, role
+        self._exchange: Exchange | None = None
+        said = self._connect()
+        self.inputs, self.outputs = _infos(said["inputs"]), _infos(said["outputs"])
+        self.device = Device(**said["device"])
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+        """Run the model once, in whatever company.
+
+        Raises:
+            ModelsGoneError: the model process died; the next call connects to the one in its place.
+            MemoryError: it had too little memory for this request.
+            RuntimeError: the model raised on this request.
+        """
+        check_inputs(self.inputs, inputs)
+        if self._exchange is None:
+            self._connect()
+        assert self._exchange is not None
+        try:
+            self._exchange.send({}, inputs)
+            answer = self._exchange.receive()
+        except OSError:
+            answer = None
+        if answer is None:
+            self.close()
+            raise ModelsGoneError(self._role)
+        message, outputs = answer
+        if "error" in message:
+            raise MemoryError if message["memory"] else RuntimeError(f"the {self._role} raised {message['error']}")
+        return {name: array.copy() for name, array in outputs.items()}
+
+    def close(self) -> None:
+        """Hang up."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.close()
+
+    def _connect(self) -> dict[str, Any]:
+        try:
+            exchange = Exchange(connected(self._address))
+        except OSError:
+            raise ModelsGoneError(self._role) from None
+        try:
+            exchange.send({"role": self._role})
+            answer = exchange.receive()
+        except OSError:
+            answer = None
+        if answer is None:
+            exchange.close()
+            raise ModelsGoneError(self._role)
+        said, _ = answer
+        if "refused" in said:
+            exchange.close()
+            raise _REFUSALS.get(said["refused"], BackendError)(said["why"])
+        self._exchange = exchange
+        return said
+
+
+def _infos(said: list[dict[str, Any]]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(info["name"], tuple(info["shape"])) for info in said)

@@ -1,0 +1,197 @@
+"""Workers that share the models of one process: the same answers, and every way that process can fail."""
+
+import os
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import discover, graded, write_exam
+
+from spine_engine.backends.base import Device, TensorInfo
+from spine_engine.engine import Run, RunIdentity
+from spine_engine.errors import BackendError, BundleError, Reason
+from spine_engine.options import RunOptions
+from spine_engine.results import Status
+from spine_engine.scheduler import ModelProcess, UnitOutcome
+from spine_engine.scheduler.batching import BatchPolicy
+from spine_engine.scheduler.exchange import Exchange, connected
+from spine_engine.scheduler.remote import ModelsGoneError, RemoteBackend
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared models need Linux")
+
+
+class Squares:
+    """Squares; does what the first number says: 1 raises, 2 kills its process once a marker is gone, 3 hangs."""
+
+    inputs = (TensorInfo("x", (None, None)),)
+    outputs = (TensorInfo("y", (None, None)),)
+    device = Device("fake", "GPU.0", "f16")
+
+    def __init__(self, marker):
+        self.marker = Path(marker)
+
+    def run(self, inputs):
+        x = inputs["x"]
+        if (x[:, 0] == 1).any():
+            raise FloatingPointError("one")
+        if (x[:, 0] == 2).any():
+            os.kill(os.getpid(), signal.SIGKILL)
+        if (x[:, 0] == 4).any():
+            raise MemoryError
+        if (x[:, 0] == 3).any() and not self.marker.exists():
+            self.marker.touch()
+            time.sleep(600)
+        return {"y": x * x}
+
+    def close(self):
+        pass
+
+
+class Opener:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __call__(self, role):
+        if role == "nothing":
+            raise BundleError("this bundle has no nothing")
+        if role == "tpu":
+            raise BackendError("no TPU here")
+        return Squares(self.marker), BatchPolicy(sizes=(1, 2, 4, 8), max_delay_ms=5.0)
+
+
+@pytest.fixture
+def models(tmp_path):
+    process = ModelProcess(partial(Opener, str(tmp_path / "hung")), call_timeout_s=1.0)
+    yield process
+    process.close()
+
+
+def ask(backend, *values):
+    return backend.run({"x": np.array([[value] for value in values], np.float32)})["y"].ravel().tolist()
+
+
+def test_a_shared_model_answers_like_one_of_ones_own(models):
+    models.ensure()
+    backend = RemoteBackend(models.address, "squares")
+    assert (backend.inputs, backend.outputs, backend.device) == (Squares.inputs, Squares.outputs, Squares.device)
+    assert ask(backend, 5, 6) == [25, 36]
+    large = np.random.default_rng(0).random((3, 700_000), np.float32)  # memory grows on both sides
+    first = backend.run({"x": large})["y"]
+    assert ask(backend, 7) == [49]
+    np.testing.assert_array_equal(first, large * large)  # what came before is the caller's own
+    with pytest.raises(ValueError, match="takes"):
+        backend.run({"z": large})
+    backend.close()
+    assert ask(backend, 8) == [64]  # it connects again
+    backend.close()
+    assert models.peak_memory_bytes > 10 << 20
+
+
+def test_an_error_of_the_model_belongs_to_the_one_who_asked(models):
+    models.ensure()
+    backend = RemoteBackend(models.address, "squares")
+    with pytest.raises(RuntimeError, match="FloatingPointError: one"):
+        ask(backend, 1)
+    with pytest.raises(MemoryError):
+        ask(backend, 4)
+    assert ask(backend, 9) == [81]
+    backend.close()
+
+
+@pytest.mark.parametrize(("role", "error"), [("nothing", BundleError), ("tpu", BackendError)])
+def test_a_model_that_cannot_be_had_is_refused_as_it_would_be_at_home(models, role, error):
+    models.ensure()
+    with pytest.raises(error, match=role if role == "nothing" else "TPU"):
+        RemoteBackend(models.address, role)
+
+
+def test_a_process_that_dies_or_hangs_is_told_apart_from_the_study_and_replaced(models):
+    models.ensure()
+    backend = RemoteBackend(models.address, "squares")
+    for deed in (2, 3):
+        with pytest.raises(ModelsGoneError):
+            ask(backend, deed)
+        models._process.join(10)
+        models.ensure()
+        assert ask(backend, 5) == [25]
+        backend.close()
+    assert models.generation == 3
+    models.close()
+    with pytest.raises(ModelsGoneError):
+        RemoteBackend(models.address, "squares")
+
+
+def test_a_process_that_cannot_start_is_a_backend_error():
+    process = ModelProcess(dies, call_timeout_s=1.0)
+    with pytest.raises(BackendError, match="does not start"):
+        process.ensure()
+
+
+def dies():
+    os._exit(7)
+
+
+def test_other_users_are_not_let_in(models, monkeypatch):
+    models.ensure()
+    monkeypatch.setattr(os, "getuid", lambda: 123456)
+    with pytest.raises(PermissionError):
+        connected(models.address)
+
+
+def test_a_half_sent_request_ends_only_its_own_conversation(models):
+    models.ensure()
+    exchange = Exchange(connected(models.address))
+    exchange.send({"role": "squares"})
+    exchange.receive()
+    exchange.close()
+    backend = RemoteBackend(models.address, "squares")
+    assert ask(backend, 5) == [25]
+    backend.close()
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
+
+
+class SharingWalk:
+    """Asks the shared model for each exam's number: 1 raises there, 2 kills the process, anything else is graded."""
+
+    def __init__(self, root, address):
+        self.root = root
+        self.backend = RemoteBackend(address, "squares")
+        self.devices = {"grader": self.backend.device}
+
+    def __call__(self, unit):
+        study_id, deed = (self.root / unit.files[0].path).read_text().split("\n")
+        answer = ask(self.backend, float(deed))
+        assert answer == [float(deed) ** 2]
+        return UnitOutcome(results=(graded(study_id, study_id.encode()),))
+
+
+def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, models):
+    root = tmp_path / "in"
+    deeds = [7.0] * 12
+    deeds[3], deeds[6], deeds[9] = 1.0, 2.0, 3.0  # raises always, kills always, hangs once
+    for number, deed in enumerate(deeds):
+        write_exam(root, f"{number:02}", f"s{number:02}", str(deed))
+    run = Run(
+        root,
+        tmp_path / "out",
+        identity=RunIdentity(
+            bundle={"name": "fake", "version": "1", "digest": "b"},
+            options=RunOptions(workers=3, schedule="batch"),
+            series_descriptions="none",
+        ),
+        discover=discover,
+        factory=partial(SharingWalk, root, models.address),
+        models=models,
+    )
+    results = {result.study_id: result for result in run}
+    failed = {name: result.reason for name, result in results.items() if result.status is not Status.GRADED}
+    assert failed == {"s03": Reason.INTERNAL_ERROR, "s06": Reason.WORKER_DIED}
+    assert len(results) == 12
+    assert run.summary.record()["options"]["schedule"] == "batch"
+    assert len(run.summary.peak_memory_bytes["workers"]) >= 2
