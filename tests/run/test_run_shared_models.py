@@ -127,7 +127,7 @@ def test_a_process_that_dies_or_hangs_is_told_apart_from_the_study_and_replaced(
 
 def test_a_process_that_cannot_start_is_a_backend_error():
     process = ModelProcess(dies, call_timeout_s=1.0)
-    with pytest.raises(BackendError, match="does not start"):
+    with pytest.raises(BackendError, match="died twice while it started"):
         process.ensure()
 
 

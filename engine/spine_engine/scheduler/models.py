@@ -52,18 +52,32 @@ class ModelProcess:
         self._call_timeout_s = call_timeout_s
         self._process: Any = None
         self._peak_bytes = 0
+        self._changing = threading.Lock()
+        self._closed = threading.Event()
         self.address = f"spine-engine-{secrets.token_hex(16)}"
         self.generation = 0
 
-    def ensure(self) -> None:
-        """Start the process unless it runs; returns when it can be asked.
+    def ensure(self, *, gone: int | None = None) -> int:
+        """Start the process unless it runs; return which in the row it is, when it can be asked. Waits.
+
+        Args:
+            gone: the one that is known to be of no use any more, and is to be replaced.
 
         Raises:
             BackendError: it does not start.
         """
-        if self._process is not None and self._process.is_alive():
-            return
-        self.close()
+        with self._changing:
+            alive = self._process is not None and self._process.is_alive()
+            if not alive or gone == self.generation:
+                self._end()
+                if not self._start() and not self._start():  # one death while starting may be bad luck, two are not
+                    raise BackendError(
+                        "the process of the models died twice while it started; run 'spine-engine doctor'"
+                    )
+            return self.generation
+
+    def _start(self) -> bool:
+        """Start a process; return whether it can be asked."""
         self.generation += 1
         context = multiprocessing.get_context("spawn")
         serving = (self.address, self._factory, self._call_timeout_s)
@@ -71,15 +85,16 @@ class ModelProcess:
         with no_main_module():
             self._process.start()
         deadline = time.monotonic() + START_TIMEOUT_S
-        while True:
+        while not self._closed.is_set():
             try:
                 connected(self.address).close()
-                return
+                return True
             except OSError:
                 if not self._process.is_alive() or time.monotonic() > deadline:
-                    self.close()
-                    raise BackendError("the model process does not start; run 'spine-engine doctor'") from None
+                    break
                 time.sleep(0.01)
+        self._end()
+        return False
 
     @property
     def peak_memory_bytes(self) -> int:
@@ -89,7 +104,12 @@ class ModelProcess:
         return self._peak_bytes
 
     def close(self) -> None:
-        """End the process, if there is one, and wait until it is gone."""
+        """End the process for good, also one that is just starting."""
+        self._closed.set()
+        with self._changing:
+            self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._peak_bytes = self.peak_memory_bytes  # while it can still be asked
             self._process.kill()

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 START_TIMEOUT_S: Final = 300.0
 """A process imports the runtimes and compiles the models in this time, or the run ends. It takes seconds."""
@@ -19,6 +19,9 @@ ONE_THREAD: Final = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
 """Set while a worker starts, because these are read once, when the libraries load."""
+
+
+_hiding_main = threading.Lock()
 
 
 def prepare_process() -> None:
@@ -43,12 +46,13 @@ def no_main_module() -> Iterator[None]:
     input could not be found, and the command line's own imports would cost each 0.15 s.
     """
     main = sys.modules["__main__"].__dict__
-    before = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
-    main["__spec__"] = None
-    try:
-        yield
-    finally:
-        main.update(before)
+    with _hiding_main:
+        before: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+        main["__spec__"] = None
+        try:
+            yield
+        finally:
+            main.update(before)
 
 
 @contextmanager

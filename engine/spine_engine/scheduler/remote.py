@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -11,6 +13,9 @@ from numpy.typing import NDArray
 from spine_engine.backends.base import Device, TensorInfo, check_inputs
 from spine_engine.errors import BackendError, BundleError
 from spine_engine.scheduler.exchange import Exchange, connected
+
+RECONNECT_S: Final = 2.0
+"""A new process listens within half a second on a busy machine; models are opened after that, while workers wait."""
 
 _REFUSALS: Final = {error.__name__: error for error in (BackendError, BundleError)}
 
@@ -66,11 +71,19 @@ class RemoteBackend:
         if exchange is not None:
             exchange.close()
 
+    def _reached(self) -> socket.socket:
+        """Connect; where nobody listens, wait a little for the process that takes the place of one that died."""
+        deadline = time.monotonic() + RECONNECT_S
+        while True:
+            try:
+                return connected(self._address)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise ModelsGoneError(self._role) from None
+                time.sleep(0.02)
+
     def _connect(self) -> dict[str, Any]:
-        try:
-            exchange = Exchange(connected(self._address))
-        except OSError:
-            raise ModelsGoneError(self._role) from None
+        exchange = Exchange(self._reached())
         try:
             exchange.send({"role": self._role})
             answer = exchange.receive()

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from spine_engine.dicom.discovery import WorkUnit
 from spine_engine.errors import BackendError, Reason
@@ -35,6 +35,10 @@ from spine_engine.scheduler.walks import ModelsLostError, OnDevices, UnitOutcome
 
 if TYPE_CHECKING:
     from spine_engine.backends.base import Device
+
+
+MAX_LOSSES: Final = 10
+"""How often the shared models may die while one worker connects to them; with studies that kill them it happens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,6 @@ class Scheduler:
     ) -> None:
         self._memory = memory
         self._models = models
-        self._starting_models = asyncio.Lock()
         self._slots = [Slot(self, factory, timeout_s, on_devices, memory) for _ in range(workers)]
         self._free: asyncio.LifoQueue[Slot] = asyncio.LifoQueue()  # last used first: a small run starts few workers
         for slot in reversed(self._slots):
@@ -123,18 +126,8 @@ class Scheduler:
                 self._turn.notify_all()
 
     async def start_models(self, *, gone: int | None = None) -> int:
-        """Make sure that the model process runs, where there is one; return which in the row it is.
-
-        Args:
-            gone: the one that is known to be of no use any more, and is to be replaced.
-        """
-        if self._models is None:
-            return 0
-        async with self._starting_models:
-            if gone == self._models.generation:
-                await asyncio.to_thread(self._models.close)
-            await asyncio.to_thread(self._models.ensure)
-            return self._models.generation
+        """Make sure that the model process runs, where there is one; see ``ModelProcess.ensure``."""
+        return 0 if self._models is None else await asyncio.to_thread(self._models.ensure, gone=gone)
 
     @property
     def peak_memory_bytes(self) -> list[int]:
@@ -177,7 +170,8 @@ class Slot:
         """Start the worker unless it runs already."""
         if self._executor is not None:
             return
-        for _ in range(2):  # one death while starting may be bad luck (memory), two are not
+        deaths = losses = 0
+        while deaths < 2 and losses < MAX_LOSSES:  # one death while starting may be bad luck (memory), two are not
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process)
             try:
@@ -186,14 +180,19 @@ class Slot:
                 self._pid = await self._result(process, START_TIMEOUT_S)
                 self._tell(await self._result(self._executor.submit(_open_walk, self._factory), START_TIMEOUT_S))
                 return
-            except (WorkerError, BrokenProcessPool, ModelsGoneError):
+            except (WorkerError, BrokenProcessPool):
                 self.kill()
-                self.models = await self._scheduler.start_models()
+                deaths += 1
+            except ModelsGoneError:  # another study took them down meanwhile
+                self.kill()
+                losses += 1
+                self.models = await self._scheduler.start_models(gone=self.models)
             except BaseException:
                 self.kill()
                 raise
         raise BackendError(
-            "a worker process died twice while it loaded the models; run 'spine-engine doctor', or use fewer workers"
+            "a worker process, or the models it shares, died again and again while it started; "
+            "run 'spine-engine doctor', or use fewer workers"
         )
 
     def limit_memory(self, *, alone: bool) -> None:
