@@ -286,13 +286,13 @@ class Engine:
         Raises:
             UsageError: the input is not a readable folder, or the series descriptions cannot be used.
         """
+        from spine_engine.tuning import tuned
         from spine_engine.walk import plan_walk
 
         root = check_input(Path(folder))
-        walk = plan_walk(root, self.bundle, self.options)
-        identity = RunIdentity(
-            bundle=self.bundle.facts, options=self.options, series_descriptions=walk.series_descriptions
-        )
+        options = tuned(self.options, self.bundle)
+        walk = plan_walk(root, self.bundle, options)
+        identity = RunIdentity(bundle=self.bundle.facts, options=options, series_descriptions=walk.series_descriptions)
         return Run(
             root,
             None if output is None else Path(output),

@@ -24,6 +24,7 @@ _OWN: Final[dict[str, tuple[str, str]]] = {
     "demo": ("spine_engine.cli.demo:demo", "Make three phantom studies, grade them and show the grades."),
     "inspect": ("spine_engine.cli.inspect:inspect", "Show what the engine sees in a folder, and why."),
     "doctor": ("spine_engine.cli.doctor:doctor", "Say what this machine can run, and what is missing."),
+    "tune": ("spine_engine.cli.tune:tune", "Measure how this machine runs a bundle fastest, and remember it."),
     "bundle": ("spine_engine.cli.bundle:app", "Verify or describe a bundle of models."),
     "phantom": ("spine_engine.cli.phantom:phantom", "Write phantom studies with known anatomy and grades."),
 }

@@ -1,0 +1,217 @@
+"""How this machine runs a bundle fastest: a short measurement, remembered in the user's cache.
+
+What was found is used by runs that leave ``workers``, ``threads``, ``schedule`` or ``precision`` open, with the same
+bundle, backend, device, engine version and processor. Nothing is measured unless asked for (``spine-engine tune``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Final, Literal
+
+from spine_engine._version import __version__
+from spine_engine.backends.cache import cache_key, load_compiled, store_compiled
+from spine_engine.backends.processor import instruction_sets
+from spine_engine.bundle import Bundle
+from spine_engine.dicom import WorkUnit
+from spine_engine.errors import BackendError, UsageError
+from spine_engine.options import RunOptions, usable_cpus
+from spine_engine.results import Status
+from spine_engine.scheduler import Scheduler, WorkerError
+from spine_engine.walk import plan_walk
+
+MARGIN: Final = 1.03
+"""The defaults stay unless something is this much faster: rounds on one quiet machine differ by 1 to 3 %."""
+STUDIES_EACH: Final = 4
+"""Studies a worker walks in a round, after one that is not counted: the first pays for loading the kernels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """A way to run: what ``RunOptions`` leave open, decided."""
+
+    workers: int
+    threads: int
+    schedule: Literal["study", "batch"]
+    precision: str
+
+    @property
+    def words(self) -> str:
+        """The setting as a person says it."""
+        models = "shared models" if self.schedule == "batch" else "models of their own"
+        return f"{self.workers} workers with {models}, {self.threads} threads, {self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """A setting and the studies a second it reached in each round; none where it cannot run here, and why."""
+
+    setting: Setting
+    rates: tuple[float, ...]
+    failure: str | None = None
+
+    @property
+    def rate(self) -> float:
+        """The median of the rounds; 0 where it cannot run."""
+        return statistics.median(self.rates) if self.rates else 0.0
+
+
+def default_setting(options: RunOptions) -> Setting:
+    """Return the setting that runs without any tuning."""
+    return Setting(
+        workers=options.worker_count,
+        threads=options.thread_count,
+        schedule="batch" if options.batched else "study",
+        precision=options.precision,
+    )
+
+
+def settings_to_try(options: RunOptions, cpus: int) -> list[Setting]:
+    """Return the settings to measure, the default first.
+
+    On a CPU: full precision, fewer workers with more threads, one worker more than cores (it reads while the others
+    compute), and shared models. On a GPU, where the workers share its models: more workers, half and full precision.
+    """
+    default = default_setting(options)
+    tried = [default]
+    if options.device.lower() == "cpu":
+        tried += [replace(default, workers=cpus + 1)]
+        if cpus > 1:
+            tried += [replace(default, workers=max(1, cpus // 2), threads=2)]
+        tried += [replace(default, workers=cpus + (cpus + 1) // 2, threads=cpus, schedule="batch")]
+    else:
+        tried += [replace(default, workers=count) for count in (cpus, 2 * cpus, 3 * cpus)]
+    if options.precision == "auto":
+        tried += [replace(default, precision="f32")]
+    return list(dict.fromkeys(tried))
+
+
+def measure(
+    root: Path,
+    units: Sequence[WorkUnit],
+    bundle: Bundle,
+    options: RunOptions,
+    settings: Sequence[Setting],
+    *,
+    rounds: int,
+    done: Callable[[Measured], None] = lambda measured: None,
+) -> list[Measured]:
+    """Walk studies in each setting, the settings in turns so that a busy machine slows all alike.
+
+    Args:
+        root: the folder the units lie in.
+        units: the studies; they are walked again and again.
+        bundle: the models.
+        options: what the settings leave alone.
+        settings: the ways to run.
+        rounds: how often each is measured; one that cannot run here is measured once.
+        done: told after each measurement what is known of the setting by then.
+    """
+    known = {setting: Measured(setting=setting, rates=()) for setting in settings}
+    for _ in range(rounds):
+        for setting in settings:
+            if known[setting].failure is not None:
+                continue
+            try:
+                rate = asyncio.run(_rate(root, units, bundle, replace(options, **asdict(setting))))
+                known[setting] = replace(known[setting], rates=(*known[setting].rates, rate))
+            except (BackendError, WorkerError) as error:
+                known[setting] = replace(known[setting], failure=str(error))
+            done(known[setting])
+    return list(known.values())
+
+
+async def _rate(root: Path, units: Sequence[WorkUnit], bundle: Bundle, options: RunOptions) -> float:
+    """Return studies a second, once every worker has walked one study."""
+    plan = plan_walk(root, bundle, options)
+    workers = plan.resources.workers
+    scheduler = Scheduler(
+        plan.factory,
+        workers=workers,
+        timeout_s=options.timeout_s,
+        memory=plan.resources.memory,
+        models=plan.models,
+    )
+    started = asyncio.Barrier(workers + 1)
+    work = islice(cycle(units), workers * STUDIES_EACH)
+
+    async def worker(first: WorkUnit) -> None:
+        async with scheduler.slot() as slot:
+            await slot.walk(first)
+            await started.wait()
+            for unit in work:
+                outcome = await slot.walk(unit)
+                if any(result.status is Status.FAILED for result in outcome.results):
+                    raise UsageError("a study failed; tune with studies that 'spine-engine run' can grade")
+
+    async def timed() -> float:
+        await started.wait()
+        return time.perf_counter()
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            begun = tasks.create_task(timed())
+            for first in islice(cycle(units), workers):
+                tasks.create_task(worker(first))
+        return workers * STUDIES_EACH / (time.perf_counter() - begun.result())
+    except ExceptionGroup as group:
+        raise next(_leaves(group)) from None
+    finally:
+        scheduler.close()
+
+
+def _leaves(error: Exception) -> Iterator[Exception]:
+    if isinstance(error, ExceptionGroup):
+        for part in error.exceptions:
+            yield from _leaves(part)
+    else:
+        yield error
+
+
+def chosen(measured: Sequence[Measured]) -> Measured:
+    """Return the fastest setting, or the default (the first) where nothing is clearly faster.
+
+    Raises:
+        BackendError: none can run; with the reason of the default.
+    """
+    default, best = measured[0], max(measured, key=lambda one: one.rate)
+    if not best.rates:
+        raise BackendError(default.failure or "nothing could be measured")
+    return best if best.rate > MARGIN * default.rate else default
+
+
+def remember(bundle: Bundle, options: RunOptions, best: Measured) -> None:
+    """Keep a setting for the runs to come."""
+    kept = {**asdict(best.setting), "studies_per_s": round(best.rate, 3)}
+    store_compiled(_key(bundle, options), json.dumps(kept).encode())
+
+
+def tuned(options: RunOptions, bundle: Bundle) -> RunOptions:
+    """Return the options with what they leave open set to what was found best here; unchanged where nothing was.
+
+    Workers, threads and schedule belong together: where one of them is given, none is filled in.
+    """
+    kept = load_compiled(_key(bundle, options))
+    if kept is None:
+        return options
+    found = json.loads(kept)
+    if (options.workers, options.threads, options.schedule) == (None, None, "auto"):
+        options = replace(options, workers=found["workers"], threads=found["threads"], schedule=found["schedule"])
+    if options.precision == "auto":
+        options = replace(options, precision=found["precision"])
+    return options
+
+
+def _key(bundle: Bundle, options: RunOptions) -> str:
+    """Return the name that a setting is kept under: what it holds for, in one digest."""
+    machine = f"{platform.machine()} {usable_cpus()} {' '.join(sorted(instruction_sets()))}"
+    detector = "detector" if options.detector else "no detector"
+    return cache_key(bundle.digest.encode(), "tuned", __version__, options.backend, options.device, detector, machine)
