@@ -11,7 +11,7 @@ from conftest_detection import Scene, SceneBackend, SceneDisc, column, sagittal_
 
 from spine_engine.anatomy import Level
 from spine_engine.detection import Detection, LabellingOptions, detect
-from spine_engine.detection.labelling import RANKS, Column, Labelling, _best, _posterior, shifted
+from spine_engine.detection.labelling import RANKS, Column, labelled, shifted
 from spine_engine.detection.levels import RANK_OF_LEVEL
 from spine_engine.errors import Warn
 from spine_engine.study import Stack
@@ -134,15 +134,16 @@ def test_probabilities_are_those_of_counting_every_labelling():
         for i, rank in enumerate(ranks):
             if rank >= 0:
                 posterior[i, rank] += p
-    np.testing.assert_allclose(_posterior(one), posterior, atol=1e-12)
+    labelling = labelled(one)
+    np.testing.assert_allclose(labelling.posterior, posterior, atol=1e-12)
     best = max(share, key=share.__getitem__)
-    assert _best(one).tolist() == list(best)
+    assert labelling.ranks.tolist() == list(best)
     for shift in (-1, 1):
         moved = {
             ranks: p
             for ranks, p in share.items()
             if all(have == -1 or had == -1 or have == had + shift for have, had in zip(ranks, best, strict=True))
         }
-        other = shifted(Labelling(np.array(best), posterior, one), shift)
+        other = shifted(labelling, shift)
         assert other.probability == pytest.approx(sum(moved.values()))
         assert other.ranks.tolist() == list(max(moved, key=moved.__getitem__))

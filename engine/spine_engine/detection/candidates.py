@@ -5,14 +5,15 @@ Frame: patient LPS mm; the spine frame has rows (down, back, across), see `Spine
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import dist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.detection.slices import Canvas
-from spine_engine.detection.spec import BODY, DIRECTION, DISC, LEVELS, DetectorSpec
+from spine_engine.detection.spec import BODY, DISC, DetectorSpec
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -22,9 +23,6 @@ PEAK_FLOOR = 0.08
 
 JOIN_MM = 13.0
 """Peaks of one disc in neighbouring slices and series lie this near in the sagittal plane; discs are > 18 mm apart."""
-
-REACH = 2
-"""A peak is read from 5x5 pixels of 4 mm, about twice the width of a disc's heat."""
 
 TYPICAL_OF = 5
 """Five lumbar discs are nearly always in the picture: the median mass of the five heaviest is a disc of this study."""
@@ -58,14 +56,17 @@ class Peaks:
 
     def of_series(self, number: int) -> Peaks:
         """Those of one series."""
-        own = self.series == number
+        return self.where(self.series == number)
+
+    def where(self, kept: NDArray[np.bool_]) -> Peaks:
+        """Those marked in `kept (P,)`."""
         return Peaks(
-            self.position_mm[own],
-            self.height[own],
-            self.share_mm[own],
-            self.direction[own],
-            self.log_level[own],
-            self.series[own],
+            self.position_mm[kept],
+            self.height[kept],
+            self.share_mm[kept],
+            self.direction[kept],
+            self.log_level[kept],
+            self.series[kept],
         )
 
 
@@ -89,49 +90,35 @@ class Candidate:
     log_level: F64
 
 
-def log_softmax(logits: F64) -> F64:
-    """Log softmax over the last axis."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    result: F64 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+def peaks_from_maps(heatmaps: Iterable[F32], canvas: Canvas, series: int, spec: DetectorSpec) -> tuple[Peaks, Peaks]:
+    """Peaks of the discs and of the bodies in the maps of a canvas, averaged over 5x5 pixels by squared heat.
 
-
-def _local_maxima(heat: F32) -> tuple[NDArray[np.int64], F32]:
-    """Indices `(P, 3)` (slice, row, column) of pixels above `PEAK_FLOOR` that no pixel of their 5x5 neighbourhood
-    exceeds (ties go to the first), and those neighbourhoods `(P, 25)`, 0 outside the map.
+    Args:
+        heatmaps: float32 `(N, K, h, w)`, some slices after the other until all of the canvas have come.
+        canvas: where its slices lie.
+        series: number of the series.
+        spec: of the maps.
     """
-    index = np.argwhere(heat > PEAK_FLOOR)
-    padded = np.pad(heat, ((0, 0), (REACH, REACH), (REACH, REACH)))
-    dy, dx = (o.ravel() for o in np.mgrid[: 2 * REACH + 1, : 2 * REACH + 1])
-    around = padded[index[:, :1], index[:, 1:2] + dy, index[:, 2:] + dx]
-    middle = around.shape[1] // 2
-    own = around[:, middle : middle + 1]
-    top = (own > around[:, :middle]).all(axis=1) & (own >= around[:, middle + 1 :]).all(axis=1)
-    return index[top], around[top]
+    from spine_engine.detection.kernels import PEAK_COLUMNS, find_peaks  # numba: only a run should pay
 
-
-def peaks_from_maps(heatmaps: F32, canvas: Canvas, channel: int, series: int, spec: DetectorSpec) -> Peaks:
-    """Peaks of one heat channel in the maps `(S, K, h, w)` of a canvas, averaged over 5x5 pixels by squared heat."""
-    index, around = _local_maxima(heatmaps[:, channel])
-    weight = around.astype(np.float64) ** 2
-    weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-12)
-    dy, dx = (o.ravel() - REACH for o in np.mgrid[: 2 * REACH + 1, : 2 * REACH + 1])
-    center = np.stack([index[:, 1] + weight @ dy, index[:, 2] + weight @ dx], axis=1)
-    mm = (center * spec.stride + (spec.stride - 1) / 2) * spec.pixel_mm
-    rows = np.clip(index[:, 1:2] + dy, 0, heatmaps.shape[2] - 1)
-    columns = np.clip(index[:, 2:] + dx, 0, heatmaps.shape[3] - 1)
-    window = heatmaps[index[:, :1], :, rows, columns].astype(np.float64)  # (P, 25, K)
-    vector = (window[..., DIRECTION] * weight[..., None]).sum(axis=1)
-    log_level = (log_softmax(window[..., LEVELS]) * weight[..., None]).sum(axis=1)
+    tables, seen = [], 0
+    for maps in heatmaps:
+        tables.append(find_peaks(maps, PEAK_FLOOR))
+        tables[-1][:, 0] += seen
+        seen += len(maps)
+    table = np.concatenate(tables)
+    slices = table[:, 0].astype(np.int64)
+    mm = (table[:, 2:4] * spec.stride + (spec.stride - 1) / 2) * spec.pixel_mm
     plane = np.stack([canvas.down, canvas.back])
-    return Peaks(
-        canvas.origins_mm[index[:, 0]] + mm @ plane,
-        around[:, around.shape[1] // 2].astype(np.float64),
-        canvas.step_mm[index[:, 0]],
-        vector @ plane,
-        log_level,
-        np.full(len(index), series),
+    every = Peaks(
+        canvas.origins_mm[slices] + mm @ plane,
+        table[:, 4],
+        canvas.step_mm[slices],
+        table[:, 5:PEAK_COLUMNS] @ plane,
+        table[:, PEAK_COLUMNS:],
+        np.full(len(table), series),
     )
+    return every.where(table[:, 1] == DISC), every.where(table[:, 1] == BODY)
 
 
 def joined(peaks: Sequence[Peaks]) -> Peaks:
@@ -153,58 +140,55 @@ def candidates_from_peaks(peaks: Peaks, frame: F64) -> list[Candidate]:
         peaks: of all series of a study.
         frame: `(3, 3)` rows (down, back, across) of the spine, LPS.
     """
+    from spine_engine.detection.kernels import join_peaks
+
+    if not len(peaks.height):
+        return []
     place = peaks.position_mm @ frame[:2].T
     order = np.lexsort((peaks.position_mm @ frame[2], place[:, 1], place[:, 0], -peaks.height))
-    members: list[list[int]] = []
-    sums = np.zeros((len(order), 3))  # of height * (down, back, 1), a row for each cluster
-    for index in order.tolist():
-        known = sums[: len(members)]
-        distance = np.hypot(*(known[:, :2] / known[:, 2:] - place[index]).T)
-        number = int(np.argmin(distance)) if len(members) else 0
-        if not len(members) or distance[number] >= JOIN_MM:
-            number = len(members)
-            members.append([])
-        members[number].append(index)
-        sums[number] += peaks.height[index] * np.array([place[index, 0], place[index, 1], 1.0])
-    total = max(1, len(np.unique(peaks.series)))
-    return [_candidate(peaks, np.array(sorted(group)), total) for group in members]
+    return _candidates(peaks, join_peaks(place, peaks.height, order, JOIN_MM))
 
 
 def clear_candidates(candidates: Sequence[Candidate], frame: F64) -> list[Candidate]:
     """Candidates from the sacrum upwards, without those that are weak beside a stronger neighbour or weak at all."""
     if not candidates:
         return []
-    masses = sorted((c.mass_mm for c in candidates), reverse=True)
-    typical = float(np.median(masses[:TYPICAL_OF]))
-    kept: list[Candidate] = []
-    for candidate in sorted(candidates, key=lambda c: (-c.mass_mm, *c.position_mm.tolist())):
+    typical = float(np.median(sorted((c.mass_mm for c in candidates), reverse=True)[:TYPICAL_OF]))
+    places = (np.array([c.position_mm for c in candidates]) @ frame[:2].T).tolist()
+    kept: list[tuple[Candidate, list[float]]] = []
+    for candidate, place in sorted(
+        zip(candidates, places, strict=True), key=lambda pair: (-pair[0].mass_mm, *pair[0].position_mm.tolist())
+    ):
         if candidate.mass_mm < MIN_SHARE * typical:
-            continue
-        gaps = [float(np.linalg.norm((candidate.position_mm - c.position_mm) @ frame[:2].T)) for c in kept]
-        strong = [c.mass_mm for c, gap in zip(kept, gaps, strict=True) if gap < CROWDED_MM]
-        if strong and candidate.mass_mm < CROWDED_SHARE * max(strong):
-            continue
-        kept.append(candidate)
-    return sorted(kept, key=lambda c: float(-c.position_mm @ frame[0]))
+            break
+        strong = [other.mass_mm for other, there in kept if dist(place, there) < CROWDED_MM]
+        if not strong or candidate.mass_mm >= CROWDED_SHARE * max(strong):
+            kept.append((candidate, place))
+    return [candidate for candidate, _ in sorted(kept, key=lambda pair: -pair[1][0])]
 
 
-def _candidate(peaks: Peaks, group: NDArray[np.int64], total_series: int) -> Candidate:
-    """Weighted means of a cluster; the level votes are averaged inside a series, then summed over series."""
-    weight = peaks.height[group] ** 2 * peaks.share_mm[group]
-    series = np.unique(peaks.series[group])
-    log_level = np.zeros(peaks.log_level.shape[1])
-    tops = []
-    for number in series:
-        inside = peaks.series[group] == number
-        log_level += np.average(peaks.log_level[group][inside], axis=0, weights=weight[inside])
-        tops.append(float(peaks.height[group][inside].max()))
-    return Candidate(
-        np.average(peaks.position_mm[group], axis=0, weights=weight),
-        float(np.mean(tops)),
-        float((peaks.height[group] * peaks.share_mm[group]).sum()) / total_series,
-        np.average(peaks.direction[group], axis=0, weights=weight),
-        log_level,
-    )
+def _candidates(peaks: Peaks, number: NDArray[np.int64]) -> list[Candidate]:
+    """Weighted means of the clusters `number (P,)`; level votes are averaged in a series, then summed over series."""
+    series, own = np.unique(peaks.series, return_inverse=True)
+    part = number * len(series) + own
+    order = np.argsort(part, kind="stable")
+    starts = np.flatnonzero(np.diff(part[order], prepend=-1))
+    weight = (peaks.height**2 * peaks.share_mm)[:, None]
+    columns = np.concatenate([peaks.position_mm, peaks.direction, peaks.log_level], axis=1) * weight
+    columns = np.concatenate([columns, weight, (peaks.height * peaks.share_mm)[:, None]], axis=1)
+    sums = np.add.reduceat(columns[order], starts)  # by cluster and series
+    tops = np.maximum.reduceat(peaks.height[order], starts)
+    clusters = np.flatnonzero(np.diff(part[order][starts] // len(series), prepend=-1))
+    votes = np.add.reduceat(sums[:, 6:-2] / sums[:, -2:-1], clusters)
+    views = np.diff(clusters, append=len(starts))
+    peak = np.add.reduceat(tops, clusters) / views
+    sums = np.add.reduceat(sums, clusters)
+    means = sums[:, :6] / sums[:, -2:-1]
+    mass = (sums[:, -1] / len(series)).tolist()
+    return [
+        Candidate(mean[:3], top, heavy, mean[3:], vote)
+        for mean, top, heavy, vote in zip(means, peak.tolist(), mass, votes, strict=True)
+    ]
 
 
 __all__ = [
@@ -215,6 +199,5 @@ __all__ = [
     "candidates_from_peaks",
     "clear_candidates",
     "joined",
-    "log_softmax",
     "peaks_from_maps",
 ]

@@ -1,4 +1,8 @@
-"""The numba kernel that draws a slice onto its canvas, and its plain NumPy twin, which a test compares it with."""
+"""The numba kernels of detection. Each has its plain NumPy twin in ``reference`` and a test that they agree.
+
+One thread; the interpreter's lock is released. All of them live in one file, and each is called with one set of types:
+numba keeps one compiled copy for each, and loading it is part of a worker's start.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from spine_engine.detection.spec import BODY, DIRECTION, DISC, LEVELS
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+REACH = 2
+"""A peak is read from 5x5 pixels of 4 mm, about twice the width of a disc's heat."""
+
+PEAK_COLUMNS = 7
+"""Columns of a peak before its level bins: slice, channel, row, column, height, direction (row, column)."""
 
 
 @njit(nogil=True, cache=True)
@@ -39,22 +52,216 @@ def resample_slice(out: F32, pixels: NDArray[np.uint16], start: F64, row_step: F
             out[r, c] = total / count
 
 
-def resample_slice_reference(
-    shape: tuple[int, int], pixels: NDArray[np.uint16], start: F64, row_step: F64, column_step: F64, sub: F64
-) -> F32:
-    """NumPy twin of `resample_slice`."""
-    rows, columns = pixels.shape
-    r, c = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
-    base = start + r[..., None] * row_step + c[..., None] * column_step
-    inside = np.all((base >= -0.5) & (base <= np.array([rows, columns]) - 0.5), axis=-1)
-    total = np.zeros(shape)
-    for offset in sub:
-        yx = np.clip(base + offset, 0.0, np.array([rows, columns]) - 1.0)
-        ij = np.minimum(yx.astype(int), np.maximum(np.array([rows, columns]) - 2, 0))
-        t = yx - ij
-        next_ij = np.minimum(ij + 1, np.array([rows, columns]) - 1)
-        (i, j), (i1, j1) = np.moveaxis(ij, -1, 0), np.moveaxis(next_ij, -1, 0)
-        upper = (1 - t[..., 1]) * pixels[i, j] + t[..., 1] * pixels[i, j1]
-        lower = (1 - t[..., 1]) * pixels[i1, j] + t[..., 1] * pixels[i1, j1]
-        total += (1 - t[..., 0]) * upper + t[..., 0] * lower
-    return np.where(inside, total / len(sub), 0.0).astype(np.float32)
+@njit(nogil=True, cache=True)
+def _add_row(line: F32, source: NDArray[np.uint16], flip: np.uint16, weight: np.float32, more: bool) -> None:
+    """Weigh a row of stored values into `line`, to what it holds already where there is `more`."""
+    low = np.float32(flip)
+    if more:
+        for c in range(len(line)):
+            line[c] += weight * (np.float32(np.int32(np.uint16(source[c] ^ flip))) - low)
+    else:
+        for c in range(len(line)):
+            line[c] = weight * (np.float32(np.int32(np.uint16(source[c] ^ flip))) - low)
+
+
+@njit(nogil=True, cache=True)
+def _add_taps(row: F32, line: F32, at: NDArray[np.uint32], weights: F32, loaded: F32, more: bool) -> None:
+    """Weigh `line[at]` into `row`; loaded first, because LLVM does not vectorise loops with such loads in them."""
+    for b in range(len(loaded)):
+        loaded[b] = line[at[b]]
+    if more:
+        for b in range(len(row)):
+            row[b] += weights[b] * loaded[b]
+    else:
+        for b in range(len(row)):
+            row[b] = weights[b] * loaded[b]
+
+
+@njit(nogil=True, cache=True)
+def _normalize(row: F32, gain: np.float32, offset: np.float32, clip: np.float32, gamma: np.float32) -> None:
+    """`clip(gain * v + offset, 0, clip) ** gamma`, in place; a power would double the time of drawing."""
+    zero = np.float32(0.0)
+    for b in range(len(row)):
+        row[b] = min(max(gain * row[b] + offset, zero), clip)
+    if gamma == np.float32(0.5):
+        for b in range(len(row)):
+            row[b] = np.sqrt(row[b])
+    else:
+        for b in range(len(row)):
+            row[b] = row[b] ** gamma
+
+
+@njit(nogil=True, cache=True)
+def draw_slices(
+    out: F32,
+    pixels: NDArray[np.uint16],
+    flip: np.uint16,
+    chosen: I64,
+    first: tuple[I64, I64],
+    weights: tuple[F32, F32],
+    covered: tuple[tuple[int, int], tuple[int, int]],
+    tone: F32,
+    bend: tuple[np.float32, np.float32],
+) -> None:
+    """Draw slices, normalised, on a grid that lies along their rows and columns, where it lies on the picture.
+
+    A slice becomes `R @ pixels @ C.T`, with few weights other than 0 in a row of `R` and `C`, then
+    `clip(gain * v + offset, 0, clip) ** gamma`.
+
+    Args:
+        out: `(N, A, B)`, one for each of `chosen`, along the rows and columns of the pixels.
+        pixels: `(S, H, W)` stored values, their bits read as unsigned.
+        flip: the sign bit for int16, else 0.
+        chosen: `(N,)` slices to draw.
+        first: `(A,)` and `(B,)`, the first pixel of each grid row and column that has a weight.
+        weights: `(T, A)` and `(T', B)` of that pixel and those after it.
+        covered: grid rows and columns `from, to` that lie on the picture.
+        tone: `(N, 2)` gain and offset.
+        bend: clip and gamma.
+    """
+    (top, bottom), (left, right) = covered
+    line, loaded = np.empty(pixels.shape[2], np.float32), np.empty(right - left, np.float32)
+    at = first[1][left:right].astype(np.uint32)
+    for n in range(len(chosen)):
+        for a in range(top, bottom):
+            for t in range(len(weights[0])):
+                _add_row(line, pixels[chosen[n], first[0][a] + t], flip, weights[0][t, a], t > 0)
+            row = out[n, a, left:right]
+            for t in range(len(weights[1])):
+                _add_taps(row, line[t:], at, weights[1][t, left:right], loaded, t > 0)
+            _normalize(row, tone[n, 0], tone[n, 1], bend[0], bend[1])
+
+
+@njit(nogil=True, cache=True)
+def _is_peak(heat: F32, y: int, x: int) -> bool:
+    """Whether no pixel of the 5x5 neighbourhood exceeds this one; of equals the first is the peak; 0 off the map."""
+    own = heat[y, x]
+    for i in range(max(y - REACH, 0), min(y + REACH + 1, heat.shape[0])):
+        for j in range(max(x - REACH, 0), min(x + REACH + 1, heat.shape[1])):
+            if i < y or (i == y and j < x):
+                if not own > heat[i, j]:
+                    return False
+            elif not own >= heat[i, j]:
+                return False
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _read_peak(out: F64, maps: F32, heat: int, y: int, x: int) -> None:
+    """Write place, height and a disc's votes of the peak at `(y, x)` into its row, averages by squared heat."""
+    bins = out[PEAK_COLUMNS:]
+    out[:] = 0.0
+    total = scale = 0.0
+    for i in range(max(y - REACH, 0), min(y + REACH + 1, maps.shape[1])):
+        for j in range(max(x - REACH, 0), min(x + REACH + 1, maps.shape[2])):
+            weight = np.float64(maps[heat, i, j]) ** 2
+            total += weight
+            out[2] += weight * (i - y)
+            out[3] += weight * (j - x)
+            if heat != DISC:
+                continue
+            out[5] += weight * maps[DIRECTION, i, j]
+            out[6] += weight * maps[DIRECTION + 1, i, j]
+            highest, mass = maps[LEVELS, i, j], 0.0
+            for b in range(1, len(bins)):
+                highest = max(highest, maps[LEVELS + b, i, j])
+            for b in range(len(bins)):
+                logit = np.float64(maps[LEVELS + b, i, j]) - highest
+                mass += np.exp(logit)
+                bins[b] += weight * logit
+            scale += weight * np.log(mass)
+    total = max(total, 1e-12)
+    for b in range(len(bins)):
+        bins[b] = (bins[b] - scale) / total
+    out[2], out[3] = y + out[2] / total, x + out[3] / total
+    out[4] = maps[heat, y, x]
+    out[5], out[6] = out[5] / total, out[6] / total
+
+
+@njit(nogil=True, cache=True)
+def find_peaks(maps: F32, floor: float) -> F64:
+    """Peaks of the heat channels of `maps (N, K, h, w)`: pixels above `floor` that no pixel round them exceeds.
+
+    Returns:
+        `(P, 7 + bins)`: slice, channel, row and column (averaged over 5x5 pixels by squared heat), height; for discs,
+        averaged likewise, direction (row, column) and log probabilities of the level bins, else 0. Slice by slice,
+        channel by channel, row by row.
+    """
+    count, channels, height, width = maps.shape
+    apart = REACH + 1  # two peaks are at least so far apart
+    room = 2 * (-(-height // apart)) * (-(-width // apart))
+    table = np.empty((count * room, PEAK_COLUMNS + channels - LEVELS))
+    found = 0
+    for n in range(count):
+        for channel in (DISC, BODY):
+            heat = maps[n, channel]
+            for y in range(height):
+                for x in range(width):
+                    if heat[y, x] > floor and _is_peak(heat, y, x):
+                        _read_peak(table[found], maps[n], channel, y, x)
+                        table[found, 0], table[found, 1] = n, channel
+                        found += 1
+    return table[:found].copy()
+
+
+@njit(nogil=True, cache=True)
+def join_peaks(places: F64, heights: F64, order: I64, reach_mm: float) -> I64:
+    """Join peaks `(P, 2)` in `order`, each into the nearest cluster within `reach_mm`, or into one of its own.
+
+    A cluster lies at the mean of its peaks by `heights (P,)`; of two as near it is the older one.
+
+    Returns:
+        The cluster `(P,)` of each peak.
+    """
+    number = np.empty(len(order), np.int64)
+    sums = np.zeros((len(order), 3))
+    count = 0
+    for p in order:
+        nearest, least = count, reach_mm
+        for k in range(count):
+            distance = np.hypot(sums[k, 0] / sums[k, 2] - places[p, 0], sums[k, 1] / sums[k, 2] - places[p, 1])
+            if distance < least:
+                nearest, least = k, distance
+        count = max(count, nearest + 1)
+        number[p] = nearest
+        sums[nearest, 0] += heights[p] * places[p, 0]
+        sums[nearest, 1] += heights[p] * places[p, 1]
+        sums[nearest, 2] += heights[p]
+    return number
+
+
+@njit(nogil=True, cache=True)
+def _log_add(a: float, b: float) -> float:
+    """`log(exp(a) + exp(b))`."""
+    high = max(a, b)
+    return high if high == -np.inf else high + np.log1p(np.exp(min(a, b) - high))
+
+
+@njit(nogil=True, cache=True)
+def weigh_column(forward: F64, backward: F64, best: F64, came: I64, emit: F64, step: F64, between: F64) -> None:
+    """Follow every way to label a column of n candidates, in place; the scores are those of `labelling.Column`.
+
+    Args:
+        forward: `(n, ranks)`, `start + emit`; becomes the log score of everything up to a candidate kept at a rank.
+        backward: `(n, ranks)`, `end`; becomes the log score of everything after it.
+        best: `(n, ranks)`, `start + emit`; becomes the score of the best way there.
+        came: `(n, ranks, 2)`, -1; becomes the candidate before it on that way, and its rank.
+        emit, step, between: see `labelling.Column`.
+    """
+    n, ranks = emit.shape
+    for j in range(1, n):
+        for i in range(j):
+            for k in range(1, step.shape[2]):
+                way = between[i, j] + step[i, j, k]
+                for r in range(k, ranks):
+                    forward[j, r] = _log_add(forward[j, r], forward[i, r - k] + way + emit[j, r])
+                    score = best[i, r - k] + way + emit[j, r]
+                    if score > best[j, r]:
+                        best[j, r] = score
+                        came[j, r, 0], came[j, r, 1] = i, r - k
+    for i in range(n - 2, -1, -1):
+        for j in range(i + 1, n):
+            for k in range(1, step.shape[2]):
+                way = between[i, j] + step[i, j, k]
+                for r in range(k, ranks):
+                    backward[i, r - k] = _log_add(backward[i, r - k], backward[j, r] + way + emit[j, r])

@@ -81,10 +81,13 @@ class Column:
 
 @dataclass(frozen=True, eq=False)
 class Labelling:
-    """Best labelling of candidates, lowest first: `ranks[i]` of candidate i or -1, and the posterior `(n, RANKS)`."""
+    """Best labelling of candidates, lowest first: `ranks[i]` of candidate i or -1, the posterior `(n, RANKS)` of each,
+    and the log score `total` of all labellings together.
+    """
 
     ranks: NDArray[np.int64]
     posterior: F64
+    total: float
     column: Column
 
 
@@ -128,8 +131,13 @@ def label_column(
     start, end = (_unseen(places, side, spacing, in_picture, options) for side in (-1, 1))
     start = start + skipped[:n, None]
     end = end + (skipped[n] - skipped[1:])[:, None]
-    column = Column(emit, step, np.triu(skipped[None, :n] - skipped[1:, None], 1), start, end)
-    return Labelling(_best(column), _posterior(column), column)
+    return labelled(Column(emit, step, np.triu(skipped[None, :n] - skipped[1:, None], 1), start, end))
+
+
+def labelled(column: Column) -> Labelling:
+    """Best labelling of a column, and the posterior over all labellings."""
+    total, passing, ranks = _weighed(column)
+    return Labelling(ranks, np.exp(passing - total), total, column)
 
 
 def shifted(labelling: Labelling, shift: int) -> Shifted:
@@ -143,11 +151,9 @@ def shifted(labelling: Labelling, shift: int) -> Shifted:
     column, ranks = labelling.column, labelling.ranks
     emit = column.emit.copy()
     for i in np.flatnonzero(ranks >= 0):
-        allowed = np.arange(RANKS) == ranks[i] + shift
-        emit[i, ~allowed] = -np.inf
-    moved = replace(column, emit=emit)
-    total, part = (float(np.logaddexp.reduce(_forward(c) + c.end, axis=None)) for c in (column, moved))
-    return Shifted(shift, float(np.exp(part - total)), _best(moved))
+        emit[i, np.arange(RANKS) != ranks[i] + shift] = -np.inf
+    total, _, best = _weighed(replace(column, emit=emit))
+    return Shifted(shift, float(np.exp(total - labelling.total)), best)
 
 
 def _emissions(candidates: Sequence[Candidate], options: LabellingOptions) -> tuple[F64, F64]:
@@ -171,16 +177,30 @@ def _expected_rank(log_level: F64) -> F64:
     return np.asarray(share @ np.maximum(np.arange(-1, RANKS), 0))
 
 
+def _weighed(column: Column) -> tuple[float, F64, NDArray[np.int64]]:
+    """Log score of all labellings, of those that keep each candidate at each rank `(n, RANKS)`, and the best one."""
+    from spine_engine.detection.kernels import weigh_column  # numba: only a run should pay
+
+    forward, backward = column.start + column.emit, column.end.copy()
+    best, came = forward.copy(), np.full((*forward.shape, 2), -1)
+    weigh_column(forward, backward, best, came, column.emit, column.step, column.between)
+    ranks = np.full(len(best), -1)
+    last, rank = divmod(int(np.argmax(best + column.end)), RANKS)
+    while last >= 0:
+        ranks[last] = rank
+        last, rank = came[last, rank].tolist()
+    return float(np.logaddexp.reduce(forward + column.end, axis=None)), forward + backward, ranks
+
+
 def _transitions(places: F64, spacing: float, options: LabellingOptions) -> F64:
     """Log score `(n, n, max_step + 1)` of candidate j following i (above it) by `step` ranks."""
-    n = len(places)
-    score = np.full((n, n, options.max_step + 1), -np.inf)
-    for i in range(n):
-        for j in range(i + 1, n):
-            distance = float(np.linalg.norm(places[j] - places[i]))
-            for step in range(1, options.max_step + 1):
-                z = (distance / (step * spacing) - 1.0) / options.spacing_sd
-                score[i, j, step] = -0.5 * min(z * z, 60.0) - options.gap_cost * (step - 1)
+    steps = np.arange(1, options.max_step + 1)
+    line = places[None, :, :] - places[:, None, :]
+    distance = np.hypot(line[..., 0], line[..., 1])
+    z = (distance[..., None] / (steps * spacing) - 1.0) / options.spacing_sd
+    score = np.full((len(places), len(places), options.max_step + 1), -np.inf)
+    score[:, :, 1:] = -0.5 * np.minimum(z * z, 60.0) - options.gap_cost * (steps - 1)
+    score[np.tri(len(places), dtype=np.bool_)] = -np.inf
     return score
 
 
@@ -209,69 +229,14 @@ def _unseen(
     """
     missing = np.arange(RANKS) if side < 0 else np.maximum(0, 4 - np.arange(RANKS))
     reach = np.arange(1, missing.max() + 1)[:, None]
-    cost = np.zeros((len(places), RANKS))
-    for i, place in enumerate(places):
-        neighbour = i - side
-        if 0 <= neighbour < len(places):
-            direction = place - places[neighbour]
-            direction = direction / max(float(np.linalg.norm(direction)), 1.0)
-        else:
-            direction = np.array([-float(side), 0.0])
-        seen = np.concatenate([[0], np.cumsum(in_picture(place + direction * spacing * reach))])
-        cost[i] = -options.unseen_cost * seen[missing]
-    return cost
-
-
-def _ways(score: F64, column: Column, j: int) -> F64:
-    """Log scores `(j, max_step, RANKS)` of reaching candidate j at each rank from each lower one by 1, 2, ... ranks."""
-    most = column.step.shape[2] - 1
-    ways = np.full((j, most, RANKS), -np.inf)
-    for k in range(1, most + 1):
-        come = score[:j, : RANKS - k] + column.between[:j, j, None] + column.step[:j, j, k, None]
-        ways[:, k - 1, k:] = come + column.emit[j, k:]
-    return ways
-
-
-def _forward(column: Column) -> F64:
-    """Log scores `(n, RANKS)` of everything up to a candidate that is kept at a rank."""
-    forward = column.start + column.emit
-    for j in range(1, len(forward)):
-        ways = _ways(forward, column, j).reshape(-1, RANKS)
-        forward[j] = np.logaddexp.reduce(np.concatenate([forward[j, None], ways]), axis=0)
-    return forward
-
-
-def _posterior(column: Column) -> F64:
-    """Probability of every (candidate, rank) over all labellings, by forward-backward."""
-    most = column.step.shape[2] - 1
-    forward, backward = _forward(column), column.end.copy()
-    for i in range(len(backward) - 2, -1, -1):
-        terms = [backward[i, None]]
-        for k in range(1, most + 1):
-            go = np.full((len(backward) - i - 1, RANKS), -np.inf)
-            reward = column.between[i, i + 1 :, None] + column.step[i, i + 1 :, k, None]
-            go[:, : RANKS - k] = backward[i + 1 :, k:] + reward + column.emit[i + 1 :, k:]
-            terms.append(go)
-        backward[i] = np.logaddexp.reduce(np.concatenate(terms), axis=0)
-    total = np.logaddexp.reduce(forward + column.end, axis=None)
-    result: F64 = np.exp(forward + backward - total)
+    direction = np.full_like(places, [-float(side), 0.0])
+    if side < 0:
+        direction[:-1] = places[:-1] - places[1:]
+    else:
+        direction[1:] = places[1:] - places[:-1]
+    direction /= np.maximum(np.hypot(*direction.T), 1.0)[:, None]
+    expected = places[:, None] + direction[:, None] * spacing * reach
+    shown = in_picture(expected.reshape(-1, 2)).reshape(len(places), -1)
+    seen = np.concatenate([np.zeros((len(places), 1)), np.cumsum(shown, axis=1)], axis=1)
+    result: F64 = -options.unseen_cost * np.take(seen, missing, axis=1)
     return result
-
-
-def _best(column: Column) -> NDArray[np.int64]:
-    """The best labelling (Viterbi)."""
-    n, most = len(column.emit), column.step.shape[2] - 1
-    score = column.start + column.emit
-    back = np.full((n, RANKS, 2), -1)
-    for j in range(1, n):
-        ways = _ways(score, column, j).reshape(-1, RANKS)
-        chosen = ways.argmax(axis=0)
-        top = ways[chosen, np.arange(RANKS)]
-        for r in np.flatnonzero(top > score[j]):
-            score[j, r], back[j, r] = top[r], (chosen[r] // most, r - 1 - chosen[r] % most)
-    ranks = np.full(n, -1)
-    last: tuple[int, int] = divmod(int(np.argmax(score + column.end)), RANKS)
-    while last[0] >= 0:
-        ranks[last[0]] = last[1]
-        last = (int(back[last][0]), int(back[last][1]))
-    return ranks

@@ -107,8 +107,9 @@ def series_shift(column: NamedColumn, alone: NamedColumn, frame: F64, options: L
     names with at least `series_belief` on average: a short field of view that merely does not know says nothing.
     """
     shifts, beliefs = [], []
+    places = np.array([c.position_mm for c in alone.candidates]) @ frame[:2].T
     for candidate, rank in zip(column.candidates, column.labelling.ranks.tolist(), strict=True):
-        gaps = [float(np.linalg.norm((c.position_mm - candidate.position_mm) @ frame[:2].T)) for c in alone.candidates]
+        gaps = np.hypot(*(places - frame[:2] @ candidate.position_mm).T)
         near = int(np.argmin(gaps))
         own = int(alone.labelling.ranks[near])
         if rank >= 0 and own >= 0 and gaps[near] < JOIN_MM:

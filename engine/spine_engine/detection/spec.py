@@ -24,7 +24,7 @@ class DetectorSpec:
     """Input and output of the level heat-map detector.
 
     Input `slices`: float32 `(N, 1, H, W)`, rows superior -> inferior, columns anterior -> posterior, `pixel_mm` pixels,
-    H and W multiples of `multiple`, intensities as `slices.normalize` gives them, 0 outside the picture.
+    H and W multiples of `multiple`, intensities as `slices.canvas_from_stack` gives them, 0 outside the picture.
 
     Output `heatmaps`: float32 `(N, 4 + bins, H / stride, W / stride)`; channel 0 disc heat, 1 vertebral-body heat (both
     0..1, scaled by the lateral distance to the middle of the column), 2-3 the disc's direction anterior -> posterior as
@@ -53,4 +53,5 @@ class DetectorSpec:
         return self.pixel_mm * self.stride
 
 
-DISC, BODY, DIRECTION, LEVELS = 0, 1, slice(2, 4), slice(4, None)
+DISC, BODY, DIRECTION, LEVELS = 0, 1, 2, 4
+"""Output channels: the two heats, and the first of the direction's two and of the level bins."""
