@@ -14,6 +14,7 @@ from torch import nn
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.backends import Profile
 from spine_engine.bundle import file_facts
+from spine_engine.detection.detect import BATCH
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import UsageError
 from spine_engine.manifest import Calibration, DetectorEntry, GraderEntry, GridEntry, ModelEntry, TensorEntry
@@ -112,9 +113,9 @@ def detector_entry(model: Path, spec: DetectorSpec) -> DetectorEntry:
     side, widest = spec.multiple, int(spec.max_extent_mm / spec.pixel_mm)
     profile = Profile(
         smallest=(1, 1, side, side),
-        usual=(1, 1, *USUAL_SLICE),
+        usual=(BATCH, 1, *USUAL_SLICE),
         largest=(LARGEST_BATCH, 1, widest, widest),
-        batches=(1,),
+        batches=(1, BATCH, BATCH + 1),
     )
     facts = _model_facts(model)
     return DetectorEntry(**facts, decoder="level_heatmaps", output_channels=channels, spec=spec, profile=profile)
