@@ -5,8 +5,9 @@ UV := $(BIN)/python -m uv --quiet
 INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
+BENCH_SECONDS ?= 5
 
-.PHONY: help demo test check lint accept eval-detector eval-grader detector grader bundle families train-demo lock clean
+.PHONY: help demo test check lint accept bench faults scale eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -18,7 +19,7 @@ help: ## list the targets
 	touch $@
 
 .venv/.run: requirements/run.txt pyproject.toml .venv/.bootstrap
-	$(INSTALL) -r requirements/run.txt
+	$(INSTALL) --compile-bytecode -r requirements/run.txt
 	$(EDITABLE)
 	touch $@
 
@@ -28,6 +29,10 @@ help: ## list the targets
 
 .venv/.all: requirements/all.txt .venv/.dev
 	$(INSTALL) -r requirements/all.txt
+	touch $@
+
+.venv/.bench: requirements/bench.txt .venv/.run
+	$(INSTALL) -r requirements/bench.txt
 	touch $@
 
 demo: .venv/.run ## make three phantom studies, grade them, show the grades
@@ -68,7 +73,17 @@ grader: .venv/.all ## train both graders on phantoms; hours
 	$(BIN)/spine-engine train whole-study --phantoms 600 --cache build/grids --out build/whole-study --epochs 6 --resume
 
 bundle: .venv/.all ## write the packaged bundle from what the two targets above trained, with its card
-	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.1 --out engine/spine_engine/bundles/lumbar-small
+	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.2 --out engine/spine_engine/bundles/lumbar-small
+
+bench: .venv/.bench ## the engine beside what people use today, on phantoms; writes docs/benchmarks.md; 15 minutes on 2 cores
+	mkdir -p build/bench
+	$(BIN)/spine-engine bench --seconds $(BENCH_SECONDS) --out build/bench/result.json --chart docs/benchmarks.svg --markdown docs/benchmarks.md
+
+faults: .venv/.run ## 200 runs in which workers die, stages raise and studies hang: is every study recorded once? 20 minutes
+	$(BIN)/python -m spine_bench.faults --trials 200
+
+scale: .venv/.run ## runs over 50 and over 5,000 thin studies: rate, memory, first result, resuming; 10 minutes
+	$(BIN)/python -m spine_bench.scale
 
 families: .venv/.all ## export every family of backbones, run it in every runtime here, write docs/families.md; 40 minutes
 	$(BIN)/python -m spine_bench.families --out docs/families.md
@@ -88,6 +103,7 @@ lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml -o requirements/run.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev -c requirements/run.txt -o requirements/dev.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra bench --extra baselines -c requirements/all.txt -o requirements/bench.txt
 
 clean: ## remove what the targets made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -34,6 +34,7 @@ _EXTRAS: Final[dict[str, tuple[str, str]]] = {
     "train": ("train", "Train a detector, a level grader or a whole-study grader; fit their calibration."),
     "evaluate": ("train", "Score predictions against a truth file with the official metric."),
     "export": ("export", "Turn checkpoints into ONNX models and bundles."),
+    "bench": ("bench", "Measure how fast studies are graded, beside what people use today."),
 }
 """Commands that come with an extra: which one, and the line in the help."""
 

@@ -1,0 +1,229 @@
+"""A whole measurement: every system has its turn, round after round, so that a noisy machine slows all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+import numpy as np
+
+from spine_bench.harness.figures import ENGINE, SERVER_BOUND
+from spine_bench.harness.host import Host, SystemFailedError, WarmUp
+from spine_bench.harness.library import StudyLibrary
+from spine_bench.harness.loadgen import Load, Scenario
+from spine_bench.harness.result import Result, Settings, SystemRecord, Turn, new_result, system_record
+from spine_bench.harness.stages import StageBench, StageTimes
+from spine_bench.harness.systems import BASELINES
+from spine_engine.errors import SpineEngineError
+
+MAX_QUERIES: Final = 10_000
+"""Of one turn: the null system would answer millions."""
+
+PATIENCE: Final = 20.0
+"""A turn that takes so many times what was expected, and a minute at least, has failed."""
+
+SERVER_SHARES: Final = tuple(round(0.30 + 0.05 * k, 2) for k in range(15))
+"""Shares of the offline rate at which the server scenario is tried, by bisection: four runs."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is measured; see ``result.Settings``. ``stages`` measures the engine's stages too, once a round."""
+
+    systems: tuple[str, ...]
+    scenarios: tuple[Scenario, ...]
+    rounds: int = 5
+    seconds: float = 10.0
+    server_queries: int = 500
+    stages: bool = True
+
+
+@dataclass
+class _Contestant:
+    """A system in the race, and how fast it has been so far."""
+
+    host: Host
+    warm: WarmUp
+    alone_s: float
+    studies_per_s: float
+    problem: str | None = None
+
+    def load(self, scenario: Scenario, seconds: float, seed: int) -> Load:
+        """Return a load that lasts for about ``seconds``."""
+        rate = self.studies_per_s if scenario is Scenario.OFFLINE else 1 / self.alone_s
+        queries = int(np.clip(round(rate * seconds), 1, MAX_QUERIES))
+        return Load(
+            scenario=scenario, queries=queries, seed=seed, timeout_s=max(60.0, PATIENCE * max(seconds, queries / rate))
+        )
+
+
+def measure(library: StudyLibrary, bundle: Path | None, bundle_facts: dict[str, str], plan: Plan, say: Say) -> Result:
+    """Carry out ``plan``; a system that cannot be measured says why in its record, and the others go on.
+
+    Args:
+        library: the studies.
+        bundle: the bundle's folder; None for the packaged one.
+        bundle_facts: its name, version and digest.
+        plan: what to measure.
+        say: is told a line now and then.
+    """
+    began = datetime.now(UTC)
+    library.read_once()
+    race = _Race(library, bundle, plan, say)
+    try:
+        race.open()
+        for round_ in range(plan.rounds):
+            race.round(round_)
+        if Scenario.SERVER in plan.scenarios:
+            race.serve()
+    finally:
+        race.close()
+    settings = Settings(
+        scenarios=tuple(str(scenario) for scenario in plan.scenarios),
+        rounds=plan.rounds,
+        seconds=plan.seconds,
+        server_queries=plan.server_queries,
+        bundle=bundle_facts,
+    )
+    return new_result(library, settings, race.records(), race.turns, race.looks, began)
+
+
+class _Race:
+    def __init__(self, library: StudyLibrary, bundle: Path | None, plan: Plan, say: Say) -> None:
+        self._library, self._bundle, self._plan, self._say = library, bundle, plan, say
+        self._running: dict[str, _Contestant] = {}
+        self._out: dict[str, str] = {}
+        self._stages: StageBench | None = None
+        self.turns: list[Turn] = []
+        self.looks: list[StageTimes] = []
+
+    def open(self) -> None:
+        """Open every system, one after the other, and the stages."""
+        for name in self._plan.systems:
+            host = Host(name, self._library, self._bundle)
+            try:
+                warm = host.open()
+            except SystemFailedError as error:
+                host.close()
+                self._out[name] = str(error)
+                self._say(f"{name}: left out: {error}")
+                continue
+            except BaseException:
+                host.close()
+                raise
+            self._running[name] = _Contestant(host, warm, warm.alone_s, warm.studies_per_s)
+            self._say(f"{name}: open and warm, about {warm.studies_per_s:.3g} studies/s")
+        if self._plan.stages and ENGINE in self._running:
+            try:
+                self._stages = StageBench(self._library, self._bundle)
+            except (SpineEngineError, BrokenProcessPool) as error:
+                self._without_stages(error)
+
+    def round(self, round_: int) -> None:
+        """Give each system its turn in each scenario, beginning with another one each time, then the stages."""
+        names = list(self._running)
+        first = round_ % max(1, len(names))
+        for name in names[first:] + names[:first]:
+            for scenario in self._plan.scenarios:
+                if scenario is not Scenario.SERVER and self._running[name].problem is None:
+                    self._turn(name, round_, self._running[name].load(scenario, self._plan.seconds, round_))
+        if self._stages is not None:
+            try:
+                self.looks.append(self._stages.measure(self._plan.seconds))
+            except BrokenProcessPool as error:
+                self._without_stages(error)
+                self._stages = None
+
+    def _without_stages(self, error: Exception) -> None:
+        self._out["stages"] = str(error)
+        self._say(f"stages: left out: {error}")
+
+    def serve(self) -> None:
+        """Look for the highest rate of arrivals that stays valid, by bisection. Baselines are spared: it takes long."""
+        for name, contestant in self._running.items():
+            if name in (*BASELINES, "null") or contestant.problem is not None:
+                continue
+            offline, alone = (
+                [turn for turn in self.turns if turn.system == name and turn.scenario == scenario]
+                for scenario in (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
+            )
+            bound_s = SERVER_BOUND * median(turn.latencies.p50_s for turn in alone)
+            capacity = median(turn.studies_per_s for turn in offline)
+            low, high = 0, len(SERVER_SHARES)
+            while low < high and contestant.problem is None:
+                middle = (low + high) // 2
+                rate = SERVER_SHARES[middle] * capacity
+                queries = self._plan.server_queries
+                load = Load(
+                    scenario=Scenario.SERVER,
+                    queries=queries,
+                    seed=middle,
+                    rate=rate,
+                    bound_s=bound_s,
+                    timeout_s=max(60.0, PATIENCE * queries / rate),
+                )
+                turn = self._turn(name, 0, load)
+                low, high = (middle + 1, high) if turn is not None and turn.verdict == "valid" else (low, middle)
+
+    def _turn(self, name: str, round_: int, load: Load) -> Turn | None:
+        """Give a system a turn; None when that is its end."""
+        contestant = self._running[name]
+        try:
+            outcome = contestant.host.measure(load)
+        except SystemFailedError as error:
+            contestant.problem = f"{load.scenario}, round {round_ + 1}: {error}"
+            self._say(f"{name}: {contestant.problem}")
+            return None
+        turn = Turn.of(name, round_, load, outcome)
+        self.turns.append(turn)
+        if load.scenario is Scenario.OFFLINE:
+            contestant.studies_per_s = turn.studies_per_s
+        elif load.scenario is Scenario.SINGLE_STREAM:
+            contestant.alone_s = turn.latencies.mean_s
+        self._say(_line(turn))
+        return turn
+
+    def records(self) -> list[SystemRecord]:
+        """Return what is to be said of each system."""
+        engine = self._running.get(ENGINE)
+        records = [system_record(name, problem=problem) for name, problem in self._out.items()]
+        for name, contestant in self._running.items():
+            record = system_record(name, contestant.warm, contestant.problem)
+            difference = None if engine is None or name == ENGINE else _difference(contestant.warm, engine.warm)
+            peak = contestant.host.peak_memory_bytes
+            records.append(replace(record, peak_memory_bytes=peak, difference=difference))
+        order: Sequence[str] = (*self._plan.systems, "stages")
+        return sorted(records, key=lambda record: order.index(record.name))
+
+    def close(self) -> None:
+        """End every process."""
+        for contestant in self._running.values():
+            contestant.host.close()
+        if self._stages is not None:
+            self._stages.close()
+
+
+def _difference(warm: WarmUp, engine: WarmUp) -> float | None:
+    common = sorted(warm.answers.keys() & engine.answers.keys())
+    if not common:
+        return None
+    return float(np.mean([np.abs(warm.answers[k] - engine.answers[k]).mean() for k in common]))
+
+
+def _line(turn: Turn) -> str:
+    late = turn.latencies
+    if turn.scenario == Scenario.OFFLINE:
+        what = f"{turn.studies_per_s:.3g} studies/s"
+    elif turn.rate is None:
+        what = f"p50 {late.p50_s * 1e3:.3g} ms, p99 {late.p99_s * 1e3:.3g} ms"
+    else:
+        what = f"{turn.rate:.3g} studies/s arriving: p99 {late.p99_s * 1e3:.3g} ms, {turn.verdict}"
+    failed = sum(turn.failures.values())
+    return f"{turn.system}, {turn.scenario}, round {turn.round + 1}: {what} ({turn.studies} studies, {failed} failed)"

@@ -1,0 +1,123 @@
+"""Systems that take a millisecond a study, fail, die, or answer in odd ways; libraries of files that are no studies."""
+
+import os
+import queue
+import threading
+import time
+
+import numpy as np
+
+from spine_bench.harness.interfaces import Answer
+from spine_bench.harness.library import StudyLibrary
+from spine_engine.dicom import WorkUnit
+from spine_engine.dicom.discovery import FileEntry
+
+GRADES = np.full((5, 5, 3), 1 / 3)
+
+
+def made_library(root, count=5, name="made"):
+    units = []
+    for k in range(count):
+        path = root / f"study{k}"
+        path.write_bytes(b"x" * (k + 1))
+        units.append(WorkUnit(path.name, (FileEntry(path.name, k + 1),), path.name))
+    return StudyLibrary(name=name, root=root, units=tuple(units))
+
+
+class FakeSystem:
+    """Workers that sleep and answer; ``deed`` decides what they answer."""
+
+    def __init__(self, service_s=0.001, workers=2, deed=lambda sample: Answer(probabilities=GRADES)):
+        self.name = "fake"
+        self.seen = []
+        self._service_s, self._workers, self._deed = service_s, workers, deed
+        self._queue = queue.Queue()
+        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+
+    def open(self):
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, sample, done):
+        self.seen.append(sample.unit.key)
+        self._queue.put((sample, done))
+
+    def facts(self):
+        return {"workers": self._workers, "models": {"grader": "none"}}
+
+    def close(self):
+        for _ in self._threads:
+            self._queue.put(None)
+
+    def _work(self):
+        while (item := self._queue.get()) is not None:
+            sample, done = item
+            time.sleep(self._service_s)
+            answer = self._deed(sample)
+            if answer is not None:
+                done(answer)
+
+
+class Reversed(FakeSystem):
+    """Collects what comes within 50 ms and answers the last first."""
+
+    def _work(self):
+        while (item := self._queue.get()) is not None:
+            time.sleep(0.05)
+            items = [item]
+            while not self._queue.empty():
+                items.append(self._queue.get())
+            for sample, done in reversed([item for item in items if item is not None]):
+                done(self._deed(sample))
+
+
+class Twice(FakeSystem):
+    """Answers everything twice."""
+
+    def submit(self, sample, done):
+        done(Answer(probabilities=GRADES))
+        done(Answer(probabilities=GRADES))
+
+
+def failing(sample):
+    return (
+        Answer(probabilities=None, failure="corrupt_file")
+        if sample.unit.key == "study0"
+        else Answer(probabilities=GRADES, stage_seconds={"read": 0.5})
+    )
+
+
+# -- what a name such as ``bench_fakes:fast`` finds
+
+
+def fast(library, bundle):
+    return FakeSystem()
+
+
+def slow(library, bundle):
+    return FakeSystem(service_s=0.004)
+
+
+def dying(library, bundle):
+    return FakeSystem(deed=lambda sample: os._exit(3))
+
+
+def dying_later(library, bundle):
+    return FakeSystem(deed=_Later())
+
+
+def broken(library, bundle):
+    raise ZeroDivisionError("not today")
+
+
+class _Later:
+    """Answers the warm-up and dies after it."""
+
+    def __init__(self):
+        self._left = 60
+
+    def __call__(self, sample):
+        self._left -= 1
+        if self._left < 0:
+            os._exit(3)
+        return Answer(probabilities=GRADES)

@@ -1,0 +1,53 @@
+"""``spine-engine bench`` from the outside, with a fake system."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from spine_bench.command import app
+
+pytest.importorskip("mlperf_loadgen")
+
+
+def bench(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_measure_show_compare(phantoms, tmp_path):
+    asked = ["--input", phantoms.root, "--scenario", "offline", "--rounds", 2, "--seconds", 0.1, "--no-stages"]
+    out = tmp_path / "a.json"
+    done = bench(*asked, "--systems", "bench_fakes:fast,null", "--out", out, "--markdown", tmp_path / "a.md")
+    assert done.exit_code == 0, done.output
+    assert "bench_fakes:fast" in done.stdout
+    content = json.loads(out.read_text())
+    assert [turn["system"] for turn in content["turns"]].count("null") == 2
+    assert "| null |" in (tmp_path / "a.md").read_text()
+
+    shown = bench("show", out, "--json")
+    assert shown.exit_code == 0
+    assert json.loads(shown.stdout) == content
+
+    compared = bench("compare", out, out)
+    assert compared.exit_code == 0, compared.output
+    assert "1.000" in compared.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--systems", "engine,enigne"], "no system 'enigne'"),
+        (["--systems", ","], "names none"),
+        (["compare", "no.json", "no.json"], "cannot read no.json"),
+    ],
+)
+def test_mistakes_are_told(words, said):
+    done = bench(*words)
+    assert done.exit_code != 0
+    assert said in str(done.exception)
+
+
+def test_a_server_run_that_nobody_would_believe_is_refused():
+    done = bench("--server-queries", 100)
+    assert done.exit_code == 2
+    assert "459" in done.output

@@ -1,0 +1,114 @@
+"""Systems take turns in processes of their own; what a system does wrong is its record and nobody else's trouble."""
+
+import os
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from spine_bench.harness.figures import speedup
+from spine_bench.harness.host import Host, SystemFailedError
+from spine_bench.harness.loadgen import Load, Scenario
+from spine_bench.harness.memory import MemoryWatch
+from spine_bench.harness.queueing import bearable_load, slowest_percentile
+from spine_bench.harness.rounds import Plan, measure
+
+pytest.importorskip("mlperf_loadgen")
+
+TWO = (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
+
+
+def test_a_race_of_two_with_one_that_breaks_and_one_that_dies(library):
+    lines = []
+    plan = Plan(
+        systems=("bench_fakes:fast", "bench_fakes:slow", "bench_fakes:broken", "bench_fakes:dying_later"),
+        scenarios=TWO,
+        rounds=3,
+        seconds=0.2,
+    )
+    result = measure(library, None, {"name": "none"}, plan, lines.append)
+    records = {record.name: record for record in result.systems}
+    assert list(records) == list(plan.systems)
+    assert "ZeroDivisionError: not today" in records["bench_fakes:broken"].problem
+    assert "its process died" in records["bench_fakes:dying_later"].problem
+    assert records["bench_fakes:fast"].problem is None
+    assert records["bench_fakes:fast"].facts == {"workers": "2", "models.grader": "none"}
+    assert records["bench_fakes:fast"].peak_memory_bytes > 10e6
+    for name in plan.systems[:2]:
+        turns = [(turn.round, turn.scenario) for turn in result.turns if turn.system == name]
+        assert sorted(turns) == [(k, str(scenario)) for k in range(3) for scenario in TWO]
+    firsts = [next(turn.system for turn in result.turns if turn.round == k) for k in range(2)]
+    assert firsts[0] != firsts[1]
+    ratio = speedup(result, "bench_fakes:fast", "bench_fakes:slow")
+    assert 1.2 < ratio.median < 10  # 1 ms against 4 ms, and what sleeping costs
+    assert any("left out" in line for line in lines)
+    assert not [child for child in psutil.Process().children() if "bench_fakes" in " ".join(child.cmdline())]
+
+
+def test_the_server_scenario_finds_a_rate_by_bisection(library):
+    plan = Plan(systems=("bench_fakes:fast",), scenarios=tuple(Scenario), rounds=1, seconds=0.3, server_queries=459)
+    result = measure(library, None, {"name": "none"}, plan, lambda line: None)
+    probes = [turn for turn in result.turns if turn.scenario == "server"]
+    assert 3 <= len(probes) <= 4
+    alone = next(turn for turn in result.turns if turn.scenario == "single-stream")
+    assert all(probe.bound_s == pytest.approx(3 * alone.latencies.p50_s) for probe in probes)
+    below = max((probe.rate for probe in probes if probe.verdict == "valid"), default=0)
+    above = min((probe.rate for probe in probes if probe.verdict == "invalid"), default=np.inf)
+    assert below < above
+
+
+def test_a_process_that_dies_while_it_warms_up_is_told(library):
+    host = Host("bench_fakes:dying", library, None)
+    with pytest.raises(SystemFailedError, match="died"):
+        host.open()
+    host.close()
+
+
+def test_a_system_is_ended_with_all_it_started(library):
+    host = Host("bench_fakes:fast", library, None)
+    warm = host.open()
+    assert warm.alone_s < 1
+    assert warm.answers[0].shape == (5, 5, 3)
+    outcome = host.measure(Load(scenario=Scenario.OFFLINE, queries=20))
+    assert 0 <= outcome.cpu_s < 1
+    children = psutil.Process().children(recursive=True)
+    host.close()
+    _, alive = psutil.wait_procs([child for child in children if _is_worker(child)], timeout=10)
+    assert not alive
+
+
+def _is_worker(process):
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_a_system_that_is_not_there_says_what_to_install(library):
+    host = Host("no_such_package:make", library, None)
+    with pytest.raises(SystemFailedError, match="no_such_package"):
+        host.open()
+    host.close()
+
+
+def test_peak_memory_is_that_of_the_whole_time():
+    with MemoryWatch() as watch:
+        before = watch.peak_bytes
+        block = np.ones(25_000_000)  # 200 MB
+        time.sleep(0.7)
+        del block
+        time.sleep(0.6)
+    assert watch.peak_bytes - before > 150e6
+    assert psutil.Process(os.getpid()).memory_info().rss < watch.peak_bytes
+
+
+def test_a_queue_in_front_of_one_worker_is_as_theory_says():
+    # M/D/1 at 50 % load: mean wait is rho / (2 (1 - rho)) = 0.5 services, so the median study waits less than that.
+    assert slowest_percentile(0.5, 1, [1.0], 50) < 1.5
+    assert slowest_percentile(0.5, 1, [1.0]) == pytest.approx(4.4, abs=0.4)  # P(W > t) falls as exp(-1.26 t)
+    # M/D/2 at 75 % load: 4.9 services, so three times the service time is not to be had there.
+    assert slowest_percentile(0.75, 2, [1.0]) == pytest.approx(4.9, abs=0.5)
+    assert 0.5 <= bearable_load(2, [1.0], 3.0) <= 0.6
+    assert bearable_load(16, [1.0], 3.0) >= 0.9
+    assert bearable_load(1, [1.0], 0.5) == 0.0
