@@ -27,7 +27,7 @@ FOLDER_STUDIES = 64
 SERVER_QUERIES = 459
 """With fewer, none of them late, LoadGen does not yet believe that 99 % are in time: 0.99 ** 459 < 1 %."""
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 Chart = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the chart: .svg or .png.")]
 Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page of docs/benchmarks.md.")]

@@ -7,9 +7,7 @@ rates it is compared with are.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,6 +28,7 @@ from spine_engine.dicom import RoleOverrides, WorkUnit, read_unit
 from spine_engine.errors import StudyError, UsageError
 from spine_engine.grading import level_grids
 from spine_engine.options import RunOptions, usable_cpus
+from spine_engine.scheduler.processes import ONE_THREAD, environment
 from spine_engine.study import Role, Stack, Study
 from spine_engine.tuning import tuned
 
@@ -44,8 +43,6 @@ BATCHES: Final = (1, 2, 4, 8)
 
 TRIED: Final = 16
 """Inputs that the batches are tried with: twice the largest batch."""
-
-_ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 F32 = NDArray[np.float32]
 
@@ -80,7 +77,7 @@ class StageBench:
         """
         self._workers = [lone_worker() for _ in range(processes or usable_cpus())]
         try:
-            with _one_thread():  # these are read when the libraries load, so the processes start in here
+            with environment(ONE_THREAD):  # these are read when the libraries load, so the processes start in here
                 opened = [worker.submit(_open, library, bundle) for worker in self._workers]
                 self.batches = [future.result() for future in opened].pop()
         except BaseException:
@@ -104,20 +101,6 @@ class StageBench:
         """End the processes."""
         for worker in self._workers:
             worker.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 # -- in a stage's process ----------------------------------------------------------------------------------------------
