@@ -190,8 +190,13 @@ def chosen(measured: Sequence[Measured]) -> Measured:
 
 def remember(bundle: Bundle, options: RunOptions, best: Measured) -> None:
     """Keep a setting for the runs to come."""
-    kept = {**asdict(best.setting), "studies_per_s": round(best.rate, 3)}
-    store_compiled(_key(bundle, options), json.dumps(kept).encode())
+    store_compiled(_key(bundle, options), json.dumps(asdict(best.setting)).encode())
+
+
+def remembered(bundle: Bundle, options: RunOptions) -> Setting | None:
+    """Return the setting found best here for such runs; None where nothing was measured."""
+    kept = load_compiled(_key(bundle, options))
+    return None if kept is None else Setting(**json.loads(kept))
 
 
 def tuned(options: RunOptions, bundle: Bundle) -> RunOptions:
@@ -199,14 +204,13 @@ def tuned(options: RunOptions, bundle: Bundle) -> RunOptions:
 
     Workers, threads and schedule belong together: where one of them is given, none is filled in.
     """
-    kept = load_compiled(_key(bundle, options))
-    if kept is None:
+    found = remembered(bundle, options)
+    if found is None:
         return options
-    found = json.loads(kept)
     if (options.workers, options.threads, options.schedule) == (None, None, "auto"):
-        options = replace(options, workers=found["workers"], threads=found["threads"], schedule=found["schedule"])
+        options = replace(options, workers=found.workers, threads=found.threads, schedule=found.schedule)
     if options.precision == "auto":
-        options = replace(options, precision=found["precision"])
+        options = replace(options, precision=found.precision)
     return options
 
 

@@ -24,7 +24,8 @@ from spine_engine.backends.processor import has_native_bf16, instruction_sets
 from spine_engine.bundle import Bundle
 from spine_engine.errors import SpineEngineError
 from spine_engine.manifest import ModelEntry
-from spine_engine.options import usable_cpus
+from spine_engine.options import RunOptions, usable_cpus
+from spine_engine.tuning import remembered
 
 PACKAGES: Final = (
     "numpy",
@@ -71,6 +72,7 @@ class Report:
     backends: tuple[BackendStatus, ...]
     bundle: dict[str, str] | None
     trials: tuple[Trial, ...]
+    tuned: str | None
     cache: str | None
     problems: tuple[str, ...]
     exit_code: int
@@ -91,10 +93,12 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
 
 def examine() -> Report:
     """Look at the machine, the packages and the packaged bundle, and run its models once."""
-    problems, trials, facts, code = [], [], None, 0
+    problems, trials, facts, tuned, code = [], [], None, None, 0
     try:
         bundle = Bundle.open()
         facts = bundle.facts
+        found = remembered(bundle, RunOptions())
+        tuned = found.words if found is not None else None
         trials = [_try(bundle, role, entry) for role, entry in bundle.manifest.models.by_role().items()]
     except SpineEngineError as error:
         problems.append(str(error))
@@ -115,6 +119,7 @@ def examine() -> Report:
         backends=available_backends(),
         bundle=facts,
         trials=tuple(trials),
+        tuned=tuned,
         cache=str(folder) if folder else None,
         problems=tuple(problems),
         exit_code=code,
@@ -160,6 +165,7 @@ def _print(report: Report) -> None:
     for trial in report.trials:
         took = f"loaded in {trial.load_ms} ms, ran in {trial.run_ms} ms"
         machine.add_row(trial.role, f"{trial.device} in {trial.precision}: {took}")
+    machine.add_row("tuned", report.tuned or "no: 'spine-engine tune' measures how this machine runs fastest")
     machine.add_row("model cache", report.cache or "none")
     console.print(machine)
     for problem in report.problems:
