@@ -21,7 +21,7 @@ from spine_engine.detection.slices import field_of_view_center, in_fixed_order, 
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.manifest import Calibration, GraderEntry
 from spine_engine.study import Role, Study
-from spine_engine.voxels import GridPose, WindowedStack, full_window, voxelize, windowed
+from spine_engine.voxels import GridPose, ReadyChannel, WindowedStack, full_window, ready, voxelize, windowed
 
 ASSESSABLE: Final[dict[Condition, tuple[Role, ...]]] = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, Role.AXIAL_T2),
@@ -238,15 +238,15 @@ def study_pose(study: Study) -> GridPose:
     return GridPose(field_of_view_center(stacks), spine_frame(stacks))
 
 
-def _channels(study: Study, entry: GraderEntry) -> list[list[WindowedStack]]:
+def _channels(study: Study, entry: GraderEntry) -> list[ReadyChannel]:
     """Return the stacks of each channel's role, each with the window that scales it: its series', or, for
     ``grid_range``, one that clips no value of any channel."""
     roles = [study.with_role(role) for role in entry.channels]
     if entry.normalisation == "series_window":
-        return [[placed for series in role for placed in windowed(series.stacks)] for role in roles]
+        return [ready([placed for series in role for placed in windowed(series.stacks)]) for role in roles]
     kept = [[stack for series in role for stack in series.stacks] for role in roles]
     window = full_window([stack for stacks in kept for stack in stacks])
-    return [[WindowedStack(stack, window) for stack in stacks] for stacks in kept]
+    return [ready([WindowedStack(stack, window) for stack in stacks]) for stacks in kept]
 
 
 def _normalise(grid: NDArray[np.float32], entry: GraderEntry) -> None:

@@ -59,5 +59,7 @@ def test_agrees_with_open3d_where_installed(make_stack: Make) -> None:
     half = np.array([8.0, 7, 9]) * size / 2
     voxels = open3d.geometry.VoxelGrid.create_from_point_cloud_within_bounds(cloud, size, -half, half)
     grid = scatter([[stack]], GridSpec((8, 7, 9), (size,) * 3), GridPose(np.zeros(3), np.eye(3)), pool="mean")
-    for voxel in voxels.get_voxels():
+    within = [v for v in voxels.get_voxels() if np.all((v.grid_index >= 0) & (v.grid_index < grid.values[0].shape))]
+    assert len(within) > 100  # Open3D keeps points beyond the bounds, in voxels of their own
+    for voxel in within:
         assert grid.values[0][tuple(voxel.grid_index)] / 65535.0 == pytest.approx(voxel.color[0], abs=1e-4)

@@ -45,6 +45,24 @@ def test_all_stacks_of_the_series_count_in_any_order(make_stack: Make) -> None:
     assert robust_window(stacks[:1]) != windows[0]
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+@pytest.mark.parametrize("plain", [True, False])
+def test_it_is_what_numpy_s_percentiles_say_bit_for_bit(make_stack: Make, dtype: type, *, plain: bool) -> None:
+    for seed in range(6):
+        stacks = [make_stack(2 * seed + k, dtype=dtype, plain_tone=plain, shape=(5, 31, 33)) for k in range(2)]
+        for stack in stacks:
+            stack.pixels[:, : seed * 4] //= 40
+        values = np.concatenate(
+            [
+                (s.pixels.astype(np.float64) * s.slope[:, None, None] + s.intercept[:, None, None]).ravel()
+                for s in stacks
+            ]
+        )
+        low, high = np.percentile(values, (1, 99))
+        high = np.percentile(values[values > low + 0.1 * (high - low)], 99)
+        assert robust_window(stacks) == IntensityWindow(float(low), float(high))
+
+
 def test_rescale_is_applied() -> None:
     stack = tissue(0)
     window = robust_window([stack])

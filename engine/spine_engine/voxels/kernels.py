@@ -1,13 +1,17 @@
-"""The two numba kernels. Each has its plain NumPy twin in ``reference`` and a test that they agree.
+"""The numba kernels for any pose. Each has its plain NumPy twin in ``reference`` and a test that they agree.
 
 A row of voxels is float32 throughout (integer times float32 would become float64), and is worked through in short loops
-over few arrays: LLVM does not vectorise gathers, and gives up on loops over many arrays that might overlap. NaN marks a
-voxel that is not covered, so there is no fastmath here. One thread; the interpreter's lock is released.
+over few arrays: where the voxels lie (vectorised), loads (scalar: gathers are slower), blend (vectorised). LLVM leaves
+loops scalar that have many arrays that might overlap, signed indices that might count from the end, or integers quietly
+widened to 64 bits. ``contract`` allows fused multiply-adds and nothing else. One thread; the interpreter's lock
+is released. Kernels that call each other share this file, for numba's cache knows a kernel by its own file alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, cast
 
 import numpy as np
@@ -15,210 +19,251 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-_NAN = np.float32(np.nan)
-_ZERO = np.float32(0.0)
-_ONE = np.float32(1.0)
-_HALF = np.float32(0.5)
+from spine_engine.voxels.placement import EVEN, SIDED, UNEVEN
+
+F32 = NDArray[np.float32]
+U32 = NDArray[np.uint32]
+Line = tuple[float, float]
+"""Where a row of voxels begins on an axis of the stack, and its step."""
+Bounds = tuple[np.float32, np.float32]
+Size = tuple[int, int, int]
+Segments = tuple[F32, NDArray[np.int32], F32]
+
+_ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
+_LOW_HALF, _HIGH_HALF = np.uint32(0xFFFF), np.uint32(16)
+
+_LANES = 16
+"""Rows are worked through in whole vectors of this many voxels: an odd end costs more than the lanes it saves."""
+
+ir: Any = import_module("llvmlite.ir")  # it has no types
+
+_kernel = njit(nogil=True, cache=True, fastmath={"contract"})
+_inlined = njit(nogil=True, cache=True, fastmath={"contract"}, forceinline=True)
+"""Pieces of a kernel take whole arrays and counts: every view of an array costs two atomic operations a row."""
 
 
-@njit(nogil=True, cache=True)
-def _clip_span(start: float, step: float, low: float, high: float, first: int, last: int) -> tuple[int, int]:
-    """Narrow ``first .. last`` to the i with ``low <= start + i * step <= high``; one too many at an end is allowed."""
-    if abs(step) < 1e-12:
-        return (first, last) if low <= start <= high else (0, 0)
-    enter, leave = (low - start) / step, (high - start) / step
-    if step < 0:
-        enter, leave = leave, enter
-    if leave < first or enter > last:
-        return (0, 0)
-    return max(first, int(max(enter, 0.0))), min(last, int(min(leave, float(last))) + 2)
+def _cells_intrinsic(
+    _context: Any,
+    upper: Any,
+    under: Any,
+    back: Any,
+    back_under: Any,
+    near: Any,
+    far: Any,
+    words: Any,
+    room: Any,
+    w: Any,
+) -> Any:
+    """Load pairs of neighbouring pixels as 32-bit words for voxels ``w .. w + 3``: ``upper`` and ``under`` at
+    ``near[w]``, ``back`` and ``back_under`` at ``far[w]``, into ``words[w]``, ``words[room + w]`` and so on. Half the
+    loads of single pixels, and a store for every four."""
+    word, quad = ir.IntType(32), ir.VectorType(ir.IntType(32), 4)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in range(7)]
+        room, w = arguments[7:]
+        places = [[builder.add(w, ir.IntType(64)(v)) for v in range(4)]] * 2
+        places = [
+            [builder.zext(builder.load(builder.gep(arrays[4 + far], [place])), ir.IntType(64)) for place in places[far]]
+            for far in range(2)
+        ]
+        for k in range(4):
+            cells = ir.Constant(quad, ir.Undefined)
+            for v in range(4):
+                pixel = builder.gep(arrays[k], [places[k // 2][v]])
+                loaded = builder.load(builder.bitcast(pixel, word.as_pointer()))
+                loaded.align = 2
+                cells = builder.insert_element(cells, loaded, word(v))
+            target = builder.gep(arrays[6], [builder.add(w, builder.mul(room, ir.IntType(64)(k)))])
+            builder.store(cells, builder.bitcast(target, quad.as_pointer())).align = 4
+        return context.get_dummy_value()
+
+    return types.void(upper, under, back, back_under, near, far, words, room, w), generate
 
 
-@njit(nogil=True, cache=True)
-def _locate_slices(
-    z0: np.float32, dz: np.float32, starts: NDArray[np.float32], pairs: NDArray[np.int32], rate: NDArray[np.float32],
-    slices: NDArray[np.int32], t: NDArray[np.float32],
+_load_cells = cast(Callable[..., None], intrinsic(_cells_intrinsic))
+
+
+@_inlined
+def _span(line: Line, low: float, high: float, first: int, last: int) -> tuple[int, int]:
+    """Narrow ``first <= w < last`` to the w with ``low <= start + w * step <= high``."""
+    start, step = line
+    one, other = start + first * step, start + (last - 1) * step
+    if low <= min(one, other) and max(one, other) <= high:
+        return first, last
+    if max(one, other) < low or min(one, other) > high:
+        return first, first
+    one, other = (low - start) / step, (high - start) / step
+    enter, leave = min(one, other), max(one, other)
+    first, last = max(first, math.ceil(enter)), min(last, math.floor(leave) + 1)
+    return first, max(first, last)
+
+
+@_inlined
+def _locate(z: Line, r: Line, c: Line, shape: Size, first: int, n: int, fraction: F32, at: U32) -> None:
+    """Split the positions of ``n`` voxels in slices, rows and columns, clamped to the stack, into the index of the
+    pixel below and the fractions beyond it."""
+    z0, r0, c0 = np.float32(z[0] + first * z[1]), np.float32(r[0] + first * r[1]), np.float32(c[0] + first * c[1])
+    dz, dr, dc = np.float32(z[1]), np.float32(r[1]), np.float32(c[1])
+    z_end, r_end, c_end = np.float32(shape[0] - 1), np.float32(shape[1] - 1), np.float32(shape[2] - 1)
+    z_cap, r_cap, c_cap = np.int32(max(shape[0] - 2, 0)), np.int32(max(shape[1] - 2, 0)), np.int32(max(shape[2] - 2, 0))
+    area, columns = np.uint32(shape[1] * shape[2]), np.uint32(shape[2])
+    for w in range(n):
+        step = np.float32(np.int32(w))
+        x, y, u = z0 + step * dz, r0 + step * dr, c0 + step * dc
+        x, y, u = min(max(x, _ZERO), z_end), min(max(y, _ZERO), r_end), min(max(u, _ZERO), c_end)
+        i, j, k = min(np.int32(x), z_cap), min(np.int32(y), r_cap), min(np.int32(u), c_cap)
+        fraction[0, w], fraction[1, w], fraction[2, w] = x - np.float32(i), y - np.float32(j), u - np.float32(k)
+        at[w] = np.uint32(i) * area + np.uint32(j) * columns + np.uint32(k)
+
+
+@_inlined
+def _blend(
+    words: U32, flips: np.uint32, fraction: F32, gain: np.float32, offset: np.float32, clip: Bounds, out: F32, at: int,
+    n: int,
 ) -> None:  # fmt: skip
-    """Find the two slices of each voxel and the weight of the second, NaN where no slice covers it.
+    """Trilinear values of the loaded cells, toned and clipped, into ``out[at : at + n]``; fractions along slices, rows
+    and columns."""
+    (low, high), start, room = clip, np.uint64(at), len(words) // 4
+    second, third, fourth = np.uint64(room), np.uint64(2 * room), np.uint64(3 * room)
+    for w in range(n):
+        t, a, b = fraction[0, w], fraction[1, w], fraction[2, w]
+        p, q = words[w] ^ flips, words[second + np.uint64(w)] ^ flips
+        left, below = np.float32(np.int32(p & _LOW_HALF)), np.float32(np.int32(q & _LOW_HALF))
+        above = left + b * (np.float32(np.int32(p >> _HIGH_HALF)) - left)
+        under = below + b * (np.float32(np.int32(q >> _HIGH_HALF)) - below)
+        here = above + a * (under - above)
+        p, q = words[third + np.uint64(w)] ^ flips, words[fourth + np.uint64(w)] ^ flips
+        left, below = np.float32(np.int32(p & _LOW_HALF)), np.float32(np.int32(q & _LOW_HALF))
+        above = left + b * (np.float32(np.int32(p >> _HIGH_HALF)) - left)
+        under = below + b * (np.float32(np.int32(q >> _HIGH_HALF)) - below)
+        there = above + a * (under - above)
+        out[start + np.uint64(w)] = min(max(gain * (here + t * (there - here)) + offset, low), high)
 
-    Walks along the segments with the voxels. Unsigned, for a signed index costs a test for counting from the end.
-    """
+
+@_inlined
+def _load_row(flat: NDArray[np.uint16], under: NDArray[np.uint16], near: U32, far: U32, words: U32, n: int) -> None:
+    """Load the cells of ``n`` voxels whose two slices lie anywhere."""
+    for w in range(0, n, 4):
+        _load_cells(flat, under, flat, under, near, far, words, np.uint64(len(words) // 4), np.uint64(w))
+
+
+@_inlined
+def _walk(
+    z: Line, first: int, n: int, segments: Segments, slices: NDArray[np.int32], t: F32, hit: NDArray[np.bool_]
+) -> None:
+    """Find the two slices of each voxel, the weight of the second, and whether it is covered at all, walking along the
+    segments with the voxels."""
+    starts, pairs, rate = segments
+    z0, dz = np.float32(z[0] + first * z[1]), np.float32(z[1])
     k, one = np.uint64(1), np.uint64(1)
-    for w in range(len(t)):
-        z = z0 + np.float32(w) * dz
-        while z >= starts[k + one]:
+    for w in range(n):
+        x = z0 + np.float32(np.int32(w)) * dz
+        while x >= starts[k + one]:
             k += one
-        while z < starts[k]:
+        while x < starts[k]:
             k -= one
         slices[0, w] = pairs[0, k]
         slices[1, w] = pairs[1, k]
-        t[w] = (z - starts[k]) * rate[k]
+        hit[w] = rate[k] == rate[k]
+        t[0, w] = (x - starts[k]) * rate[k] if hit[w] else _ZERO
 
 
-@njit(nogil=True, cache=True)
-def _locate_pixels(
-    x0: np.float32, dx: np.float32, size: int, shift: NDArray[np.float32], fraction: NDArray[np.float32],
-    index: NDArray[np.int32],
+@_inlined
+def _uneven_row(
+    z: Line, r: Line, c: Line, first: int, n: int, flat: NDArray[np.uint16], under: NDArray[np.uint16], size: Size,
+    segments: Segments, fraction: F32, near: U32, far: U32, slices: NDArray[np.int32], hit: NDArray[np.bool_],
+    words: U32,
 ) -> None:  # fmt: skip
-    """Split in-plane positions into pixel index and fraction, clamped to the edge; NaN half a pixel beyond it."""
-    end, cap = np.float32(size - 1), np.int32(max(size - 2, 0))
-    for w in range(len(fraction)):
-        fraction[w] = x0 + np.float32(w) * dx
-    for w in range(len(shift)):
-        fraction[w] -= shift[w]
-    for w in range(len(fraction)):
-        x = fraction[w]
-        inside = (x >= -_HALF) & (x <= end + _HALF)
-        x = min(max(x, _ZERO), end)
-        i = min(np.int32(x), cap)
-        fraction[w] = x - np.float32(i) if inside else _NAN
-        index[w] = i
+    """Load the cells of a row in a stack of uneven slices, straight behind each other."""
+    area = np.uint32(size[1] * size[2])
+    _locate((0.0, 0.0), r, c, (1, size[1], size[2]), first, n, fraction, near)
+    _walk(z, first, n, segments, slices, fraction, hit)
+    for w in range(n):
+        far[w] = near[w] + np.uint32(slices[1, w]) * area
+        near[w] += np.uint32(slices[0, w]) * area
+    _load_row(flat, under, near, far, words, n)
 
 
-@njit(nogil=True, cache=True)
-def _load_pixels(
-    pixels: NDArray[np.uint16], shape: tuple[int, int], slices: NDArray[np.int32], row: NDArray[np.int32],
-    column: NDArray[np.int32], at: NDArray[np.int64], loaded: NDArray[np.uint16],
+@_inlined
+def _sided_row(
+    z: Line, r: Line, c: Line, first: int, n: int, flat: NDArray[np.uint16], under: NDArray[np.uint16], size: Size,
+    flips: np.uint32, tone: F32, shift: F32, segments: Segments, fraction: F32, near: U32, slices: NDArray[np.int32],
+    hit: NDArray[np.bool_], words: U32, part: F32, value: F32,
 ) -> None:  # fmt: skip
-    """Load the 2 x 2 pixels round each voxel."""
-    rows, columns = shape
-    for w in range(len(at)):
-        at[w] = (np.int64(slices[w]) * rows + np.int64(row[w])) * columns + np.int64(column[w])
-    beside, below = np.uint64(columns > 1), np.uint64(columns if rows > 1 else 0)
-    p00, p01, p10, p11 = loaded[0], loaded[1], loaded[2], loaded[3]
-    for w in range(len(at)):
-        i = np.uint64(at[w])
-        p00[w] = pixels[i]
-        p01[w] = pixels[i + beside]
-        p10[w] = pixels[i + below]
-        p11[w] = pixels[i + below + beside]
+    """Values of a row in any stack: each of a voxel's two slices has its own place and tone."""
+    area, columns, unbounded = (
+        np.uint32(size[1] * size[2]),
+        np.uint32(size[2]),
+        (np.float32(-np.inf), np.float32(np.inf)),
+    )
+    r0, c0 = np.float32(r[0] + first * r[1]), np.float32(c[0] + first * c[1])
+    dr, dc = np.float32(r[1]), np.float32(c[1])
+    r_end, c_end = np.float32(size[1] - 1), np.float32(size[2] - 1)
+    r_cap, c_cap = np.int32(max(size[1] - 2, 0)), np.int32(max(size[2] - 2, 0))
+    _walk(z, first, n, segments, slices, fraction, hit)
+    for side in range(2):
+        for w in range(n):
+            s = np.uint64(slices[side, w])
+            fraction[1, w], fraction[2, w] = shift[0, s], shift[1, s]
+        for w in range(n):
+            step = np.float32(np.int32(w))
+            y, u = r0 + step * dr - fraction[1, w], c0 + step * dc - fraction[2, w]
+            hit[w] &= (y >= -_HALF) & (y <= r_end + _HALF) & (u >= -_HALF) & (u <= c_end + _HALF)
+            y, u = min(max(y, _ZERO), r_end), min(max(u, _ZERO), c_end)
+            j, k = min(np.int32(y), r_cap), min(np.int32(u), c_cap)
+            fraction[1, w], fraction[2, w] = y - np.float32(j), u - np.float32(k)
+            near[w] = np.uint32(slices[side, w]) * area + np.uint32(j) * columns + np.uint32(k)
+        _load_row(flat, under, near, near, words, n)
+        _blend(words, flips, fraction, _ONE, _ZERO, unbounded, part, 0, n)
+        for w in range(n):
+            s, t = np.uint64(slices[side, w]), fraction[0, w]
+            one = (t if side else _ONE - t) * (tone[0, s] * part[w] + tone[1, s])
+            value[w] = value[w] + one if side else one
 
 
-@njit(nogil=True, cache=True)
-def _blend_pixels(
-    loaded: NDArray[np.uint16], flip: np.uint16, a: NDArray[np.float32], b: NDArray[np.float32],
-    value: NDArray[np.float32],
-) -> None:  # fmt: skip
-    """``value = (1-a)(1-b) P00 + (1-a) b P01 + a (1-b) P10 + a b P11``, a along rows and b along columns."""
-    for w in range(len(value)):
-        p00, p01 = np.float32(loaded[0, w] ^ flip), np.float32(loaded[1, w] ^ flip)
-        p10, p11 = np.float32(loaded[2, w] ^ flip), np.float32(loaded[3, w] ^ flip)
-        above = p00 + b[w] * (p01 - p00)
-        value[w] = above + a[w] * (p10 + b[w] * (p11 - p10) - above)
+@_inlined
+def _clear(out: F32, at: int, n: int) -> None:
+    start = np.uint64(at)
+    for w in range(n):
+        out[start + np.uint64(w)] = _ZERO
 
 
-def _pair_intrinsic(_context: Any, pixels: Any, _index: Any) -> Any:
-    """Load ``pixels[index]`` (low half) and ``pixels[index + 1]`` (high half) as one 32-bit word: half the loads."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        address = builder.gep(array.data, [arguments[1]])
-        word = builder.load(builder.bitcast(address, context.get_value_type(types.uint32).as_pointer()))
-        word.align = 2
-        return word
-
-    return types.uint32(pixels, types.uint64), generate
-
-
-_load_pair = cast(Callable[[NDArray[np.uint16], np.uint64], np.uint32], intrinsic(_pair_intrinsic))
-
-
-@njit(nogil=True, cache=True)
-def _load_cell(
-    pixels: NDArray[np.uint16], shape: tuple[int, int, int], cell: NDArray[np.int32], at: NDArray[np.int64],
-    words: NDArray[np.uint32],
-) -> None:  # fmt: skip
-    """Load the 2 x 2 x 2 pixels round each voxel as four pairs; one pixel wide slices have no pairs."""
-    slices, rows, columns = shape
-    s, r, c = cell[0], cell[1], cell[2]
-    for w in range(len(at)):
-        at[w] = (np.int64(s[w]) * rows + np.int64(r[w])) * columns + np.int64(c[w])
-    below, behind = np.uint64(columns), np.uint64(rows * columns if slices > 1 else 0)
-    one, two, three, four = words[0], words[1], words[2], words[3]
-    for w in range(len(at)):
-        i = np.uint64(at[w])
-        one[w] = _load_pair(pixels, i)
-        two[w] = _load_pair(pixels, i + below)
-        three[w] = _load_pair(pixels, i + behind)
-        four[w] = _load_pair(pixels, i + behind + below)
-
-
-@njit(nogil=True, cache=True)
-def _blend_cell(
-    words: NDArray[np.uint32], flip: np.uint32, fraction: NDArray[np.float32], gain: np.float32, offset: np.float32,
-    value: NDArray[np.float32],
-) -> None:  # fmt: skip
-    """Trilinear values, ``gain`` and ``offset`` applied; fractions along slices, rows and columns."""
-    t, a, b = fraction[0], fraction[1], fraction[2]
-    mask, half = np.uint32(0xFFFF), np.uint32(16)
-    for w in range(len(value)):
-        p, q = words[0, w] ^ flip, words[1, w] ^ flip
-        left, below = np.float32(np.int32(p & mask)), np.float32(np.int32(q & mask))
-        above = left + b[w] * (np.float32(np.int32(p >> half)) - left)
-        under = below + b[w] * (np.float32(np.int32(q >> half)) - below)
-        near = above + a[w] * (under - above)
-        p, q = words[2, w] ^ flip, words[3, w] ^ flip
-        left, below = np.float32(np.int32(p & mask)), np.float32(np.int32(q & mask))
-        above = left + b[w] * (np.float32(np.int32(p >> half)) - left)
-        under = below + b[w] * (np.float32(np.int32(q >> half)) - below)
-        far = above + a[w] * (under - above)
-        value[w] = gain * (near + t[w] * (far - near)) + offset
-
-
-@njit(nogil=True, cache=True)
+@_inlined
 def _write_row(
-    value: NDArray[np.float32], clip: tuple[np.float32, np.float32], target: NDArray[np.float32],
-    filled: NDArray[np.bool_],
+    value: F32, hit: NDArray[np.bool_], clip: Bounds, fresh: bool, out: F32, filled: NDArray[np.bool_], keep: bool,
+    at: int, n: int,
 ) -> int:  # fmt: skip
-    """Write the values that are numbers into voxels not yet filled; return how many."""
-    count = np.int32(0)
-    for w in range(len(value)):
-        v = value[w]
-        write = (not filled[w]) & (v == v)
-        target[w] = min(max(v, clip[0]), clip[1]) if write else target[w]
-        filled[w] |= write
-        count += np.int32(write)
+    """Write what is hit into ``out[at : at + n]``, in a row that is not fresh only what is not yet filled; return how
+    many voxels that were."""
+    (low, high), start, count = clip, np.uint64(at), np.int32(0)
+    if not fresh:
+        for w in range(n):
+            hit[w] &= not filled[start + np.uint64(w)]
+    for w in range(n):
+        v = min(max(value[w], low), high)
+        out[start + np.uint64(w)] = v if hit[w] else out[start + np.uint64(w)]
+        count += np.int32(hit[w])
+    if keep:
+        for w in range(n):
+            filled[start + np.uint64(w)] |= hit[w]
     return int(count)
 
 
-@njit(nogil=True, cache=True)
-def _uneven_row(
-    start: tuple[np.float32, np.float32, np.float32], step: tuple[np.float32, np.float32, np.float32],
-    pixels: NDArray[np.uint16], flip: np.uint16, tone: NDArray[np.float32], shift: NDArray[np.float32],
-    segments: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]], value: NDArray[np.float32],
-) -> None:  # fmt: skip
-    """Values of a row in a stack whose slices are uneven, staggered, or rescaled one by one: any stack at all."""
-    n = len(value)
-    slices, index, at = np.empty((2, n), np.int32), np.empty((2, n), np.int32), np.empty(n, np.int64)
-    fraction, moved, side_value = np.empty((2, n), np.float32), np.empty((2, n), np.float32), np.empty(n, np.float32)
-    t, loaded, shape = np.empty(n, np.float32), np.empty((4, n), np.uint16), pixels.shape[1:]
-    _locate_slices(start[0], step[0], segments[0], segments[1], segments[2], slices, t)
-    for side in range(2):
-        for w in range(n):
-            moved[0, w] = shift[0, slices[side, w]]
-            moved[1, w] = shift[1, slices[side, w]]
-        _locate_pixels(start[1], step[1], shape[0], moved[0], fraction[0], index[0])
-        _locate_pixels(start[2], step[2], shape[1], moved[1], fraction[1], index[1])
-        _load_pixels(pixels.reshape(-1), shape, slices[side], index[0], index[1], at, loaded)
-        _blend_pixels(loaded, flip, fraction[0], fraction[1], side_value)
-        for w in range(n):
-            weight = _ONE - t[w] if side == 0 else t[w]
-            one = weight * (tone[0, slices[side, w]] * side_value[w] + tone[1, slices[side, w]])
-            value[w] = one if side == 0 else value[w] + one
-
-
-@njit(nogil=True, cache=True)
+@_kernel
 def resample_stack(
-    out: NDArray[np.float32],
+    out: F32,
     filled: NDArray[np.bool_],
-    pixels: NDArray[np.uint16],
-    flip: np.uint16,
-    tone: NDArray[np.float32],
-    shift: NDArray[np.float32],
-    segments: tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32]],
-    pitch_mm: float,
+    fresh: bool,
+    flat: NDArray[np.uint16],
+    size: Size,
+    flip: int,
+    tone: F32,
+    shift: F32,
+    segments: Segments,
+    kind: int,
     place: NDArray[np.float64],
-    clip: tuple[np.float32, np.float32],
+    clip: Bounds,
 ) -> int:
     """Trilinear values of one stack in the voxels not yet ``filled``; returns how many it filled.
 
@@ -228,65 +273,90 @@ def resample_stack(
 
     Args:
         out: ``(D, H, W)``; voxels that are not covered keep what they hold.
-        filled: ``(D, H, W)``; true voxels are left alone, newly filled ones become true.
-        pixels: ``(S, R, C)`` stored values, their bits read as unsigned.
+        filled: ``(D, H, W)``; true voxels are left alone, newly filled ones become true. Empty: nothing is kept.
+        fresh: nothing is filled yet, whatever ``out`` and ``filled`` hold: voxels that are not covered become 0.
+        flat: stored values ``(S R C,)``, their bits read as unsigned; one more where slices are one pixel wide.
+        size: ``(S, R, C)``; up to 2 ** 32 pixels.
         flip: bits that turn the stored values into unsigned order (int16), else 0.
         tone: ``(2, S)``, gain and offset from stored to output value, slice by slice.
         shift: ``(2, S)``, (row, column) place of each slice's first voxel against the first slice's, in pixels.
         segments: starts, (lower, upper) and rate, see ``placement.SliceSegments``.
-        pitch_mm: distance of the slices where all are alike: even, straight behind each other, rescaled alike; else 0.
-        place: ``(4, 3)``: (position mm, row, column) of voxel [0, 0, 0], and their steps along D, H and W.
+        kind: how far the slices are alike: ``placement.EVEN``, ``UNEVEN`` or ``SIDED``.
+        place: ``(4, 3)``: (position, row, column) of voxel [0, 0, 0], and their steps along D, H and W; the position
+            counts slices where they are even, mm from the first slice where not.
         clip: bounds of the values written.
     """
     depth, height, width = out.shape
-    slices, rows, columns = pixels.shape
-    flat, flips = pixels.reshape(-1), np.uint32(flip) << np.uint32(16) | np.uint32(flip)
-    cell, fraction, at = np.empty((3, width), np.int32), np.empty((3, width), np.float32), np.empty(width, np.int64)
-    words, value, no_shift = np.empty((4, width), np.uint32), np.empty(width, np.float32), np.empty(0, np.float32)
-    dz, dr, dc = place[3]
-    step = (np.float32(dz), np.float32(dr), np.float32(dc))
-    row_low, row_high = shift[0].min() - 0.5, shift[0].max() + rows - 0.5
-    column_low, column_high = shift[1].min() - 0.5, shift[1].max() + columns - 0.5
+    room = (width + _LANES - 1) // _LANES * _LANES
+    fraction, near, far = np.empty((3, room), np.float32), np.zeros(room, np.uint32), np.zeros(room, np.uint32)
+    words, slices, hit = np.empty(4 * room, np.uint32), np.empty((2, room), np.int32), np.empty(room, np.bool_)
+    part, value = np.empty(room, np.float32), np.empty(room, np.float32)
+    under = flat[size[2] if size[1] > 1 else 0 :]
+    behind = size[1] * size[2] if size[0] > 1 and kind == EVEN else 0
+    back, back_under = flat[behind:], under[behind:]
+    voxels, marks, keep, flips = out.reshape(-1), filled.reshape(-1), filled.size > 0, np.uint32(flip * 0x10001)
+    gain, offset, unbounded = tone[0, 0], tone[1, 0], (np.float32(-np.inf), np.float32(np.inf))
+    z_low, z_high = (-0.5, size[0] - 0.5) if kind == EVEN else (float(segments[0][1]), float(segments[0][-2]))
+    r_low, r_high = float(shift[0].min()) - 0.5, float(shift[0].max()) + size[1] - 0.5
+    c_low, c_high = float(shift[1].min()) - 0.5, float(shift[1].max()) + size[2] - 0.5
     total = 0
     for d in range(depth):
         for h in range(height):
-            z = place[0, 0] + d * place[1, 0] + h * place[2, 0]
-            r = place[0, 1] + d * place[1, 1] + h * place[2, 1]
-            c = place[0, 2] + d * place[1, 2] + h * place[2, 2]
-            first, last = _clip_span(z, dz, segments[0][1], segments[0][-2], 0, width)
-            first, last = _clip_span(r, dr, row_low, row_high, first, last)
-            first, last = _clip_span(c, dc, column_low, column_high, first, last)
-            n = last - first
-            if n <= 0:
-                continue
-            start = (np.float32(z + first * dz), np.float32(r + first * dr), np.float32(c + first * dc))
-            if pitch_mm > 0:
-                pitch = np.float32(pitch_mm)
-                _locate_pixels(start[0] / pitch, step[0] / pitch, slices, no_shift, fraction[0, :n], cell[0])
-                _locate_pixels(start[1], step[1], rows, no_shift, fraction[1, :n], cell[1])
-                _locate_pixels(start[2], step[2], columns, no_shift, fraction[2, :n], cell[2])
-                _load_cell(flat, (slices, rows, columns), cell, at[:n], words)
-                _blend_cell(words, flips, fraction, tone[0, 0], tone[1, 0], value[:n])
+            z = (place[0, 0] + d * place[1, 0] + h * place[2, 0], place[3, 0])
+            r = (place[0, 1] + d * place[1, 1] + h * place[2, 1], place[3, 1])
+            c = (place[0, 2] + d * place[1, 2] + h * place[2, 2], place[3, 2])
+            first, last = _span(z, z_low, z_high, 0, width)
+            first, last = _span(r, r_low, r_high, first, last)
+            first, last = _span(c, c_low, c_high, first, last)
+            row, begin = (d * height + h) * width, first // _LANES * _LANES
+            n = (last - begin + _LANES - 1) // _LANES * _LANES if last > first else 0
+            if kind == EVEN:
+                _locate(z, r, c, size, begin, n, fraction, near)
+                for w in range(0, n, 4):
+                    _load_cells(flat, under, back, back_under, near, near, words, np.uint64(room), np.uint64(w))
+            elif kind == UNEVEN:
+                _uneven_row(
+                    z, r, c, begin, n, flat, under, size, segments, fraction, near, far, slices, hit, words
+                )  # fmt: skip
             else:
-                _uneven_row(start, step, pixels, flip, tone, shift, segments, value[:n])
-            total += _write_row(value[:n], clip, out[d, h, first:last], filled[d, h, first:last])
+                _sided_row(
+                    z, r, c, begin, n, flat, under, size, flips, tone, shift, segments, fraction, near, slices, hit,
+                    words, part, value,
+                )  # fmt: skip
+            written = min(n, width - begin)
+            if kind == EVEN and fresh:
+                _blend(words, flips, fraction, gain, offset, clip, voxels, row + begin, written)
+                if last - first < width:
+                    _clear(voxels, row, first)
+                    _clear(voxels, row + last, width - last)
+                for w in range(width if keep else 0):
+                    marks[np.uint64(row) + np.uint64(w)] = first <= w < last
+                total += last - first
+                continue
+            if kind != SIDED:
+                _blend(words, flips, fraction, gain, offset, unbounded, value, 0, n)
+            for w in range(n):
+                inside = first <= w + begin < last
+                hit[w] = inside if kind == EVEN else hit[w] & inside
+            if fresh:
+                _clear(voxels, row, width)
+                for w in range(width if keep else 0):
+                    marks[np.uint64(row) + np.uint64(w)] = False
+            total += _write_row(value, hit, clip, fresh, voxels, marks, keep, row + begin, written)
     return total
 
 
-@njit(nogil=True, cache=True)
+@_kernel
 def scatter_stack(
-    pooled: NDArray[np.float32],
-    pixels: NDArray[np.uint16],
-    flip: np.uint16,
-    tone: NDArray[np.float32],
-    place: NDArray[np.float64],
-    clip: tuple[np.float32, np.float32],
-    maximum: bool,
-) -> None:
+    pooled: F32, shape: Size, pixels: NDArray[np.uint16], flip: int, tone: F32, place: NDArray[np.float64],
+    clip: Bounds, maximum: bool,
+) -> None:  # fmt: skip
     """Drop every pixel into its voxel: ``voxel = floor((p - corner) / spacing)``, as Open3D's ``VoxelGrid`` does.
 
     Args:
-        pooled: ``(D, H, W, 2)``: the sum (or the maximum) so far, and how many pixels fell in.
+        pooled: ``(2 (D H W + 1),)``: for each voxel the sum (or the maximum) so far and how many pixels fell in; one
+            more at the end for those that fall beside the grid.
+        shape: ``(D, H, W)``; fewer than 2 ** 31 voxels.
         pixels: ``(S, R, C)`` stored values.
         flip: bits that turn the stored values into unsigned order (int16), else 0.
         tone: ``(2, S)``, gain and offset from stored to output value, slice by slice.
@@ -295,28 +365,54 @@ def scatter_stack(
         clip: bounds of the values pooled.
         maximum: keep the largest instead of the sum.
     """
-    depth, height, width = pooled.shape[:3]
-    for s in range(pixels.shape[0]):
+    depth, height, width = shape
+    slices, rows, columns = pixels.shape
+    at, value, flips, beside = (
+        np.empty(columns, np.uint32),
+        np.empty(columns, np.float32),
+        np.uint16(flip),
+        np.int32(depth * height * width),
+    )
+    flat, low, high = pixels.reshape(-1), clip[0], clip[1]
+    tall, wide = np.int32(height), np.int32(width)
+    for s in range(slices):
         gain, offset = tone[0, s], tone[1, s]
         di, dj, dk = place[s, 2]
-        for r in range(pixels.shape[1]):
+        for r in range(rows):
             i0 = place[s, 0, 0] + r * place[s, 1, 0]
             j0 = place[s, 0, 1] + r * place[s, 1, 1]
             k0 = place[s, 0, 2] + r * place[s, 1, 2]
-            first, last = _clip_span(i0, di, 0.0, depth, 0, pixels.shape[2])
-            first, last = _clip_span(j0, dj, 0.0, height, first, last)
-            first, last = _clip_span(k0, dk, 0.0, width, first, last)
-            for c in range(first, last):
-                i, j, k = i0 + c * di, j0 + c * dj, k0 + c * dk
-                if i < 0 or j < 0 or k < 0 or i >= depth or j >= height or k >= width:
-                    continue
-                v = gain * np.float32(pixels[s, r, c] ^ flip) + offset
-                v = min(max(v, clip[0]), clip[1])
-                at = (np.uint64(i), np.uint64(j), np.uint64(k))
-                best, count = pooled[at[0], at[1], at[2], 0], pooled[at[0], at[1], at[2], 1]
+            first, last = _span((i0, di), 0.0, float(depth), 0, columns)
+            first, last = _span((j0, dj), 0.0, float(height), first, last)
+            first, last = _span((k0, dk), 0.0, float(width), first, last)
+            n, start = last - first, np.uint64((s * rows + r) * columns + first)
+            for c in range(n):
+                step = np.float64(np.int32(c + first))
+                x, y, z = i0 + step * di, j0 + step * dj, k0 + step * dk
+                inside = (x >= 0) & (y >= 0) & (z >= 0) & (x < depth) & (y < height) & (z < width)
+                voxel = (np.int32(x) * tall + np.int32(y)) * wide + np.int32(z)
+                at[c] = np.uint32(voxel if inside else beside)
+            for c in range(n):
+                v = gain * np.float32(flat[start + np.uint64(c)] ^ flips) + offset
+                value[c] = min(max(v, low), high)
+            for c in range(n):
+                k, v = np.uint64(2) * np.uint64(at[c]), value[c]
+                best, count = pooled[k], pooled[k + np.uint64(1)]
                 if maximum:
-                    v = v if count == 0 else max(best, v)
+                    pooled[k] = v if count == 0 else max(best, v)
                 else:
-                    v += best
-                pooled[at[0], at[1], at[2], 0] = v
-                pooled[at[0], at[1], at[2], 1] = count + _ONE
+                    pooled[k] = best + v
+                pooled[k + np.uint64(1)] = count + _ONE
+
+
+@_kernel
+def settle(pooled: F32, out: F32, mean: bool) -> int:
+    """Write the pooled values (divided by their counts for the mean) to ``out (D, H, W)``, 0 where no pixel fell; clear
+    ``pooled`` for the next grid. Return how many voxels hold a pixel."""
+    voxels, filled = out.reshape(-1), np.int64(0)
+    for w in range(len(voxels)):
+        best, count = pooled[2 * w], pooled[2 * w + 1]
+        voxels[w] = best / max(count, _ONE) if mean else best
+        filled += np.int64(count > _ZERO)
+    pooled[:] = _ZERO
+    return int(filled)

@@ -26,6 +26,11 @@ MAX_UNEVEN_MM = 0.01
 value by 0.25 % of the difference between neighbouring slices."""
 
 
+EVEN, UNEVEN, SIDED = range(3)
+"""How far a stack's slices are alike: in every way; but for their distances; not even straight behind each other or
+rescaled alike."""
+
+
 @dataclass(frozen=True, eq=False)
 class SliceSegments:
     """The line of slice positions cut into K segments, each with the two slices it is interpolated from.
@@ -42,10 +47,10 @@ class SliceSegments:
     rate: NDArray[np.float32]
 
 
-def slice_segments(stack: Stack) -> SliceSegments:
-    """Cut the normal of a stack into segments: half a slice beyond each end, pairs of slices, and gaps between them."""
-    positions = (stack.positions_mm - stack.positions_mm[0]).tolist()
-    nominal = stack.slice_spacing_mm or SINGLE_SLICE_MM
+def slice_segments(positions_mm: NDArray[np.float64], nominal: float) -> SliceSegments:
+    """Cut the normal of a stack, from its first slice, into segments: half a slice beyond each end, pairs of slices,
+    and the gaps between slices much further apart than the ``nominal`` mm."""
+    positions = positions_mm.tolist()
     half, last = nominal / 2, len(positions) - 1
     cuts: list[tuple[float, int, int, float]] = [(-math.inf, 0, 0, math.nan), (-half, 0, 0, 0.0)]
     for s in range(last):
@@ -64,16 +69,7 @@ def slice_shift(stack: Stack) -> NDArray[np.float32]:
     """Return ``(2, S)``: (rows, columns) by which each slice starts away from the first one's normal, in pixels."""
     offsets = stack.origins_mm - stack.origins_mm[0]
     shift = (offsets @ stack.axes[1:].T / np.asarray(stack.spacing_mm)).T
-    return np.where(np.abs(shift).max() < MIN_SHIFT_PX, 0.0, shift).astype(np.float32)
-
-
-def resample_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:
-    """Return ``(4, 3)``: (mm along the normal, row, column) of voxel [0, 0, 0] in a stack, and their D, H, W steps."""
-    to_stack = stack.axes / np.array([1.0, *stack.spacing_mm])[:, None]
-    steps = (pose.axes * np.asarray(spec.spacing_mm)[:, None]) @ to_stack.T
-    center = to_stack @ (pose.center_mm - stack.origins_mm[0])
-    first = center - (np.asarray(spec.shape) - 1) / 2 @ steps
-    return np.concatenate([first[None], steps])
+    return np.ascontiguousarray(np.where(np.abs(shift).max() < MIN_SHIFT_PX, 0.0, shift), np.float32)
 
 
 def scatter_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:
@@ -84,13 +80,83 @@ def scatter_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.fl
     return np.concatenate([first[:, None], np.broadcast_to(steps, (len(first), 2, 3))], axis=1)
 
 
-def even_pitch_mm(stack: Stack, tone: NDArray[np.float32]) -> float:
-    """Return the distance of the slices where all are alike, so that the quick kernel may run; else 0.
+def pitch_mm(stack: Stack) -> float:
+    """Return the distance of a stack's slices, mm; a single slice has its nominal thickness."""
+    return stack.slice_spacing_mm or SINGLE_SLICE_MM
 
-    Alike: evenly spaced, straight behind each other, rescaled alike, and at least two pixels wide and high.
+
+def alike(
+    positions_mm: NDArray[np.float64], pitch: float, tone: NDArray[np.float32], shift: NDArray[np.float32]
+) -> int:
+    """Return how far slices are alike: ``EVEN``, ``UNEVEN`` or ``SIDED``."""
+    if shift.any() or (tone != tone[:, :1]).any():
+        return SIDED
+    even = np.abs(positions_mm - pitch * np.arange(len(positions_mm))).max() <= MAX_UNEVEN_MM
+    return EVEN if even else UNEVEN
+
+
+Taps = tuple[NDArray[np.int32], NDArray[np.float32]]
+"""For each voxel along an axis: the pixel below it, and the fraction beyond."""
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedBox:
+    """The voxels that a stack covers of a grid along its own axes, as ``aligned.resample_aligned`` wants them.
+
+    Attributes:
+        covered: the box of covered voxels, a slice for D, H and W.
+        count: how many voxels that are.
+        start, strides, steps, outer, inner, column, rows: described there.
     """
-    positions = stack.positions_mm - stack.positions_mm[0]
-    pitch = stack.slice_spacing_mm or SINGLE_SLICE_MM
-    even = np.abs(positions - pitch * np.arange(len(positions))).max() <= MAX_UNEVEN_MM
-    alike = bool(even) and not slice_shift(stack).any() and bool((tone == tone[:, :1]).all())
-    return pitch if alike and min(stack.pixels.shape[1:]) >= 2 else 0.0
+
+    covered: tuple[slice, slice, slice]
+    count: int
+    start: int
+    strides: tuple[int, int, int]
+    steps: tuple[int, int]
+    outer: Taps
+    inner: Taps
+    column: Taps
+    rows: NDArray[np.int32]
+
+
+def aligned_box(place: NDArray[np.float64], shape: tuple[int, ...], size: tuple[int, ...]) -> AlignedBox | None:
+    """Return how an even stack lies in a grid along its own axes, in any order and direction; None where the grid is
+    oblique: where a voxel would be off by more than a thousandth of a pixel or of a slice.
+
+    Args:
+        place: ``(4, 3)``: (slice, row, column) of voxel [0, 0, 0], and their steps along D, H and W.
+        shape: ``(D, H, W)`` of the grid.
+        size: ``(S, R, C)`` of the stack.
+    """
+    steps, reach = place[1:], (np.asarray(shape) - 1) / 2
+    along = np.abs(steps).argmax(axis=1).tolist()
+    drift = np.abs(steps) * reach[:, None]
+    drift[range(3), along] = 0.0
+    if sorted(along) != [0, 1, 2] or drift.sum(axis=0).max() > MIN_SHIFT_PX:
+        return None
+    center, covered, taps = place[0] + reach @ steps, [], []
+    for axis, stack_axis in enumerate(along):
+        position = center[stack_axis] + (np.arange(shape[axis]) - reach[axis]) * steps[axis, stack_axis]
+        end = size[stack_axis] - 1
+        hit = np.flatnonzero((position >= -0.5) & (position <= end + 0.5))
+        covered.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
+        inside = position[hit].clip(0, end)
+        below = np.minimum(inside, max(end - 1, 0)).astype(np.int32)
+        taps.append((below, (inside - below).astype(np.float32)))
+    column = along.index(2)
+    inner = 1 if column == 2 else 2
+    outer = 3 - column - inner
+    area, strides = size[1] * size[2], (shape[1] * shape[2], shape[2], 1)
+    needed = np.unique(np.concatenate([taps[inner][0], np.minimum(taps[inner][0] + 1, size[along[inner]] - 1)]))
+    return AlignedBox(
+        covered=(covered[0], covered[1], covered[2]),
+        count=math.prod(part.stop - part.start for part in covered),
+        start=sum(part.start * stride for part, stride in zip(covered, strides, strict=True)),
+        strides=(strides[outer], strides[inner], strides[column]),
+        steps=(area if along[outer] == 0 else size[2], area if along[inner] == 0 else size[2]),
+        outer=taps[outer],
+        inner=(np.searchsorted(needed, taps[inner][0]).astype(np.int32), taps[inner][1]),
+        column=taps[column],
+        rows=needed.astype(np.int32),
+    )

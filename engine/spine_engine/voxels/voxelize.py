@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,15 +10,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.study import Stack
 from spine_engine.voxels.grid import GridPose, GridSpec
-from spine_engine.voxels.placement import even_pitch_mm, resample_place, scatter_place, slice_segments, slice_shift
-from spine_engine.voxels.window import WindowedStack
+from spine_engine.voxels.placement import EVEN, AlignedBox, aligned_box, scatter_place
+from spine_engine.voxels.ready import Placed, ReadyChannel, ReadyStack, ready
 
 COARSE_STEP, COARSE_MIN = 4, 8
 """Stacks are ranked by how much they cover of a grid with a quarter of the voxels along each axis, but at least 8."""
-
-Placed = Stack | WindowedStack
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +32,7 @@ class VoxelGrid:
 
 
 def voxelize(
-    channels: Sequence[Sequence[Placed]],
+    channels: Sequence[Sequence[Placed] | ReadyChannel],
     spec: GridSpec,
     pose: GridPose,
     *,
@@ -51,7 +47,7 @@ def voxelize(
 
     Args:
         channels: for each channel its stacks. A ``WindowedStack`` gives values scaled to 0..1; a plain ``Stack`` its
-            rescaled values as they are. An empty channel is all 0.
+            rescaled values as they are. An empty channel is all 0. ``ready`` prepares a channel for several grids.
         spec: shape and voxel size of the grid.
         pose: its place in LPS mm.
         out: ``(C, D, H, W)`` float32, C-contiguous, to be filled and returned instead of a fresh array.
@@ -60,22 +56,30 @@ def voxelize(
         ValueError: ``out`` does not fit.
     """
     values = _output(out, len(channels), spec)
-    filled = np.empty(spec.shape, np.bool_)
     coverage = []
     for channel, grid in zip(channels, values, strict=True):
-        grid.fill(0.0)
-        filled.fill(False)
-        missing = filled.size
-        for placed in _best_first(channel, spec, pose):
-            if missing == 0:
-                break
-            missing -= _resample(placed, spec, pose, grid, filled)
-        coverage.append(1.0 - missing / filled.size)
+        covered = _fill(channel if isinstance(channel, ReadyChannel) else ready(channel), spec, pose, grid)
+        coverage.append(covered / grid.size)
     return VoxelGrid(values, tuple(coverage))
 
 
+def _fill(channel: ReadyChannel, spec: GridSpec, pose: GridPose, grid: NDArray[np.float32]) -> int:
+    """Fill one channel's grid from its stacks, best first; return how many voxels they cover."""
+    order = _best_first(channel, spec, pose)
+    if not order:
+        grid.fill(0.0)
+        return 0
+    places = channel.places(spec, pose)
+    filled = np.empty(spec.shape if len(order) > 1 else (0, 0, 0), np.bool_)
+    covered = 0
+    for turn, n in enumerate(order):
+        if covered < grid.size:
+            covered += _resample(channel.stacks[n], places[n], grid, filled, fresh=turn == 0)
+    return covered
+
+
 def scatter(
-    channels: Sequence[Sequence[Placed]],
+    channels: Sequence[Sequence[Placed] | ReadyChannel],
     spec: GridSpec,
     pose: GridPose,
     *,
@@ -90,78 +94,61 @@ def scatter(
     from spine_engine.voxels import kernels
 
     values = _output(out, len(channels), spec)
+    pooled = np.zeros(2 * (math.prod(spec.shape) + 1), np.float32)
     coverage = []
     for channel, grid in zip(channels, values, strict=True):
-        pooled = np.zeros((*spec.shape, 2), np.float32)
-        for placed in sorted(channel, key=_identity):
-            stack = placed.stack if isinstance(placed, WindowedStack) else placed
-            flip, tone, clip = _tone(placed)
-            place = scatter_place(stack, spec, pose)
-            pixels = stack.pixels.view(np.uint16)
-            kernels.scatter_stack(pooled, pixels, np.uint16(flip), tone, place, clip, pool == "max")
-        divisor = np.maximum(pooled[..., 1], 1.0) if pool == "mean" else np.float32(1.0)
-        np.divide(pooled[..., 0], divisor, out=grid)
-        coverage.append(float(np.count_nonzero(pooled[..., 1])) / grid.size)
+        for s in (channel if isinstance(channel, ReadyChannel) else ready(channel)).stacks:
+            pixels, place = s.stack.pixels.view(np.uint16), scatter_place(s.stack, spec, pose)
+            kernels.scatter_stack(pooled, spec.shape, pixels, s.flip, s.tone, place, s.clip, pool == "max")
+        coverage.append(kernels.settle(pooled, grid, pool == "mean") / grid.size)
     return VoxelGrid(values, tuple(coverage))
 
 
 def _resample(
-    placed: Placed, spec: GridSpec, pose: GridPose, grid: NDArray[np.float32], filled: NDArray[np.bool_]
+    stack: ReadyStack, place: NDArray[np.float64], grid: NDArray[np.float32], filled: NDArray[np.bool_], *, fresh: bool
 ) -> int:
-    """Fill what ``placed`` covers of the voxels not yet filled; return how many those are."""
+    """Fill what a stack covers of the voxels not yet filled; return how many those are."""
     from spine_engine.voxels import kernels
 
-    stack = placed.stack if isinstance(placed, WindowedStack) else placed
-    flip, tone, clip = _tone(placed)
-    segments = slice_segments(stack)
+    if fresh and stack.kind == EVEN:
+        box = aligned_box(place, grid.shape, stack.stack.pixels.shape)
+        if box is not None:
+            return _resample_aligned(stack, box, grid, filled)
     count: int = kernels.resample_stack(
-        grid, filled, stack.pixels.view(np.uint16), np.uint16(flip), tone, slice_shift(stack),
-        (segments.starts, segments.slices, segments.rate), even_pitch_mm(stack, tone),
-        resample_place(stack, spec, pose), clip,
+        grid, filled, fresh, stack.flat, stack.stack.pixels.shape, stack.flip, stack.tone, stack.shift, stack.segments,
+        stack.kind, place, stack.clip,
     )  # fmt: skip
     return count
 
 
-def _best_first(channel: Sequence[Placed], spec: GridSpec, pose: GridPose) -> list[Placed]:
-    """Sort a channel's stacks: best coverage first, then by place, so that the order given never matters."""
-    if len(channel) < 2:
-        return list(channel)
+def _resample_aligned(stack: ReadyStack, box: AlignedBox, grid: NDArray[np.float32], filled: NDArray[np.bool_]) -> int:
+    """As ``_resample``, for a fresh grid along the stack's own axes."""
+    from spine_engine.voxels import aligned
+
+    if box.count < grid.size:
+        grid.fill(0.0)
+    if filled.size:
+        filled.fill(False)
+        filled[box.covered] = True
+    if box.count:
+        aligned.resample_aligned(
+            grid.reshape(-1), box.strides, box.start, stack.flat, box.steps, stack.flip, stack.tone, box.outer,
+            box.inner, box.column, box.rows, stack.clip,
+        )  # fmt: skip
+    return box.count
+
+
+def _best_first(channel: ReadyChannel, spec: GridSpec, pose: GridPose) -> list[int]:
+    """Return the stacks that touch the grid, best coverage first, then in the channel's own order."""
+    if len(channel.stacks) < 2:
+        return list(range(len(channel.stacks)))
     d, h, w = (max(min(size, COARSE_MIN), math.ceil(size / COARSE_STEP)) for size in spec.shape)
     d_mm, h_mm, w_mm = (size / count for size, count in zip(spec.size_mm, (d, h, w), strict=True))
     coarse = GridSpec((d, h, w), (d_mm, h_mm, w_mm))
-    grid, filled = np.empty(coarse.shape, np.float32), np.empty(coarse.shape, np.bool_)
-
-    def covered(placed: Placed) -> int:
-        filled.fill(False)
-        return _resample(placed, coarse, pose, grid, filled)
-
-    ranked = [(-covered(placed), _identity(placed), placed) for placed in channel]
-    return [placed for count, _, placed in sorted(ranked, key=lambda rank: rank[:2]) if count < 0]
-
-
-def _identity(placed: Placed) -> tuple[object, ...]:
-    """Return a sort key from a stack's place and, for stacks in one place, its pixels."""
-    stack = placed.stack if isinstance(placed, WindowedStack) else placed
-    return (
-        *stack.origins_mm[0],
-        *stack.axes.ravel(),
-        *stack.spacing_mm,
-        *stack.pixels.shape,
-        zlib.crc32(stack.pixels.data),
-    )
-
-
-def _tone(placed: Placed) -> tuple[int, NDArray[np.float32], tuple[np.float32, np.float32]]:
-    """Return the bits that make stored values unsigned, gain and offset of each slice ``(2, S)``, and the bounds."""
-    if isinstance(placed, WindowedStack):
-        stack, window = placed.stack, placed.window
-        scale, low, clip = 1.0 / (window.high - window.low), window.low, (np.float32(0.0), np.float32(1.0))
-    else:
-        stack, scale, low, clip = placed, 1.0, 0.0, (np.float32(-np.inf), np.float32(np.inf))
-    flip = 0x8000 if stack.pixels.dtype == np.int16 else 0
-    gain = stack.slope * scale
-    offset = (stack.intercept.astype(np.float64) - low) * scale - flip * gain
-    return flip, np.stack([gain, offset]).astype(np.float32), clip
+    grid, none = np.empty(coarse.shape, np.float32), np.empty((0, 0, 0), np.bool_)
+    places = channel.places(coarse, pose)
+    covered = [_resample(s, place, grid, none, fresh=True) for s, place in zip(channel.stacks, places, strict=True)]
+    return [n for n in sorted(range(len(covered)), key=lambda n: -covered[n]) if covered[n]]
 
 
 def _output(out: NDArray[np.float32] | None, channels: int, spec: GridSpec) -> NDArray[np.float32]:

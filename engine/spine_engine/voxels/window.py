@@ -54,14 +54,14 @@ def robust_window(stacks: Sequence[Stack]) -> IntensityWindow:
     if not stacks:
         raise ValueError("a window needs at least one stack")
     step = math.ceil(math.sqrt(max(1.0, sum(stack.pixels.size for stack in stacks) / SAMPLES)))
-    values = np.concatenate([_sample(stack, step) for stack in stacks])
-    low, high = np.percentile(values, PERCENTILES)
-    tissue = values[values > low + BACKGROUND_FRACTION * (high - low)]
-    if tissue.size:
-        high = np.percentile(tissue, PERCENTILES[1])
+    values, counts = _histogram(stacks, step)
+    low, high = (_percentile(values, counts, q) for q in PERCENTILES)
+    tissue = values > low + BACKGROUND_FRACTION * (high - low)
+    if tissue.any():
+        high = _percentile(values[tissue], counts[tissue], PERCENTILES[1])
     if not high > low:
         high = low + 1.0
-    return IntensityWindow(float(low), float(high))
+    return IntensityWindow(low, high)
 
 
 def full_window(stacks: Sequence[Stack]) -> IntensityWindow:
@@ -87,9 +87,35 @@ def windowed(stacks: Iterable[Stack]) -> tuple[WindowedStack, ...]:
     return tuple(WindowedStack(stack, window) for stack in kept)
 
 
-def _sample(stack: Stack, step: int) -> NDArray[np.float64]:
-    """Return every ``step``-th row and column of each slice, centred, rescaled, flat."""
-    row, column = (((size - 1) % step) // 2 for size in stack.pixels.shape[1:])
-    stored = stack.pixels[:, row::step, column::step].astype(np.float64)
-    values: NDArray[np.float64] = stored * stack.slope[:, None, None] + stack.intercept[:, None, None]
-    return values.ravel()
+def _histogram(stacks: Sequence[Stack], step: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the rescaled values of every ``step``-th row and column of each slice, centred: distinct, ascending, and
+    how often each occurs. Stored values of 16 bits are counted, not sorted; slices rescaled alike are counted together.
+    """
+    stored: dict[tuple[float, float], list[NDArray[np.uint16] | NDArray[np.int16]]] = {}
+    for stack in stacks:
+        row, column = (((size - 1) % step) // 2 for size in stack.pixels.shape[1:])
+        sample = stack.pixels[:, row::step, column::step]
+        tones = list(zip(stack.slope.tolist(), stack.intercept.tolist(), strict=True))
+        for tone in dict.fromkeys(tones):
+            chosen = [s for s, other in enumerate(tones) if other == tone]
+            stored.setdefault(tone, []).append(sample if len(chosen) == len(tones) else sample[chosen])
+    values, counts = [], []
+    for (slope, intercept), samples in stored.items():
+        for sample in samples:
+            lowest = -0x8000 if sample.dtype == np.int16 else 0
+            occurs = np.bincount(sample.ravel() if lowest == 0 else sample.ravel().astype(np.int32) - lowest)
+            found = np.flatnonzero(occurs)
+            values.append((found + lowest).astype(np.float64) * slope + intercept)
+            counts.append(occurs[found])
+    together, times = np.concatenate(values), np.concatenate(counts)
+    order = np.argsort(together, kind="stable")
+    return together[order], times[order]
+
+
+def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64], q: float) -> float:
+    """Return what ``np.percentile`` returns for ascending ``values`` that occur ``counts`` times, bit for bit."""
+    ends = np.cumsum(counts)
+    place = (int(ends[-1]) - 1) * (q / 100.0)
+    low, high = (float(values[np.searchsorted(ends, rank, side="right")]) for rank in (int(place), math.ceil(place)))
+    t = place - int(place)
+    return high - (high - low) * (1 - t) if t >= 0.5 else low + (high - low) * t
