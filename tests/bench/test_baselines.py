@@ -1,0 +1,308 @@
+"""The baselines: the same weights, the same studies, and answers that the engine would give."""
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the export extra")
+pytest.importorskip("timm_3d", reason="needs the export extra")
+pytest.importorskip("onnx", reason="needs the export extra")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+from spine_bench.baselines import weights  # noqa: E402
+from spine_bench.baselines.grading import finder, sagittal  # noqa: E402
+from spine_bench.baselines.models import Row, Subject, rows_of  # noqa: E402
+from spine_bench.baselines.reading import PydicomReader  # noqa: E402
+from spine_bench.baselines.registry import open_system  # noqa: E402
+from spine_bench.baselines.roofline import GFLOP  # noqa: E402
+from spine_bench.baselines.serial import CLOSED, SerialSystem  # noqa: E402
+from spine_bench.baselines.steering import S1_SCORE, VERTEBRAE, Steered, column_of_vertebrae  # noqa: E402
+from spine_bench.baselines.tuned import BatchedStack  # noqa: E402
+from spine_bench.harness.interfaces import Answer, Sample  # noqa: E402
+from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES  # noqa: E402
+from spine_engine.backends import Device, TensorInfo  # noqa: E402
+from spine_engine.bundle import Bundle  # noqa: E402
+from spine_engine.detection.spinenet import detect_vertebra_field  # noqa: E402
+from spine_engine.detection.spinenet.decode import polygons_from_maps  # noqa: E402
+from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit  # noqa: E402
+from spine_engine.errors import BackendError, UsageError  # noqa: E402
+from spine_engine.grading import grade  # noqa: E402
+from spine_engine.parity import phantom_samples  # noqa: E402
+from spine_engine.phantom import Protocol, write_studies  # noqa: E402
+from spine_engine.study import Role  # noqa: E402
+
+SHAPE = (len(LEVELS), len(CONDITIONS), len(SEVERITIES))
+SMALL = Protocol(sagittal_slices=7, sagittal_matrix=160, axial_matrix=128)
+ANSWER_S = 300
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch and timm_3d deprecate what they themselves use
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    return Bundle.open()
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("studies")
+    list(write_studies(folder, 1, 5, protocol=SMALL, rle=True))
+    root = folder / "train_images"
+    (unit,) = (found for found in discover(root) if isinstance(found, WorkUnit))
+    return Sample(root=root, unit=unit)
+
+
+@pytest.fixture(scope="module")
+def engines_answer(bundle, sample):
+    """What the engine's own stages say of the sample in float32."""
+    (study,) = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies
+    models = bundle.manifest.models.by_role()
+    networks = {role: bundle.open_model(entry, precision="f32") for role, entry in models.items()}
+    levels = finder(bundle, networks)(sagittal(study)).levels
+    assert {disc.source for disc in levels.values()} <= {"detector", "interpolated"}
+    return grade(study, levels, networks["grader"], bundle.grader).probabilities
+
+
+def answer_of(system, sample) -> Answer:
+    found, arrived = [], threading.Event()
+    system.open()
+    try:
+        system.submit(sample, lambda answer: (found.append(answer), arrived.set()))
+        assert arrived.wait(ANSWER_S)
+        assert system.facts()
+    finally:
+        system.close()
+    (answer,) = found
+    assert answer.failure is None
+    assert answer.probabilities.shape == SHAPE
+    np.testing.assert_allclose(answer.probabilities.sum(axis=-1), 1.0, atol=1e-6)
+    assert sum(answer.stage_seconds.values()) > 0
+    return answer
+
+
+@pytest.mark.parametrize("role", ["detector", "grader"])
+def test_the_weights_in_pytorch_answer_as_the_onnx_file(bundle, role):
+    entry = bundle.manifest.models.by_role()[role]
+    module = weights.torch_model(bundle, role)
+    with torch.no_grad():
+        first = next(iter(module.parameters()))
+        first += 0.05 * first.abs().mean()
+    with pytest.raises(BackendError, match=r"moves the outputs of \w+\.onnx by .*not the weights of the bundle"):
+        weights.check_same(bundle, entry, module)
+
+
+def test_pydicom_reads_the_stacks_that_the_engine_reads(sample):
+    ours = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies[0]
+    theirs = PydicomReader().read(sample)
+    for role in Role:
+        mine = [stack for series in ours.with_role(role) for stack in series.stacks]
+        read = [stack for series in theirs.with_role(role) for stack in series.stacks]
+        assert len(mine) == len(read) > 0
+        for stack in mine:
+            (same,) = (s for s in read if np.allclose(s.origins_mm[0], stack.origins_mm[0], atol=1e-6))
+            np.testing.assert_array_equal(same.pixels, stack.pixels)
+            np.testing.assert_allclose(same.axes, stack.axes, atol=1e-6)
+            assert same.spacing_mm == pytest.approx(stack.spacing_mm)
+
+
+def test_onnxruntime_answers_as_the_engine(sample, engines_answer):
+    answer = answer_of(open_system("onnxruntime", None), sample)
+    np.testing.assert_allclose(answer.probabilities, engines_answer, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_the_limit_gives_the_answers_of_the_calls_it_makes(sample, engines_answer):
+    system = open_system("limit", None)
+    system.prepare([sample])
+    answer = answer_of(system, sample)
+    assert np.abs(answer.probabilities - engines_answer).mean() < 0.005  # in bf16 where the machine has it
+    assert set(answer.stage_seconds) <= {"detect", "grade", "record"}
+
+
+@pytest.mark.slow
+def test_tuned_torch_answers_as_the_engine(sample, engines_answer):
+    answer = answer_of(open_system("tuned-torch", None), sample)
+    assert np.abs(answer.probabilities - engines_answer).mean() < 0.005
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["notebook", "notebook-lean"])
+def test_the_notebook_answers(sample, name):
+    pytest.importorskip("torchio", reason="torchio is not installed")
+    try:
+        system = open_system(name, None)
+    except BackendError as error:
+        pytest.skip(str(error))
+    answer = answer_of(system, sample)
+    assert {"point cloud", "voxel grids", "resize and rescale"} <= set(answer.stage_seconds)
+
+
+@pytest.mark.slow
+def test_the_notebooks_grid_holds_what_the_slices_show(bundle):
+    """The middle of a disc's grid must show the same anatomy as the engine's grid: they correlate."""
+    pytest.importorskip("torchio", reason="torchio is not installed")
+    try:
+        from spine_bench.baselines.notebook import NotebookSystem, open3d
+
+        open3d()
+    except BackendError as error:
+        pytest.skip(str(error))
+    from spine_engine.grading import level_grids
+
+    system = NotebookSystem(bundle)
+    sample = phantom_samples(1)[0]
+    wanted = level_grids(sample.study, sample.levels, bundle.grader)[0][2]
+    cloud = system._cloud(sample.study, bundle.grader)
+    system._resize, system._rescale = resizers(bundle)
+    grid = system._scaled(system._grid(cloud, sample.levels[LEVELS[2]], bundle.grader))
+    assert grid.shape == wanted.shape
+    assert (grid.min(), grid.max()) == pytest.approx((0, 1))
+    for channel in range(len(grid)):
+        assert np.corrcoef(grid[channel].ravel(), wanted[channel].ravel())[0, 1] > 0.6
+
+
+def resizers(bundle):
+    import torchio
+
+    return torchio.Resize(bundle.grader.grid.shape), torchio.RescaleIntensity((0, 1))
+
+
+def test_without_open3d_one_line_says_what_to_install(monkeypatch):
+    pytest.importorskip("torchio", reason="torchio is not installed")
+    monkeypatch.setitem(sys.modules, "open3d", None)
+    with pytest.raises(BackendError, match=r"apt-get install libusb-1\.0-0 libgl1 libgomp1") as caught:
+        open_system("notebook", None)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_baseline_is_a_mistake_of_the_user():
+    with pytest.raises(UsageError, match="no baseline 'fast'; choose one of notebook, "):
+        open_system("fast", None)
+
+
+class Waiting(SerialSystem):
+    """Waits until it is let go; its second study fails."""
+
+    name = "waiting"
+
+    def __init__(self):
+        super().__init__()
+        self.free = threading.Event()
+
+    def load(self):
+        """Nothing."""
+
+    def facts(self):
+        return {}
+
+    def answer(self, sample, clock):
+        self.free.wait(10)
+        if sample == "bad":
+            raise ValueError("no such study\nand more")
+        return np.zeros(SHAPE)
+
+
+def test_a_failure_is_an_answer_and_closing_answers_what_still_waits():
+    system, answers = Waiting(), []
+    system.open()
+    for sample in ("good", "bad"):
+        system.submit(sample, answers.append)
+    system.free.set()
+    while len(answers) < 2:
+        pass
+    assert answers[0].probabilities is not None
+    assert answers[1].failure == "ValueError: no such study"
+    system.free.clear()
+    for sample in ("good", "good"):
+        system.submit(sample, answers.append)
+    threading.Timer(0.2, system.free.set).start()
+    system.close()
+    assert answers[-1].failure == CLOSED
+    assert len(answers) == 4
+
+
+class Doubling:
+    """A network that doubles, keeping the shapes that it was given."""
+
+    inputs = (TensorInfo("slices", (None, 1, None, None)),)
+    outputs = (TensorInfo("heatmaps", (None, 1, None, None)),)
+    device = Device("fake", "CPU", "f32")
+
+    def __init__(self):
+        self.shapes = []
+
+    def run(self, inputs):
+        self.shapes.append(inputs["slices"].shape)
+        return {"heatmaps": inputs["slices"] * 2}
+
+
+def test_slices_of_a_stack_are_looked_at_in_one_call():
+    network = Doubling()
+    batched = BatchedStack(network, None)
+    for seed in (1, 2):
+        canvas = np.random.default_rng(seed).random((5, 32, 64), np.float32)
+        slices = canvas[:, None]
+        for number in range(5):
+            found = batched.run({"slices": slices[number : number + 1]})["heatmaps"]
+            np.testing.assert_array_equal(found, 2 * canvas[number][None, None])
+    assert network.shapes == [(5, 1, 32, 64)] * 2
+    alone = np.ones((1, 1, 32, 32), np.float32)
+    np.testing.assert_array_equal(batched.run({"slices": alone})["heatmaps"], 2 * alone)
+
+
+class Shown:
+    """A network that says one thing."""
+
+    def __init__(self, name, said):
+        self.name, self.said = name, said
+
+    def run(self, inputs):
+        (given,) = inputs.values()
+        return {self.name: self.said(given)}
+
+
+def test_steered_networks_let_every_later_stage_run():
+    maps = column_of_vertebrae().numpy()
+    (polygons,) = polygons_from_maps(maps)
+    assert len(polygons.corners) == VERTEBRAE
+    volumes, favoured = [], np.zeros((1, 1, 1, 24), np.float32)
+    favoured[..., 0] = S1_SCORE
+
+    def appearance(given):
+        volumes.append(given.shape)
+        return np.zeros((1, 24), np.float32)
+
+    found = detect_vertebra_field(
+        phantom_samples(1)[0].sagittal,
+        Shown("maps", lambda given: maps),
+        Shown("scores", appearance),
+        Shown("scores", lambda given: np.broadcast_to(favoured, given.shape).copy()),
+    )
+    assert [disc.source for disc in found.levels.values()] == ["detector"] * len(LEVELS)
+    assert len(volumes) >= VERTEBRAE
+    heights = [disc.center_mm[2] for disc in found.levels.values()]
+    assert heights == sorted(heights, reverse=True)
+
+
+def test_a_steered_network_does_its_work_and_says_what_is_shown():
+    net = Steered(torch.nn.Conv2d(1, 2, 1), torch.ones(1, 2, 1, 1), 1e-3)
+    x = torch.rand(1, 1, 4, 4)
+    np.testing.assert_allclose(net(x).detach(), (net.net(x) * 1e-3 + 1).detach())
+
+
+def test_ratios_and_shares_are_taken_round_by_round(tmp_path):
+    subject = Subject(bundle=tmp_path, role="grader", batch=5, gflop=GFLOP / 10)
+    turns = {
+        "openvino bf16": [(0.2, 0.4), (0.4, 0.8), (0.2, 0.4)],  # the machine was slower in the second round
+        "onnxruntime f32": [(0.6, 1.2), (1.2, 2.4), (0.6, 1.2)],
+        "roof torch bf16": [(1.0, 2.0), (2.0, 4.0), (1.0, 2.0)],
+        "roof openvino bf16": [(2.0, 4.0), (4.0, 8.0), (2.0, 4.0)],
+    }
+    rows: dict[str, Row] = {row.way: row for row in rows_of(subject, turns)}
+    assert rows["onnxruntime f32"].wall_ratio == pytest.approx(3)
+    assert rows["onnxruntime f32"].wall_roof == 0  # no product in float32 was measured
+    assert rows["openvino bf16"].processor_roof == pytest.approx(0.5)  # a tenth of the work in a fifth of the time
+    assert rows["openvino bf16"].wall_ms == pytest.approx(200)
+    assert rows["roof torch bf16"].wall_roof == 0
