@@ -1,9 +1,9 @@
 """Seeded trials of everything going wrong at once: is every study recorded, once, whatever happens?
 
 Run ``python -m spine_bench.faults --trials 200``. A trial is a run over made-up studies, with real worker processes, a
-real ledger and real result files. By its seed each attempt at a study may kill its worker, raise, or hang; beside that
-somebody kills processes of the run at random, every second trial shares its models in one process that faults as
-well, and two in four are broken off in the middle and taken up again. What a trial must show is checked on the files.
+real ledger and real result files. By its seed each attempt at a study may kill its worker, raise, or hang; processes
+of the run are killed from outside beside that, every second trial shares its models in one process that faults as well,
+and two in four are broken off in the middle and taken up again. What a trial must show is checked on the files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from spine_engine.dicom import WorkUnit
 from spine_engine.dicom.discovery import FileEntry
 from spine_engine.engine import Run, RunIdentity
 from spine_engine.options import RunOptions
-from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths
+from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, prediction_rows
 from spine_engine.scheduler import ModelProcess, UnitOutcome, WalkFactory
 from spine_engine.scheduler.batching import BatchPolicy
 from spine_engine.scheduler.remote import RemoteBackend
@@ -50,6 +50,8 @@ MODEL_RATE: Final = 0.25
 """How often the shared model faults, as a share of that: it takes all studies in flight along."""
 KILL_EVERY_S: Final = 0.7
 """How often, on average, a process of the run is killed from outside."""
+MIXED_UP: Final = "mixed up"
+"""A file that a worker leaves when it was given another study's answer."""
 RECORDED: Final = {"worker_died", "timeout", "internal_error"}
 """The reasons that these faults may end in."""
 
@@ -74,8 +76,9 @@ class FaultyModel:
     device = Device("fake", "CPU", "f32")
 
     def __init__(self, seed: int, working: Path) -> None:
-        self._dice = random.Random(seed + os.getpid())
-        (working / str(os.getpid())).touch()
+        self._dice = random.Random(f"{seed} model {len(list(working.glob('model*')))}")
+        for name in (str(os.getpid()), f"model{os.getpid()}"):
+            (working / name).touch()
 
     def run(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         """Return ``x`` as ``y``."""
@@ -100,19 +103,21 @@ class FaultyWalk:
     """Grades a study of one line, or faults."""
 
     def __init__(self, seed: int, working: Path, address: str | None) -> None:
-        self._dice = random.Random(seed + os.getpid())
-        self._mark = working / str(os.getpid())
+        self._seed, self._working = seed, working
         self._model = None if address is None else RemoteBackend(address, "model")
         self.devices = {"grader": FaultyModel.device}
 
     def __call__(self, unit: WorkUnit) -> UnitOutcome:
         """Walk one study."""
-        self._mark.touch()
-        fault(self._dice)
+        (self._working / str(os.getpid())).touch()
+        attempts = self._working / f"attempts{unit.key}"
+        with attempts.open("a") as file:
+            file.write(".")
+        fault(random.Random(f"{self._seed} {unit.key} {attempts.stat().st_size}"))
         if self._model is not None:
             number = np.array([[float(unit.key)]], np.float32)
             if not np.array_equal(self._model.run({"x": number})["y"], number):
-                os._exit(99)  # an answer to somebody else's question
+                (self._working / MIXED_UP).touch()  # an answer to somebody else's question
         return UnitOutcome(results=(graded(unit.key),))
 
 
@@ -132,7 +137,7 @@ def discover(root: Path) -> Iterator[WorkUnit]:
 def kill_at_random(dice: random.Random, working: Path, ended: threading.Event) -> None:
     """Kill one of the run's processes now and then: workers that have begun to walk, and the shared models."""
     while not ended.wait(dice.expovariate(1 / KILL_EVERY_S)):
-        begun = {int(path.name) for path in working.iterdir()}
+        begun = {int(path.name) for path in working.iterdir() if path.name.isdecimal()}
         processes = [child for child in multiprocessing.active_children() if child.pid in begun]
         if processes:
             dice.choice(processes).kill()
@@ -182,6 +187,7 @@ def trial(seed: int, folder: Path) -> Counter[str]:
     finally:
         ended.set()
         killer.join()
+    assert not (folder / "working" / MIXED_UP).exists(), "a shared model's answer went to another study"
     return checked(names, came, folder / "out")
 
 
@@ -192,10 +198,17 @@ def checked(names: list[str], came: list[str], out: Path) -> Counter[str]:
     twice = [name for name, number in Counter(came).items() if number > 1]
     assert not twice, f"{twice} came twice"
     with (out / "predictions.csv").open(newline="") as file:
-        rows = Counter(row["row_id"].split("_")[0] for row in csv.DictReader(file))
+        table = list(csv.DictReader(file))
+    rows = Counter(row["row_id"].split("_")[0] for row in table)
     assert rows == dict.fromkeys(names, len(ROW_ORDER)), "predictions.csv lost a row or has one twice"
+    wanted = {row.rsplit(",", 3)[0]: row for name in names for row in prediction_rows(name, graded(name).rows)}
+    given = {row["row_id"]: ",".join(row.values()) for row in table}
     for line in lines:
-        assert line["status"] == "graded" or line["reason"] in RECORDED, f"{line['study_id']}: {line['reason']}"
+        name = line["study_id"]
+        assert line["status"] == "graded" or line["reason"] in RECORDED, f"{name}: {line['reason']}"
+        own = [row for row in given if row.startswith(f"{name}_")]
+        right = all(given[row] == wanted[row] for row in own)
+        assert right == (line["status"] == "graded"), f"the rows of {name} are not its own"
     return Counter(line["reason"] or line["status"] for line in lines)
 
 

@@ -52,7 +52,7 @@ class RunIdentity:
             "series descriptions": self.series_descriptions,
             "detector": "on" if self.options.detector else "off",
             "schedule": "batch" if self.options.batched else "study",
-            "threads": str(self.options.thread_count),
+            "threads": str(self.options.thread_count) if self.options.device.lower() == "cpu" else "-",
         }
 
 

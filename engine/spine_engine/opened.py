@@ -95,7 +95,7 @@ class OpenModels:
         return self._find(sagittal)
 
     def close(self) -> None:
-        """Release every model."""
+        """Release every model; one that is shared by a process is asked for again when it is run again."""
         for model in (self.detector, *self._labellers, self.grader, self._whole):
             if model is not None:
                 model.close()

@@ -28,14 +28,16 @@ class RunOptions:
     Attributes:
         workers: processes that walk one study each at a time; ``None`` takes what ``spine-engine tune`` found best on
             this machine, or else one for each CPU this process may use (half as many more where they share models).
-        threads: threads the runtime uses for a model on a CPU; ``None`` takes what was found best, or else one.
+        threads: threads the runtime uses for a model on a CPU; ``None`` takes what was found best, or else one, and all
+            CPUs for shared models.
         schedule: ``"study"``: every worker has models of its own. ``"batch"``: the workers share the models of one
-            process, which joins what they ask across studies. ``"auto"``: what was found best, or else ``"batch"`` on
-            anything but a CPU.
+            process, which joins what they ask across studies; by timing, so the last digits of results may differ
+            from run to run. ``"auto"``: what was found best, or else ``"batch"`` on anything but a CPU.
         max_batch: the most slices, or level grids, in one call of a shared model.
         max_delay_ms: how long a shared model with nothing to do waits for a batch to fill up.
-        max_memory_bytes: a ceiling for the memory of all processes together; ``None`` sets none. A study for which a
-            worker's share is too little is walked once more, alone, with all of it.
+        max_memory_bytes: a ceiling for the memory of all processes together, kept by limits on the workers, less what
+            the main process and shared models are expected to take; ``None`` sets none. A study for which a worker's
+            share is too little is walked once more, alone, with all of it.
         backend: the runtime that executes the models: ``"openvino"``, ``"onnxruntime"``, ...
         device: the device asked of it, as the backend names it; the run fails rather than use another.
         precision: ``"auto"`` (the fastest here that the models passed parity in), ``"f32"``, ``"bf16"``, ``"f16"``, or
@@ -99,7 +101,7 @@ class RunOptions:
     @property
     def thread_count(self) -> int:
         """The threads of a model on a CPU: one a worker; all where the workers share it."""
-        return self.threads or (usable_cpus() if self.batched else 1)
+        return self.threads or (min(usable_cpus(), MAX_WORKERS) if self.batched else 1)
 
 
 def usable_cpus() -> int:

@@ -25,6 +25,11 @@ class Resources:
     workers: int
     memory: MemoryShare | None
 
+    @property
+    def has_more_alone(self) -> bool:
+        """Whether a worker that is the only one may have more memory than usual."""
+        return self.memory is not None and self.memory.alone_bytes > self.memory.usual_bytes
+
 
 def divided(options: RunOptions, *, model_bytes: int) -> Resources:
     """Divide the memory between the main process, the workers and the models.

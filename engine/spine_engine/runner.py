@@ -109,8 +109,10 @@ class Runner:
             raise _first(group) from None
         finally:
             self._stop.set()
-            self.peak_worker_bytes = scheduler.peak_memory_bytes
-            scheduler.close()
+            try:
+                self.peak_worker_bytes = scheduler.peak_memory_bytes
+            finally:
+                scheduler.close()
 
     def stop(self) -> None:
         """Take no more units. Callable from any thread and from a signal handler."""
@@ -235,8 +237,9 @@ class Runner:
             attempts += 1
             try:
                 outcome = await self._attempt(scheduler, unit, alone=alone)
-                if outcome.out_of_memory and not alone and self._plan.resources.memory is not None:
-                    outcome = await self._attempt(scheduler, unit, alone=True)  # with all the memory there is
+                if outcome.out_of_memory and not alone and self._plan.resources.has_more_alone:
+                    self._ledger.withdraw(unit)  # one attempt, begun again with all the memory there is
+                    outcome = await self._attempt(scheduler, unit, alone=True)
             except ModelsLostError as fault:
                 reason = fault.reason
                 if alone:  # in company it may have been any of them: it counts as an attempt, and the next is alone

@@ -12,7 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Final, Literal
@@ -23,7 +23,7 @@ from spine_engine.backends.processor import instruction_sets
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import WorkUnit
 from spine_engine.errors import BackendError, UsageError
-from spine_engine.options import RunOptions, usable_cpus
+from spine_engine.options import MAX_WORKERS, RunOptions, usable_cpus
 from spine_engine.results import Status
 from spine_engine.scheduler import Scheduler, WorkerError
 from spine_engine.walk import plan_walk
@@ -78,17 +78,17 @@ def settings_to_try(options: RunOptions, cpus: int) -> list[Setting]:
     """Return the settings to measure, the default first.
 
     On a CPU: full precision, fewer workers with more threads, one worker more than cores (it reads while the others
-    compute), and shared models. On a GPU, where the workers share its models: more workers, half and full precision.
+    compute); not shared models, whose results vary in the last digits. On a GPU, where the workers share the models:
+    more workers, and full precision.
     """
     default = default_setting(options)
     tried = [default]
     if options.device.lower() == "cpu":
-        tried += [replace(default, workers=cpus + 1)]
+        tried += [replace(default, workers=min(cpus + 1, MAX_WORKERS))]
         if cpus > 1:
-            tried += [replace(default, workers=max(1, cpus // 2), threads=2)]
-        tried += [replace(default, workers=cpus + (cpus + 1) // 2, threads=cpus, schedule="batch")]
+            tried += [replace(default, workers=min(cpus // 2, MAX_WORKERS), threads=2)]
     else:
-        tried += [replace(default, workers=count) for count in (cpus, 2 * cpus, 3 * cpus)]
+        tried += [replace(default, workers=min(count, MAX_WORKERS)) for count in (cpus, 2 * cpus, 3 * cpus)]
     if options.precision == "auto":
         tried += [replace(default, precision="f32")]
     return list(dict.fromkeys(tried))
@@ -218,4 +218,6 @@ def _key(bundle: Bundle, options: RunOptions) -> str:
     """Return the name that a setting is kept under: what it holds for, in one digest."""
     machine = f"{platform.machine()} {usable_cpus()} {' '.join(sorted(instruction_sets()))}"
     detector = "detector" if options.detector else "no detector"
-    return cache_key(bundle.digest.encode(), "tuned", __version__, options.backend, options.device, detector, machine)
+    held = " ".join(field.name for field in fields(Setting))
+    runs = (options.backend, options.device.lower(), detector)
+    return cache_key(bundle.digest.encode(), "tuned", __version__, held, *runs, machine)

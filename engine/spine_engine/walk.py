@@ -63,11 +63,8 @@ READ_BUT_NOT_GRADABLE: Final = frozenset(
 )
 """The files were read, but there is nothing in them to grade: status ``prior``. Any other reason: ``failed``."""
 
-MODEL_CALL_S: Final = 60.0
-"""A call of a model that takes longer is hung: the largest graders take seconds on one core."""
-
-SHAPED: Final = frozenset({"tensorrt", "tensorrt-rtx"})
-"""Runtimes whose engines take no batch larger than the one in the model's profile."""
+MODEL_CALL_S: Final = 150.0
+"""A call of a model that takes longer is hung: a batch of the largest graders takes half a minute on one core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,11 +133,13 @@ class ServedModels:
         """Open the model of ``role``. Errors are those of ``open_role``."""
         backend = open_role(self._bundle, self._options, role)
         profile = self._bundle.entry(role).profile
-        most = self._options.max_batch
-        if profile is not None and backend.device.backend in SHAPED:
+        most, kept = self._options.max_batch, set[int]()
+        if profile is not None:
             most = min(most, profile.largest[0])
+            kept = {size for size in profile.batches if size <= most}
         unit = len(LEVELS) if role == "grader" else 1  # a study asks for its five levels at once
-        return backend, BatchPolicy(sizes=doubling(min(unit, most), most), max_delay_ms=self._options.max_delay_ms)
+        sizes = tuple(sorted(kept.union(doubling(min(unit, most), most))))
+        return backend, BatchPolicy(sizes=sizes, max_delay_ms=self._options.max_delay_ms)
 
 
 class StudyWalk:
@@ -198,7 +197,10 @@ class StudyWalk:
             return _without_grade(study, error.reason, clock, detail=detail)
         except MemoryError:
             return _without_grade(study, Reason.OUT_OF_MEMORY, clock)
-        except (BackendError, BundleError, ModelsGoneError):  # a model that cannot be had is no study's fault
+        except (BackendError, BundleError):  # a model that cannot be had is no study's fault
+            raise
+        except ModelsGoneError:
+            self._models.close()  # every connection; the next study connects anew
             raise
         except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
             return _broken(study_key(study.study_id), error, clock, _series(study))

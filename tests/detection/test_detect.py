@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -172,3 +173,30 @@ def test_a_model_of_one_slice_gets_one_slice(scene):
 def test_no_sagittal_stack_is_refused(scene):
     with pytest.raises(StudyError, match="no_sagittal"):
         detect([[]], scene.backend())
+
+
+class Numbers:
+    """Answers every slice with the same number, or with noise."""
+
+    def __init__(self, number=None, seed=0):
+        self.number, self.rng = number, np.random.default_rng(seed)
+
+    def run(self, inputs):
+        count, _, height, width = inputs["slices"].shape
+        shape = (count, 14, height // 2, width // 2)
+        if self.number is None:
+            return {"heatmaps": self.rng.random(shape, np.float32)}
+        return {"heatmaps": np.full(shape, self.number, np.float32)}
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_model_whose_numbers_are_none_is_an_error_of_the_study(scene, number):
+    with pytest.raises(StudyError, match="not finite"):
+        detect([scene.stacks], Numbers(number))
+
+
+def test_noise_takes_no_longer_than_a_spine(scene):
+    began = time.process_time()
+    result = detect([scene.stacks, scene.stacks], Numbers())
+    assert time.process_time() - began < 10
+    assert len(result.levels) == 5

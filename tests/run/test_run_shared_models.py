@@ -40,6 +40,9 @@ class Squares:
             raise FloatingPointError("one")
         if (x[:, 0] == 2).any():
             os.kill(os.getpid(), signal.SIGKILL)
+        if (x[:, 0] == 5.5).any() and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         if (x[:, 0] == 4).any():
             raise MemoryError
         if (x[:, 0] == 3).any() and not self.marker.exists():
@@ -169,6 +172,43 @@ class SharingWalk:
         answer = ask(self.backend, float(deed))
         assert answer == [float(deed) ** 2]
         return UnitOutcome(results=(graded(study_id, study_id.encode()),))
+
+
+class TwoRolesWalk(SharingWalk):
+    """Asks two models, one after the other, as a study asks the detector and the grader."""
+
+    def __init__(self, root, address):
+        super().__init__(root, address)
+        self.other = RemoteBackend(address, "other")
+
+    def __call__(self, unit):
+        try:
+            assert ask(self.other, 6.0) == [36.0]
+            return super().__call__(unit)
+        except ModelsGoneError:
+            self.backend.close()
+            self.other.close()
+            raise
+
+
+def test_one_death_of_the_models_costs_no_study_and_one_process(tmp_path, models):
+    root = tmp_path / "in"
+    for number in range(12):
+        write_exam(root, f"{number:02}", f"s{number:02}", "5.5" if number == 4 else "7.0")
+    run = Run(
+        root,
+        tmp_path / "out",
+        identity=RunIdentity(
+            bundle={"name": "fake", "version": "1", "digest": "b"},
+            options=RunOptions(workers=3, schedule="batch"),
+            series_descriptions="none",
+        ),
+        discover=discover,
+        factory=partial(TwoRolesWalk, root, models.address),
+        models=models,
+    )
+    assert {result.status for result in run} == {Status.GRADED}
+    assert models.generation == 2
 
 
 def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, models):

@@ -54,12 +54,14 @@ def test_the_fastest_is_chosen_and_the_default_stays_unless_something_is_clearly
 
 def test_what_is_tried_begins_with_the_default_and_holds_nothing_twice():
     for options in (RunOptions(), RunOptions(device="cuda"), RunOptions(precision="bf16")):
-        for cpus in (1, 2, 16):
+        for cpus in (1, 2, 16, 86, 384):
             tried = settings_to_try(options, cpus)
+            for one in tried:
+                dataclasses.replace(options, **dataclasses.asdict(one))  # options allow it
             assert tried[0] == default_setting(options)
-            assert len(tried) == len(set(tried)) >= 2
+            assert len(tried) == len(set(tried))
             assert {one.precision for one in tried} == ({"auto", "f32"} if options.precision == "auto" else {"bf16"})
-    assert {one.schedule for one in settings_to_try(RunOptions(), 4)} == {"study", "batch"}
+    assert {one.schedule for one in settings_to_try(RunOptions(), 4)} == {"study"}  # shared models vary in last digits
     assert {one.schedule for one in settings_to_try(RunOptions(device="cuda"), 4)} == {"batch"}
 
 

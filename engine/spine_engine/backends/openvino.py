@@ -39,7 +39,10 @@ class OpenVinoBackend:
 
         for info in self.inputs:
             self._request.set_tensor(info.name, openvino.Tensor(inputs[info.name], shared_memory=True))
-        self._request.infer()
+        try:
+            self._request.infer()
+        except RuntimeError as error:
+            raise (MemoryError() if _short_of_memory(error) else error) from None
         return {
             info.name: np.array(self._request.get_tensor(info.name).data, np.float32, order="C", copy=True)
             for info in self.outputs
@@ -100,6 +103,8 @@ def _compile(core: Any, version: str, model: bytes, device: str, options: dict[s
     try:
         compiled = core.compile_model(core.read_model(model), device, options)
     except RuntimeError as error:
+        if _short_of_memory(error):
+            raise MemoryError from None
         raise BackendError(f"openvino cannot load the model: {_last_line(error)}") from None
     store_compiled(key, compiled.export_model().getvalue())
     return compiled
@@ -120,6 +125,11 @@ def _info(port: Any) -> TensorInfo:
         raise BackendError(f"{port.get_any_name()} must be float32, got {port.get_element_type().get_type_name()}")
     shape = tuple(None if size.is_dynamic else int(size.get_length()) for size in port.get_partial_shape())
     return TensorInfo(str(port.get_any_name()), shape)
+
+
+def _short_of_memory(error: RuntimeError) -> bool:
+    """Whether the runtime failed for want of memory, which it says in words: a failed allocation, or oneDNN's own."""
+    return any(word in str(error) for word in ("bad_alloc", "allocat", "out of memory", "out_of_memory"))
 
 
 def _last_line(error: Exception) -> str:

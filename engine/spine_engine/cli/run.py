@@ -45,10 +45,11 @@ def run(
         int | None, typer.Option(metavar="N", help="Worker processes; as tuned, or one for each usable CPU.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads of a model on a CPU; as tuned, or 1.")
+        int | None, typer.Option(metavar="N", help="Threads of a model on a CPU; as tuned, or 1 (all CPUs if shared).")
     ] = None,
     schedule: Annotated[
-        str, typer.Option(help="study: each worker has its own models; batch: they share them, on GPUs; auto.")
+        str,
+        typer.Option(help="study: each worker has its own models; batch: they share them (GPUs; last digits vary)."),
     ] = "auto",
     max_batch: Annotated[int, typer.Option(metavar="N", help="Slices or levels in one call of a shared model.")] = 32,
     max_delay_ms: Annotated[float, typer.Option(metavar="MS", help="How long a batch may wait to fill up.")] = 2.0,

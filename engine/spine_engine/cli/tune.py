@@ -47,7 +47,7 @@ def tune(
     """
     from spine_engine.bundle import Bundle
     from spine_engine.options import RunOptions, usable_cpus
-    from spine_engine.tuning import chosen, measure, remember, settings_to_try
+    from spine_engine.tuning import chosen, measure, remember, remembered, settings_to_try
 
     opened = Bundle.open(bundle)
     options = RunOptions(backend=backend, device=device)
@@ -67,7 +67,10 @@ def tune(
     for one in sorted(measured, key=lambda one: -one.rate):
         ratio = f"{one.rate / default.rate:.2f} x the default" if default.rate else ""
         typer.echo(f"{_line(one):72} {ratio} {'<- kept' if one is best else ''}".rstrip())
-    typer.echo("'spine-engine run' uses it from now on, with this bundle, backend and device.")
+    if remembered(opened, options) == best.setting:
+        typer.echo("'spine-engine run' uses it from now on, with this bundle, backend and device.")
+    else:
+        typer.echo("It could not be kept: there is no safe cache folder (see 'spine-engine doctor').")
 
 
 def _line(one: Measured) -> str:

@@ -24,6 +24,9 @@ PEAK_FLOOR = 0.08
 JOIN_MM = 13.0
 """Peaks of one disc in neighbouring slices and series lie this near in the sagittal plane; discs are > 18 mm apart."""
 
+MOST_CANDIDATES = 64
+"""A whole spine has 24 discs; more than this is noise."""
+
 TYPICAL_OF = 5
 """Five lumbar discs are nearly always in the picture: the median mass of the five heaviest is a disc of this study."""
 
@@ -150,7 +153,10 @@ def candidates_from_peaks(peaks: Peaks, frame: F64) -> list[Candidate]:
 
 
 def clear_candidates(candidates: Sequence[Candidate], frame: F64) -> list[Candidate]:
-    """Candidates from the sacrum upwards, without those that are weak beside a stronger neighbour or weak at all."""
+    """Candidates from the sacrum upwards, without those that are weak beside a stronger neighbour or weak at all.
+
+    At most `MOST_CANDIDATES`, the heaviest, so that noise takes neither time nor memory without end.
+    """
     if not candidates:
         return []
     typical = float(np.median(sorted((c.mass_mm for c in candidates), reverse=True)[:TYPICAL_OF]))
@@ -164,6 +170,8 @@ def clear_candidates(candidates: Sequence[Candidate], frame: F64) -> list[Candid
         strong = [other.mass_mm for other, there in kept if dist(place, there) < CROWDED_MM]
         if not strong or candidate.mass_mm >= CROWDED_SHARE * max(strong):
             kept.append((candidate, place))
+        if len(kept) == MOST_CANDIDATES:
+            break
     return [candidate for candidate, _ in sorted(kept, key=lambda pair: -pair[1][0])]
 
 

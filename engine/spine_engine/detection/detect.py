@@ -115,12 +115,18 @@ def _maps_of(canvas: Canvas, backend: SliceBackend) -> Iterator[F32]:
     """Yield the heat maps `(N, K, h, w)` of a canvas, a batch of its slices after the other.
 
     They depend on the study alone, for the batches do; a model that says that its batch is 1 gets one slice a call.
+
+    Raises:
+        StudyError: the model's numbers are not finite.
     """
     slices, first = canvas.slices[:, None], 0
     inputs: Sequence[TensorInfo] = getattr(backend, "inputs", ())  # wrappers need not say
     singly = bool(inputs) and inputs[0].shape[0] == 1
     for size in [1] * len(slices) if singly else batch_sizes(len(slices)):
-        yield backend.run({"slices": slices[first : first + size]})["heatmaps"]
+        maps = backend.run({"slices": slices[first : first + size]})["heatmaps"]
+        if not np.isfinite(maps).all():
+            raise StudyError(Reason.INTERNAL_ERROR, "the detector gave numbers that are not finite")
+        yield maps
         first += size
 
 

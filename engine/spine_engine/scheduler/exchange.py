@@ -65,22 +65,32 @@ class Exchange:
         self._socket = connection
         self._own: mmap.mmap | None = None
         self._descriptor = -1
-        self._told = True
         self._theirs: mmap.mmap | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other side has hung up, as far as can be told while no answer is due."""
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def send(self, message: Mapping[str, Any], arrays: Tensors | None = None) -> None:
         """Send ``message`` and copies of ``arrays``; those sent before are overwritten.
 
         Raises:
             OSError: the other side is gone.
+            MemoryError: there is no memory to share, or there are too many files open.
         """
         places = self._place(arrays or {})
         text = json.dumps({"message": message, "arrays": places}).encode()
-        if self._told:
+        if self._descriptor < 0:
             self._socket.sendall(text)
         else:
             socket.send_fds(self._socket, [text], [self._descriptor])
-            self._told = True
+            self._forget_descriptor()
 
     def receive(self) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]] | None:
         """Return the next message and views of its arrays, valid until the other side sends again; None at the end.
@@ -90,8 +100,10 @@ class Exchange:
         """
         text, descriptors, _, _ = socket.recv_fds(self._socket, MESSAGE_BYTES, 1)
         for descriptor in descriptors:
-            self._theirs = mmap.mmap(descriptor, 0)
-            os.close(descriptor)
+            try:
+                self._theirs = _mapped(descriptor)
+            finally:
+                os.close(descriptor)
         if not text:
             return None
         content = json.loads(text)
@@ -100,9 +112,7 @@ class Exchange:
     def close(self) -> None:
         """Hang up."""
         self._socket.close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        self._forget_descriptor()
 
     def _place(self, arrays: Tensors) -> dict[str, tuple[int, tuple[int, ...]]]:
         """Copy the arrays into the memory of this side; return where each begins, and its shape."""
@@ -118,15 +128,34 @@ class Exchange:
     def _with_room(self, size: int) -> mmap.mmap:
         """Return memory of at least ``size`` bytes: what there is, or new memory that the other side has yet to map."""
         if self._own is None or len(self._own) < size:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-            self._descriptor = os.memfd_create("spine-engine", os.MFD_CLOEXEC)
-            os.ftruncate(self._descriptor, -(-max(size, 1) // _GROWTH) * _GROWTH)
-            self._own = mmap.mmap(self._descriptor, 0)
-            self._told = False
+            self._forget_descriptor()
+            try:
+                self._descriptor = os.memfd_create("spine-engine", os.MFD_CLOEXEC)
+                os.ftruncate(self._descriptor, -(-max(size, 1) // _GROWTH) * _GROWTH)
+            except OSError as error:
+                raise MemoryError(f"no memory to share: {error.strerror}") from None
+            self._own = _mapped(self._descriptor)
         return self._own
+
+    def _forget_descriptor(self) -> None:
+        """Close the descriptor of the memory written to, once the other side has it; the mapping stays."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
 
     def _view(self, start: int, shape: list[int]) -> NDArray[np.float32]:
         assert self._theirs is not None
         count = int(np.prod(shape))
         return np.frombuffer(self._theirs, np.float32, count, start).reshape(shape)
+
+
+def _mapped(descriptor: int) -> mmap.mmap:
+    """Map all of a file in memory.
+
+    Raises:
+        MemoryError: it cannot be mapped.
+    """
+    try:
+        return mmap.mmap(descriptor, 0)
+    except OSError as error:
+        raise MemoryError(f"no memory to share: {error.strerror}") from None

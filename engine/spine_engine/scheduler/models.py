@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -33,6 +34,8 @@ ModelsFactory = Callable[[], OpenModel]
 
 _WATCH_S: Final = 1.0
 """How often the process looks whether a call of a model hangs."""
+_FULL_S: Final = 0.1
+"""How long it waits before it accepts again when it has too many files open."""
 
 
 class ModelProcess:
@@ -80,7 +83,7 @@ class ModelProcess:
         """Start a process; return whether it can be asked."""
         self.generation += 1
         context = multiprocessing.get_context("spawn")
-        serving = (self.address, self._factory, self._call_timeout_s)
+        serving = (self.address, self._factory, self._call_timeout_s, self.generation)
         self._process = context.Process(target=_serve, args=serving, name="models", daemon=True)
         with no_main_module():
             self._process.start()
@@ -98,9 +101,10 @@ class ModelProcess:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The highest resident memory that any of its processes has had."""
-        if self._process is not None:
-            self._peak_bytes = max(self._peak_bytes, peak_memory_bytes(self._process.pid))
+        """The highest resident memory that any of its processes has had, of those that could still be asked."""
+        process = self._process
+        if process is not None:
+            self._peak_bytes = max(self._peak_bytes, peak_memory_bytes(process.pid))
         return self._peak_bytes
 
     def close(self) -> None:
@@ -120,13 +124,19 @@ class ModelProcess:
 # -- in the model process ----------------------------------------------------------------------------------------------
 
 
-def _serve(address: str, factory: ModelsFactory, call_timeout_s: float) -> None:
+def _serve(address: str, factory: ModelsFactory, call_timeout_s: float, generation: int) -> None:
     prepare_process()
-    served = _Served(factory())
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a worker takes three for each model
+    served = _Served(factory(), generation)
     threading.Thread(target=served.watch, args=(call_timeout_s,), daemon=True).start()
     listener = listening(address)
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # too many files open: whoever waits is taken when another has hung up
+            time.sleep(_FULL_S)
+            continue
         if own_peer(connection):
             threading.Thread(target=served.converse, args=(connection,), daemon=True).start()
         else:
@@ -136,8 +146,9 @@ def _serve(address: str, factory: ModelsFactory, call_timeout_s: float) -> None:
 class _Served:
     """The models opened so far, each with its batcher."""
 
-    def __init__(self, open_model: OpenModel) -> None:
+    def __init__(self, open_model: OpenModel, generation: int) -> None:
         self._open_model = open_model
+        self._generation = generation
         self._batchers: dict[str, Batcher] = {}
         self._opening = threading.Lock()
 
@@ -148,13 +159,13 @@ class _Served:
             batcher = self._introduced(exchange)
             while batcher is not None and (asked := exchange.receive()) is not None:
                 try:
-                    outputs = batcher.run(asked[1])
+                    exchange.send({}, batcher.run(asked[1]))
+                except OSError:
+                    raise
                 except Exception as error:  # noqa: BLE001 - it is this request's error; its worker is told
                     said = f"{type(error).__name__}: {error}"[:1000]
                     exchange.send({"error": said, "memory": isinstance(error, MemoryError)})
-                else:
-                    exchange.send({}, outputs)
-        except OSError:  # the worker was killed
+        except (OSError, MemoryError):  # the worker was killed, or what it sent cannot be had: it is told by the end
             pass
         finally:
             exchange.close()
@@ -169,9 +180,12 @@ class _Served:
         except SpineEngineError as error:
             exchange.send({"refused": type(error).__name__, "why": str(error)})
             return None
+        except Exception as error:  # noqa: BLE001 - the worker must not take it for the death of this process
+            exchange.send({"refused": "BackendError", "why": f"the model cannot be opened: {error!r}"[:1000]})
+            return None
         backend = batcher.backend
         infos = {side: [asdict(info) for info in getattr(backend, side)] for side in ("inputs", "outputs")}
-        exchange.send({**infos, "device": asdict(backend.device)})
+        exchange.send({**infos, "device": asdict(backend.device), "generation": self._generation})
         return batcher
 
     def watch(self, call_timeout_s: float) -> None:

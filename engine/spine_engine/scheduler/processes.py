@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 START_TIMEOUT_S: Final = 300.0
@@ -21,7 +21,8 @@ ONE_THREAD: Final = dict.fromkeys(
 """Set while a worker starts, because these are read once, when the libraries load."""
 
 
-_hiding_main = threading.Lock()
+_starting = threading.RLock()
+"""Held while a child is started, for what it inherits is changed for that moment; other threads see it, too."""
 
 
 def prepare_process() -> None:
@@ -46,7 +47,7 @@ def no_main_module() -> Iterator[None]:
     input could not be found, and the command line's own imports would cost each 0.15 s.
     """
     main = sys.modules["__main__"].__dict__
-    with _hiding_main:
+    with _starting:
         before: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
         main["__spec__"] = None
         try:
@@ -58,28 +59,33 @@ def no_main_module() -> Iterator[None]:
 @contextmanager
 def environment(values: dict[str, str]) -> Iterator[None]:
     """Hold environment variables at ``values``, for the children started meanwhile."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    with _starting:
+        before = {name: os.environ.get(name) for name in values}
+        os.environ.update(values)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 def limit_memory(pid: int, limit_bytes: int, most_bytes: int) -> None:
     """Let a process have ``limit_bytes`` of private memory (RLIMIT_DATA); at most ``most_bytes`` when raised later.
 
-    What it asks beyond that fails, as a ``MemoryError``, in the process that asked. Linux only; elsewhere nothing.
+    What it asks beyond that fails, as a ``MemoryError``, in the process that asked. Lower limits that it has already
+    stay; one that is gone needs none. Linux only; elsewhere nothing happens.
     """
     try:
-        from resource import RLIMIT_DATA, prlimit
+        from resource import RLIM_INFINITY, RLIMIT_DATA, prlimit
     except ImportError:  # not Linux
         return
-    prlimit(pid, RLIMIT_DATA, (limit_bytes, most_bytes))
+    with suppress(ProcessLookupError):
+        _, hard = prlimit(pid, RLIMIT_DATA)
+        most_bytes = most_bytes if hard == RLIM_INFINITY else min(most_bytes, hard)
+        prlimit(pid, RLIMIT_DATA, (min(limit_bytes, most_bytes), most_bytes))
 
 
 def peak_memory_bytes(pid: int | None = None) -> int:

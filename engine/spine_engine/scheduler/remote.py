@@ -21,7 +21,15 @@ _REFUSALS: Final = {error.__name__: error for error in (BackendError, BundleErro
 
 
 class ModelsGoneError(Exception):
-    """The model process died or hangs; no fault of the study that was asking, as far as anyone can tell."""
+    """The model process died or hangs; no fault of the study that was asking, as far as anyone can tell.
+
+    Attributes:
+        generation: which of the processes, one after the other, it was; 0 where none could be reached.
+    """
+
+    def __init__(self, generation: int = 0) -> None:
+        super().__init__(generation)
+        self.generation = generation
 
 
 class RemoteBackend:
@@ -36,6 +44,7 @@ class RemoteBackend:
         """
         self._address, self._role = address, role
         self._exchange: Exchange | None = None
+        self._generation = 0
         said = self._connect()
         self.inputs, self.outputs = _infos(said["inputs"]), _infos(said["outputs"])
         self.device = Device(**said["device"])
@@ -49,6 +58,8 @@ class RemoteBackend:
             RuntimeError: the model raised on this request.
         """
         check_inputs(self.inputs, inputs)
+        if self._exchange is not None and self._exchange.ended:  # by a process that died since; another is in its place
+            self.close()
         if self._exchange is None:
             self._connect()
         assert self._exchange is not None
@@ -59,7 +70,7 @@ class RemoteBackend:
             answer = None
         if answer is None:
             self.close()
-            raise ModelsGoneError(self._role)
+            raise ModelsGoneError(self._generation)
         message, outputs = answer
         if "error" in message:
             raise MemoryError if message["memory"] else RuntimeError(f"the {self._role} raised {message['error']}")
@@ -79,7 +90,7 @@ class RemoteBackend:
                 return connected(self._address)
             except OSError:
                 if time.monotonic() > deadline:
-                    raise ModelsGoneError(self._role) from None
+                    raise ModelsGoneError from None
                 time.sleep(0.02)
 
     def _connect(self) -> dict[str, Any]:
@@ -91,12 +102,12 @@ class RemoteBackend:
             answer = None
         if answer is None:
             exchange.close()
-            raise ModelsGoneError(self._role)
+            raise ModelsGoneError
         said, _ = answer
         if "refused" in said:
             exchange.close()
             raise _REFUSALS.get(said["refused"], BackendError)(said["why"])
-        self._exchange = exchange
+        self._exchange, self._generation = exchange, said["generation"]
         return said
 
 

@@ -99,7 +99,7 @@ class Scheduler:
                     for other in self._slots:
                         if other is not slot:
                             other.kill()
-                slot.models = await self.start_models()
+                await self.start_models()
                 await slot.start()
                 slot.limit_memory(alone=alone)
                 yield slot
@@ -125,9 +125,10 @@ class Scheduler:
             async with self._turn:
                 self._turn.notify_all()
 
-    async def start_models(self, *, gone: int | None = None) -> int:
+    async def start_models(self, *, gone: int | None = None) -> None:
         """Make sure that the model process runs, where there is one; see ``ModelProcess.ensure``."""
-        return 0 if self._models is None else await asyncio.to_thread(self._models.ensure, gone=gone)
+        if self._models is not None:
+            await asyncio.to_thread(self._models.ensure, gone=gone)
 
     @property
     def peak_memory_bytes(self) -> list[int]:
@@ -163,7 +164,6 @@ class Slot:
         self._executor: ProcessPoolExecutor | None = None
         self._pid = 0
         self._devices: dict[str, Device] = {}
-        self.models = 0
         self.peak_memory_bytes = 0
 
     async def start(self) -> None:
@@ -183,10 +183,10 @@ class Slot:
             except (WorkerError, BrokenProcessPool):
                 self.kill()
                 deaths += 1
-            except ModelsGoneError:  # another study took them down meanwhile
+            except ModelsGoneError as lost:  # another study took them down meanwhile
                 self.kill()
                 losses += 1
-                self.models = await self._scheduler.start_models(gone=self.models)
+                await self._scheduler.start_models(gone=lost.generation)
             except BaseException:
                 self.kill()
                 raise
@@ -209,6 +209,7 @@ class Slot:
 
         Raises:
             WorkerError: the worker died or ran out of time; the next :meth:`start` replaces it.
+            ModelsLostError: the process of the shared models died or hung; another is in its place.
             Exception: whatever the walk let out.
         """
         assert self._executor is not None, "start() comes first"
@@ -220,8 +221,8 @@ class Slot:
         outcome: UnitOutcome
         try:
             outcome, peak, devices = await self._result(future, self._timeout_s)
-        except ModelsGoneError:
-            await self._scheduler.start_models(gone=self.models)
+        except ModelsGoneError as lost:
+            await self._scheduler.start_models(gone=lost.generation)
             raise ModelsLostError from None
         self.peak_memory_bytes = max(self.peak_memory_bytes, peak)
         if devices != self._devices:

@@ -46,5 +46,7 @@ class GridPose:
     def __post_init__(self) -> None:
         if self.center_mm.shape != (3,) or self.axes.shape != (3, 3):
             raise ValueError(f"want center_mm (3,) and axes (3, 3), got {self.center_mm.shape} and {self.axes.shape}")
-        if np.abs(self.axes @ self.axes.T - np.eye(3)).max() > AXES_TOLERANCE:
+        if not np.abs(self.axes @ self.axes.T - np.eye(3)).max() <= AXES_TOLERANCE:  # also where it is no number
             raise ValueError("axes must be three orthonormal rows")
+        if not np.isfinite(self.center_mm).all():
+            raise ValueError(f"center_mm must be finite, got {self.center_mm}")
