@@ -12,9 +12,10 @@ import pytest
 from fakes import discover, graded, write_exam
 
 from spine_engine.backends.base import Device, TensorInfo
-from spine_engine.engine import Run, RunIdentity
+from spine_engine.engine import Engine, Run, RunIdentity
 from spine_engine.errors import BackendError, BundleError, Reason
 from spine_engine.options import RunOptions
+from spine_engine.phantom import write_studies
 from spine_engine.results import Status
 from spine_engine.scheduler import ModelProcess, UnitOutcome
 from spine_engine.scheduler.batching import BatchPolicy
@@ -235,3 +236,17 @@ def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, mode
     assert len(results) == 12
     assert run.summary.record()["options"]["schedule"] == "batch"
     assert len(run.summary.peak_memory_bytes["workers"]) >= 2
+
+
+@pytest.mark.slow
+def test_shared_models_grade_like_ones_own(tmp_path):
+    for _ in write_studies(tmp_path / "studies", 2, 9):
+        pass
+    rows = {}
+    for schedule in ("study", "batch"):
+        run = Engine.open(options=RunOptions(workers=2, schedule=schedule)).run(tmp_path / "studies")
+        rows[schedule] = {result.study_id: np.array(result.rows) / 1e6 for result in run}
+        assert {device["backend"] for device in run.summary.devices.values()} == {"openvino"}
+    assert len(rows["study"]) == 2
+    for name, own in rows["study"].items():
+        assert np.abs(own - rows["batch"][name]).max() < 1e-3
