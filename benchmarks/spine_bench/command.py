@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os.path
 import shlex
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +28,13 @@ FOLDER_STUDIES = 64
 
 SERVER_QUERIES = 459
 """With fewer, none of them late, LoadGen does not yet believe that 99 % are in time: 0.99 ** 459 < 1 %."""
+
+OPEN_S = 45.0
+"""Rough mean, on two cores, until a system is open and warm; the null system takes none, compiling takes minutes."""
+LOOK_S = 15.0
+"""Rough shortest look at the stages on two cores: each walks all studies once alone, once with all processes."""
+SERVER_S = 340.0
+"""Rough length of the engine's two server runs: 459 studies each at about three a second."""
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -62,8 +71,8 @@ def bench(
         typer.Option(min=1, metavar="N", help=f"Studies: {PHANTOMS} phantoms, {FOLDER_STUDIES} of DIR."),
     ] = None,
     server_queries: Annotated[
-        int, typer.Option(min=SERVER_QUERIES, help="Studies of each of the four server runs.")
-    ] = 500,
+        int, typer.Option(min=SERVER_QUERIES, help="Studies of each of the two server runs.")
+    ] = SERVER_QUERIES,
     stages: Annotated[bool, typer.Option("--stages/--no-stages", help="Measure the engine's stages too.")] = True,
     bundle: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Bundle of models; the packaged one if not given.")
@@ -79,6 +88,7 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
+    from spine_bench.harness.figures import ENGINE, failed
     from spine_bench.harness.rounds import Plan, measure
     from spine_bench.harness.systems import check_name
     from spine_engine.bundle import Bundle
@@ -89,6 +99,7 @@ def bench(
     for name in names:
         check_name(name)
     _check_loadgen()
+    typer.echo(f"takes about {_minutes(names, _scenarios(scenario), rounds, seconds, stages)} min on 2 cores", err=True)
     facts = Bundle.open(bundle).facts
     plan = Plan(
         systems=names,
@@ -102,7 +113,10 @@ def bench(
     if out is not None:
         result.write(out)
     _tell(result, chart, markdown, as_json)
-    if not result.turns:
+    failures, answers = failed(result, ENGINE)
+    if failures:
+        typer.echo(f"the engine failed {failures} of {answers} studies; they do not count as throughput", err=True)
+    if failures or not result.turns:
         raise typer.Exit(1)
 
 
@@ -157,6 +171,33 @@ def _library(folder: Path | None, studies: int | None) -> StudyLibrary:
     return phantom_library(studies or PHANTOMS)
 
 
+def _minutes(names: Sequence[str], scenarios: Sequence[Scenario], rounds: int, seconds: float, stages: bool) -> int:
+    """Return about how long a measurement takes."""
+    from spine_bench.harness.figures import ENGINE
+    from spine_bench.harness.loadgen import Scenario
+    from spine_bench.harness.tables import NULL
+
+    systems = sum(name != NULL for name in names)
+    plain = sum(scenario is not Scenario.SERVER for scenario in scenarios)
+    total_s = systems * (OPEN_S + rounds * plain * seconds)
+    if ENGINE in names:
+        total_s += rounds * max(seconds, LOOK_S) * stages + SERVER_S * (Scenario.SERVER in scenarios)
+    return max(1, round(total_s / 60))
+
+
+def without_folders(words: Sequence[str]) -> list[str]:
+    """Return a command's words with only the file names of --input, --bundle, and whatever lies outside this folder."""
+    shown: list[str] = []
+    for word in words:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        named = option if equals else shown[-1] if shown else ""
+        path = Path(value)
+        if named in ("--input", "--bundle") or path.is_absolute() or path.parts[:1] in (("..",), ("~",)):
+            value = path.name or path.resolve().name
+        shown.append(option + equals + value)
+    return shown
+
+
 def _check_loadgen() -> None:
     """Say now what is missing, not when every system has warmed up."""
     from spine_bench.harness.loadgen import loadgen_module
@@ -173,8 +214,8 @@ def _tell(result: Result, chart: Path | None, markdown: Path | None, as_json: bo
 
         draw(result, chart)
     if markdown is not None:
-        command = shlex.join(["spine-engine", *sys.argv[1:]])
-        beside = None if chart is None else Path(chart.name if chart.parent == markdown.parent else chart).as_posix()
+        command = shlex.join(["spine-engine", *without_folders(sys.argv[1:])])
+        beside = None if chart is None else Path(os.path.relpath(chart, markdown.parent)).as_posix()
         try:
             markdown.write_text(page(result, command=command, chart=beside), encoding="utf-8")
         except OSError as error:

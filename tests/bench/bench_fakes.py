@@ -110,6 +110,21 @@ def broken(library, bundle):
     raise ZeroDivisionError("not today")
 
 
+def failing_all(library, bundle):
+    return FakeSystem(deed=lambda sample: Answer(probabilities=None, failure="corrupt_file"))
+
+
+def busy(library, bundle):
+    return FakeSystem(service_s=0, deed=_work_20_ms)
+
+
+def _work_20_ms(sample):
+    end = time.thread_time() + 0.02
+    while time.thread_time() < end:
+        pass
+    return Answer(probabilities=GRADES)
+
+
 class _Later:
     """Answers the warm-up and dies after it."""
 

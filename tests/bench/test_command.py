@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from spine_bench.command import app
+from spine_bench.command import app, without_folders
 
 pytest.importorskip("mlperf_loadgen")
 
@@ -31,6 +31,22 @@ def test_measure_show_compare(phantoms, tmp_path):
     compared = bench("compare", out, out)
     assert compared.exit_code == 0, compared.output
     assert "1.000" in compared.stdout
+
+
+def test_failures_of_the_engine_are_told_and_end_with_1(phantoms, monkeypatch):
+    monkeypatch.setattr("spine_bench.harness.figures.ENGINE", "bench_fakes:failing_all")
+    asked = ["--input", phantoms.root, "--scenario", "offline", "--rounds", 1, "--seconds", 0.1, "--no-stages"]
+    done = bench(*asked, "--systems", "bench_fakes:failing_all")
+    assert done.exit_code == 1
+    assert "the engine failed" in done.stderr
+    assert "takes about 1 min on 2 cores" in done.stderr.splitlines()[0]
+
+
+def test_the_page_names_no_folder_of_the_machine():
+    words = ["bench", "--input", "some/exams", "--bundle=/opt/models/small", "--out", "build/a.json", "/home/me/b.json"]
+    kept = ["bench", "--input", "exams", "--bundle=small", "--out", "build/a.json", "b.json"]
+    assert without_folders(words) == kept
+    assert without_folders(["--chart", "../me/c.svg"]) == ["--chart", "c.svg"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 from spine_bench.harness.engine_system import EngineSystem, answer_of
 from spine_bench.harness.library import folder_library, phantom_library
-from spine_bench.harness.stages import STAGES, StageBench
+from spine_bench.harness.stages import STAGES, StageBench, check_runtime
 from spine_engine.anatomy import CONDITIONS, LEVELS, prior
 from spine_engine.engine import Engine
 from spine_engine.errors import Reason, UsageError
@@ -75,7 +75,13 @@ def test_the_stages_are_measured_alone(phantoms):
     assert set(times.alone_s) == set(times.together_s) == set(STAGES)
     assert all(0 < seconds < 30 for seconds in times.alone_s.values())
     assert 0 < times.inference_studies_per_s < 1000
-    assert set(bench.batches) == {"detector", "grader"}
+    assert set(bench.joined) == {"detector", "grader"}
+
+
+def test_stages_are_for_an_engine_on_the_cpu():
+    check_runtime({"backend": "openvino", "device": "cpu"})
+    with pytest.raises(UsageError, match="engine runs tensorrt on cuda:0"):
+        check_runtime({"backend": "tensorrt", "device": "cuda:0"})
 
 
 def test_phantoms_are_made_once_and_kept(tmp_path):

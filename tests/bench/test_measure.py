@@ -7,12 +7,14 @@ import numpy as np
 import psutil
 import pytest
 
-from spine_bench.harness.figures import speedup
+from spine_bench.harness import rounds
+from spine_bench.harness.figures import failed, rate, speedup
 from spine_bench.harness.host import Host, SystemFailedError
 from spine_bench.harness.loadgen import Load, Scenario
 from spine_bench.harness.memory import MemoryWatch
 from spine_bench.harness.queueing import bearable_load, slowest_percentile
 from spine_bench.harness.rounds import Plan, measure
+from spine_bench.harness.tables import tables
 
 pytest.importorskip("mlperf_loadgen")
 
@@ -46,16 +48,53 @@ def test_a_race_of_two_with_one_that_breaks_and_one_that_dies(library):
     assert not [child for child in psutil.Process().children() if "bench_fakes" in " ".join(child.cmdline())]
 
 
-def test_the_server_scenario_finds_a_rate_by_bisection(library):
+def test_failures_are_no_throughput(library):
+    plan = Plan(systems=("bench_fakes:failing_all", "bench_fakes:slow"), scenarios=TWO, rounds=1, seconds=0.1)
+    result = measure(library, None, {"name": "none"}, plan, lambda line: None)
+    assert rate(result, "bench_fakes:failing_all").median == 0
+    assert rate(result, "bench_fakes:slow").median > 20
+    assert speedup(result, "bench_fakes:failing_all", "bench_fakes:slow").median == 0
+    assert speedup(result, "bench_fakes:slow", "bench_fakes:failing_all") is None
+    failures, answers = failed(result, "bench_fakes:failing_all")
+    assert failures == answers > 0
+    assert failed(result, "bench_fakes:slow")[0] == 0
+    assert [table.rows for table in tables(result)]
+
+
+@pytest.mark.parametrize(
+    ("alone_s", "answers_per_s", "wanted"),
+    [
+        (0.2, 5.0, 16),  # 5 studies a second for 1 s
+        (0.2, 17.1, 20),
+        (2.0, 0.5, 8),
+        (2.0, 9.0, 12),
+        (8.0, 0.1, 1),
+        (8.0, 2.0, 4),
+    ],
+)
+def test_offline_turns_fill_every_core_to_the_end(monkeypatch, alone_s, answers_per_s, wanted):
+    monkeypatch.setattr(rounds, "usable_cpus", lambda: 4)
+    contestant = rounds._Contestant(None, None, alone_s, answers_per_s)
+    assert contestant.load(Scenario.OFFLINE, 1.0, 0).queries == wanted
+    assert contestant.load(Scenario.SINGLE_STREAM, 1.0, 0).queries == max(1, round(1 / alone_s))
+
+
+@pytest.mark.parametrize(
+    ("bound", "verdict", "shares"), [(1000.0, "valid", [0.85, 1.0]), (0.01, "invalid", [0.85, 0.7])]
+)
+def test_the_server_scenario_goes_up_when_a_rate_is_valid_and_down_when_not(
+    library, monkeypatch, bound, verdict, shares
+):
+    monkeypatch.setattr(rounds, "SERVER_BOUND", bound)
+    monkeypatch.setattr(rounds, "bearable_load", lambda *_: 0.5)
     plan = Plan(systems=("bench_fakes:fast",), scenarios=tuple(Scenario), rounds=1, seconds=0.3, server_queries=459)
     result = measure(library, None, {"name": "none"}, plan, lambda line: None)
     probes = [turn for turn in result.turns if turn.scenario == "server"]
-    assert 3 <= len(probes) <= 4
+    offline = next(turn for turn in result.turns if turn.scenario == "offline")
+    assert [probe.rate / offline.studies_per_s for probe in probes] == pytest.approx([0.5 * share for share in shares])
+    assert {probe.verdict for probe in probes} == {verdict}
     alone = next(turn for turn in result.turns if turn.scenario == "single-stream")
-    assert all(probe.bound_s == pytest.approx(3 * alone.latencies.p50_s) for probe in probes)
-    below = max((probe.rate for probe in probes if probe.verdict == "valid"), default=0)
-    above = min((probe.rate for probe in probes if probe.verdict == "invalid"), default=np.inf)
-    assert below < above
+    assert all(probe.bound_s == pytest.approx(bound * alone.latencies.p50_s) for probe in probes)
 
 
 def test_a_process_that_dies_while_it_warms_up_is_told(library):
@@ -66,12 +105,12 @@ def test_a_process_that_dies_while_it_warms_up_is_told(library):
 
 
 def test_a_system_is_ended_with_all_it_started(library):
-    host = Host("bench_fakes:fast", library, None)
+    host = Host("bench_fakes:busy", library, None)
     warm = host.open()
     assert warm.alone_s < 1
     assert warm.answers[0].shape == (5, 5, 3)
     outcome = host.measure(Load(scenario=Scenario.OFFLINE, queries=20))
-    assert 0 <= outcome.cpu_s < 1
+    assert 0.018 <= outcome.cpu_s < 0.1  # 20 ms of work a study
     children = psutil.Process().children(recursive=True)
     host.close()
     _, alive = psutil.wait_procs([child for child in children if _is_worker(child)], timeout=10)

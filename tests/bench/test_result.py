@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from bench_fakes import made_library
 
-from spine_bench.harness.compare import compare, differences, ratio
+from spine_bench.harness.compare import changed, compare, differences, ratio
 from spine_bench.harness.figures import efficiency, inference_share, server, speedup
 from spine_bench.harness.page import page
 from spine_bench.harness.result import (
@@ -132,6 +133,13 @@ def test_a_comparison_names_the_ratio_its_spread_and_who_changed():
     assert (change.median, change.low, change.high) == (2.0, 2.0, 2.0)
 
 
+def test_runs_of_an_unchanged_system_are_seldom_called_changed():
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(10, 1, 5).tolist(), rng.normal(10, 1, 5).tolist()) for _ in range(1000)]
+    assert sum(changed(*pair) != "" for pair in pairs) < 60  # 3 % by theory
+    assert changed([9.0, 10.0, 11.0, 10.0, 9.5], [7.0, 8.0, 7.5, 8.5, 9.2]) == "slower"
+
+
 def test_what_else_is_different_is_said():
     other = replace(made_result(), engine_version="2.0.0")
     assert differences(made_result(), other) == ["engine: 1.2.3 before, 2.0.0 after"]
@@ -147,6 +155,29 @@ def test_the_tables_and_the_page_hold_every_system_and_problem():
     assert verdicts["studies/s over notebook"] == "no"
     assert any("M/D/c" in note for note in notes(result))
     assert not [row for table in tables(result) for row in table.rows if len(row) != len(table.columns)]
+
+
+def test_percentiles_need_studies_enough_in_every_round():
+    def cells(*counts):
+        turns = tuple(turn("engine", "single-stream", k, 10.0, studies=count) for k, count in enumerate(counts))
+        (row,) = next(t for t in tables(replace(made_result(), turns=turns)) if t.title == "Latency and grades").rows
+        return row[1:4]
+
+    assert cells(100, 9) == ("100 ms", "-", "-")
+    assert cells(99, 10) == ("100 ms", "120 ms", "-")
+    assert cells(100, 100) == ("100 ms", "120 ms", "200 ms")
+
+
+def test_a_failure_of_the_engine_breaks_a_promise():
+    def promised(result):
+        rows = next(table for table in tables(result) if table.title == "Promises").rows
+        return next(row[1:] for row in rows if row[0] == "no study failed")
+
+    result = made_result()
+    count = sum(one.studies for one in result.turns if one.system == "engine")
+    assert promised(result) == (f"0 of {count}", "0", "yes")
+    turns = (replace(result.turns[0], failures={"corrupt_file": 2}), *result.turns[1:])
+    assert promised(replace(result, turns=turns)) == (f"2 of {count}", "0", "no")
 
 
 def test_promises_are_for_the_packaged_bundle_only():

@@ -35,9 +35,11 @@ def draw(result: Result, path: Path) -> None:
     except ModuleNotFoundError:
         raise UsageError("charts need matplotlib: in a clone, pip install '.[bench]' (or 'make bench')") from None
     rates = {record.name: rate(result, record.name) for record in result.systems if record.name != "null"}
-    shown = sorted(((spread, name) for name, spread in rates.items() if spread), key=lambda pair: pair[0].median)
+    shown = sorted(
+        ((spread, name) for name, spread in rates.items() if spread and spread.median), key=lambda pair: pair[0].median
+    )
     if not shown:
-        raise UsageError("no system was measured offline, so there is nothing to draw")
+        raise UsageError("no system graded a study offline, so there is nothing to draw")
     figure = Figure(figsize=(8.0, 0.9 + 0.62 * len(shown)), layout="constrained")
     axes = figure.add_subplot()
     names = [LABELS.get(name, name) for _, name in shown]

@@ -37,14 +37,25 @@ def turns_of(result: Result, system: str, scenario: Scenario) -> dict[int, Turn]
 
 
 def rate(result: Result, system: str, scenario: Scenario = Scenario.OFFLINE) -> Spread | None:
-    """Return a system's studies a second."""
+    """Return a system's graded studies a second."""
     return Spread.of([turn.studies_per_s for turn in turns_of(result, system, scenario).values()])
 
 
 def speedup(result: Result, system: str, over: str) -> Spread | None:
-    """Return how many times the studies a second of ``over`` a system reaches offline, compared round by round."""
+    """Return how many times the studies a second of ``over`` a system reaches offline, compared round by round.
+
+    Rounds in which ``over`` graded nothing are left out.
+    """
     mine, other = turns_of(result, system, Scenario.OFFLINE), turns_of(result, over, Scenario.OFFLINE)
-    return Spread.of([mine[k].studies_per_s / other[k].studies_per_s for k in mine if k in other])
+    return Spread.of(
+        [mine[k].studies_per_s / other[k].studies_per_s for k in mine if k in other and other[k].studies_per_s]
+    )
+
+
+def failed(result: Result, system: str) -> tuple[int, int]:
+    """Return how many answers of a system in all scenarios held no grades, and how many answers it gave."""
+    turns = [turn for turn in result.turns if turn.system == system]
+    return sum(sum(turn.failures.values()) for turn in turns), sum(turn.studies for turn in turns)
 
 
 def latency(result: Result, system: str, name: str) -> float | None:
@@ -88,7 +99,7 @@ class ServerFigure:
 
     Attributes:
         bound_s: what 99 % of the answers had to keep.
-        rate: the highest rate that LoadGen called valid; None when it called none so.
+        rate: the highest of the rates tried that LoadGen called valid; None when it called none so.
         share: that rate over the studies a second offline.
         possible: the share that a worker a study can reach at most, by queueing theory (see ``queueing``).
         probes: the runs, by rate.
@@ -105,7 +116,7 @@ def server(result: Result, system: str) -> ServerFigure | None:
     """Return how a system did as a server; None when that was not measured."""
     probes = [turn for turn in result.turns if turn.system == system and turn.scenario == Scenario.SERVER]
     offline = rate(result, system)
-    if not probes or offline is None or probes[0].bound_s is None:
+    if not probes or not offline or not offline.median or probes[0].bound_s is None:
         return None
     valid = [turn.rate for turn in probes if turn.verdict == "valid" and turn.rate is not None]
     best = max(valid, default=None)

@@ -6,7 +6,6 @@ The process lives from round to round and works only when it is asked: systems t
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
 import threading
@@ -30,6 +29,7 @@ from spine_bench.harness.memory import MemoryWatch
 from spine_bench.harness.systems import make_system
 from spine_engine.errors import SpineEngineError
 from spine_engine.options import usable_cpus
+from spine_engine.scheduler.processes import prepare_process
 
 OPEN_TIMEOUT_S: Final = 1800.0
 """A system opens and warms up in this time: compiling with Inductor takes minutes."""
@@ -148,15 +148,9 @@ def lone_worker() -> ProcessPoolExecutor:
 
 
 def _prepare_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+    """Do as the engine's processes do, but heed SIGTERM: a system's own children inherit what is ignored."""
+    prepare_process()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def tree_cpu_s(root: psutil.Process) -> float:

@@ -74,7 +74,7 @@ class Outcome:
         latencies_s: from issue to answer, of every query, in the order of the answers.
         failures: why queries were not graded, with counts.
         stage_seconds: what the system said of its stages, mean of all queries.
-        valid: LoadGen's verdict: long enough to be believed, and the bound kept.
+        valid: LoadGen's verdict: long enough to be believed, and the bound kept; and every study was graded.
         doubts: what LoadGen, or the book, found wanting.
         cpu_s: processor seconds a query of all the system's processes, where the caller has them.
     """
@@ -89,7 +89,12 @@ class Outcome:
 
     @property
     def studies_per_s(self) -> float:
-        """Queries answered a second, failed ones among them."""
+        """Studies graded a second: failures are answers, but no throughput."""
+        return (len(self.latencies_s) - sum(self.failures.values())) / self.wall_s
+
+    @property
+    def answers_per_s(self) -> float:
+        """Queries answered a second, failed ones among them: what says how many a turn can hold."""
         return len(self.latencies_s) / self.wall_s
 
     def percentile(self, percent: float) -> float:
@@ -184,12 +189,14 @@ class _Book:
             doubts = doubts_of(summary)
             if self._again:
                 doubts += (f"{self._again} queries were answered twice",)
+            if self._failures:
+                doubts += (f"{sum(self._failures.values())} studies were not graded",)
             return Outcome(
                 wall_s=self._ended - self._began,
                 latencies_s=tuple(self._latencies),
                 failures=dict(self._failures),
                 stage_seconds={stage: seconds / count for stage, seconds in self._stages.items()},
-                valid="Result is : VALID" in summary and not self._again and not self._late,
+                valid="Result is : VALID" in summary and not (self._again or self._late or self._failures),
                 doubts=doubts,
             )
 

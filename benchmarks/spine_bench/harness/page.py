@@ -24,9 +24,10 @@ bundle's folder that returns what `spine_bench.harness.interfaces.SystemUnderTes
 
 ## What the words mean
 
-- **offline**: all studies are there at once; studies a second. **alone** (single-stream): the next study comes when the
-  last is answered; latency. **server**: studies arrive at random (Poisson); the highest rate at which 99 % of the
-  answers come within three times the median latency of a study alone.
+- **offline**: all studies are there at once; graded studies a second, failed ones do not count. **alone**
+  (single-stream): the next study comes when the last is answered; latency, p90 only where every round had 10 studies
+  and p99 where it had 100. **server**: studies arrive at random (Poisson); the highest of the rates tried at which 99 %
+  of the answers come within three times the median latency of a study alone.
 - **engine does**: how many times a system's studies a second the engine reaches, compared within each round.
 - **difference**: mean |probability difference| to the engine's grades on the same studies. All systems run the models
   of the same bundle, so it says whether they do the same work.

@@ -104,14 +104,15 @@ class Turn:
     Attributes:
         system, scenario, round: which turn.
         studies: how many were answered, failed ones among them.
-        studies_per_s: over the turn.
+        studies_per_s: graded ones, over the turn.
         cpu_s: processor seconds a study, of all processes of the system; those that end within a turn are not counted.
         latencies: of its queries; in the scenario offline they are mostly time in the queue.
         failures: why studies were not graded, with counts.
         stage_seconds: what the system said of its stages, wall seconds a study.
         rate, bound_s: of the scenario server: arrivals a second, and what 99 % of the answers had to keep.
-        verdict: LoadGen's: ``valid`` when the run was long enough to be believed and kept the bound.
-        doubts: what LoadGen found wanting.
+        verdict: LoadGen's: ``valid`` when the run was long enough to be believed and kept the bound;
+            never with failures.
+        doubts: what LoadGen, or the book beside it, found wanting.
     """
 
     system: str

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from statistics import median
 from typing import Final
@@ -16,10 +17,12 @@ from spine_bench.harness.figures import ENGINE, SERVER_BOUND
 from spine_bench.harness.host import Host, SystemFailedError, WarmUp
 from spine_bench.harness.library import StudyLibrary
 from spine_bench.harness.loadgen import Load, Scenario
+from spine_bench.harness.queueing import bearable_load
 from spine_bench.harness.result import Result, Settings, SystemRecord, Turn, new_result, system_record
-from spine_bench.harness.stages import StageBench, StageTimes
+from spine_bench.harness.stages import StageBench, StageTimes, check_runtime
 from spine_bench.harness.systems import BASELINES
 from spine_engine.errors import SpineEngineError
+from spine_engine.options import usable_cpus
 
 MAX_QUERIES: Final = 10_000
 """Of one turn: the null system would answer millions."""
@@ -27,8 +30,17 @@ MAX_QUERIES: Final = 10_000
 PATIENCE: Final = 20.0
 """A turn that takes so many times what was expected, and a minute at least, has failed."""
 
-SERVER_SHARES: Final = tuple(round(0.30 + 0.05 * k, 2) for k in range(15))
-"""Shares of the offline rate at which the server scenario is tried, by bisection: four runs."""
+OFFLINE_EACH: Final = 4
+"""Studies that an offline turn has at least for each core: the last of them leave cores idle for a quarter at most."""
+OFFLINE_EACH_SLOW: Final = 2
+"""The same where a study takes longer than ``BRIEF_S``."""
+BRIEF_S: Final = 1.0
+SLOW_S: Final = 5.0
+"""A system that takes longer for a study may have a turn of one: rounds of several would take minutes."""
+
+SERVER_SHARES: Final = (0.7, 0.85, 1.0)
+"""Shares, of what a worker a study can bear by queueing theory, at which a server is tried, by bisection: two runs. Of
+459 studies each they take five to six minutes where six studies a second are graded on two cores."""
 
 Say = Callable[[str], None]
 
@@ -41,7 +53,7 @@ class Plan:
     scenarios: tuple[Scenario, ...]
     rounds: int = 5
     seconds: float = 10.0
-    server_queries: int = 500
+    server_queries: int = 459
     stages: bool = True
 
 
@@ -52,16 +64,26 @@ class _Contestant:
     host: Host
     warm: WarmUp
     alone_s: float
-    studies_per_s: float
+    answers_per_s: float
     problem: str | None = None
 
     def load(self, scenario: Scenario, seconds: float, seed: int) -> Load:
         """Return a load that lasts for about ``seconds``."""
-        rate = self.studies_per_s if scenario is Scenario.OFFLINE else 1 / self.alone_s
+        rate = self.answers_per_s if scenario is Scenario.OFFLINE else 1 / self.alone_s
         queries = int(np.clip(round(rate * seconds), 1, MAX_QUERIES))
+        if scenario is Scenario.OFFLINE:
+            queries = self._filled(queries)
         return Load(
             scenario=scenario, queries=queries, seed=seed, timeout_s=max(60.0, PATIENCE * max(seconds, queries / rate))
         )
+
+    def _filled(self, queries: int) -> int:
+        """Return so many queries, or a few more, that no core waits for the others' last ones."""
+        cores = usable_cpus()
+        if self.alone_s > SLOW_S:
+            return 1 if queries == 1 else ceil(queries / cores) * cores
+        each = OFFLINE_EACH if self.alone_s < BRIEF_S else OFFLINE_EACH_SLOW
+        return max(each, ceil(queries / cores)) * cores
 
 
 def measure(library: StudyLibrary, bundle: Path | None, bundle_facts: dict[str, str], plan: Plan, say: Say) -> Result:
@@ -122,6 +144,7 @@ class _Race:
             self._say(f"{name}: open and warm, about {warm.studies_per_s:.3g} studies/s")
         if self._plan.stages and ENGINE in self._running:
             try:
+                check_runtime(self._running[ENGINE].warm.facts)
                 self._stages = StageBench(self._library, self._bundle)
             except (SpineEngineError, BrokenProcessPool) as error:
                 self._without_stages(error)
@@ -156,10 +179,14 @@ class _Race:
             )
             bound_s = SERVER_BOUND * median(turn.latencies.p50_s for turn in alone)
             capacity = median(turn.studies_per_s for turn in offline)
-            low, high = 0, len(SERVER_SHARES)
+            if not capacity:
+                self._say(f"{name}: no server runs: it graded nothing offline")
+                continue
+            shares = [share * bearable_load(usable_cpus(), [1.0], SERVER_BOUND) for share in SERVER_SHARES]
+            low, high = 0, len(shares)
             while low < high and contestant.problem is None:
                 middle = (low + high) // 2
-                rate = SERVER_SHARES[middle] * capacity
+                rate = shares[middle] * capacity
                 queries = self._plan.server_queries
                 load = Load(
                     scenario=Scenario.SERVER,
@@ -184,7 +211,7 @@ class _Race:
         turn = Turn.of(name, round_, load, outcome)
         self.turns.append(turn)
         if load.scenario is Scenario.OFFLINE:
-            contestant.studies_per_s = turn.studies_per_s
+            contestant.answers_per_s = outcome.answers_per_s
         elif load.scenario is Scenario.SINGLE_STREAM:
             contestant.alone_s = turn.latencies.mean_s
         self._say(_line(turn))

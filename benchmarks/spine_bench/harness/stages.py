@@ -38,11 +38,12 @@ STAGES: Final = ("read", "detect around the model", "detector", "voxelize", "gra
 STUDIES: Final = 16
 """Studies that a process walks: they stay in its memory, 20 to 30 MB each."""
 
-BATCHES: Final = (1, 2, 4, 8)
-"""Slices, or studies' level grids, that are put into one call when the best batch is looked for."""
+JOINED: Final = (1, 2, 4, 8)
+"""Calls of the engine put together into one when the fastest way is looked for. The engine gives the detector 4 or 5
+slices a call and the grader the grids of a study, so that 8 of them are up to 40 slices, or 40 grids."""
 
 TRIED: Final = 16
-"""Inputs that the batches are tried with: twice the largest batch."""
+"""Calls of the engine that this is tried with: twice the most that are put together."""
 
 F32 = NDArray[np.float32]
 
@@ -54,7 +55,8 @@ class StageTimes:
     Attributes:
         alone_s: processor seconds a study of each stage, one process on an otherwise idle engine.
         together_s: the same with a process for each core, all in the same stage.
-        inference_studies_per_s: the bare models on the very same inputs, a process for each core, in the best batch.
+        inference_studies_per_s: the bare models on the very same inputs, a process for each core, with the
+            engine's calls put together as is fastest.
     """
 
     alone_s: dict[str, float]
@@ -62,11 +64,18 @@ class StageTimes:
     inference_studies_per_s: float
 
 
+def check_runtime(facts: Mapping[str, str]) -> None:
+    """Raise ``UsageError`` unless the engine, by its ``facts``, runs as the stages do: with OpenVINO on the CPU."""
+    runs = f"{facts.get('backend')} on {facts.get('device')}"
+    if runs.lower() != "openvino on cpu":
+        raise UsageError(f"stages are measured with openvino on cpu and the engine runs {runs}: use --no-stages")
+
+
 class StageBench:
     """A process for each core, with models open and studies in memory; idle until ``measure`` is called.
 
     Attributes:
-        batches: inputs in one call, of those tried, in which the bare detector and the bare grader are fastest.
+        joined: how many of the engine's calls, put together, the bare detector and the bare grader are fastest with.
     """
 
     def __init__(self, library: StudyLibrary, bundle: Path | None, processes: int | None = None) -> None:
@@ -79,13 +88,18 @@ class StageBench:
         try:
             with environment(ONE_THREAD):  # these are read when the libraries load, so the processes start in here
                 opened = [worker.submit(_open, library, bundle) for worker in self._workers]
-                self.batches = [future.result() for future in opened].pop()
+                self.joined = [future.result() for future in opened].pop()
         except BaseException:
             self.close()
             raise
 
     def measure(self, seconds: float) -> StageTimes:
-        """Measure every stage for about ``seconds`` in all."""
+        """Measure every stage.
+
+        Args:
+            seconds: how long to look at all of them together, about. It is never less than one walk over all studies a
+                stage, once alone and once with every process at work, however little is asked for.
+        """
         share = seconds / (2 * len(STAGES) + 1)
         alone = {stage: self._workers[0].submit(_run, stage, share).result()[0] for stage in STAGES}
         together = {}
@@ -162,7 +176,7 @@ class _Stages:
         self._detector_calls = [_best_calls(f.backend, inputs) for f, inputs in zip(self._finders, seen, strict=True)]
         grader = bundle.open_model(self._entry, precision=precision)
         self._grader_calls = _best_calls(grader, [ready.grids for ready in self._ready])
-        self.batches = {"detector": self._detector_calls[0].batch, "grader": self._grader_calls.batch}
+        self.joined = {"detector": self._detector_calls[0].joined, "grader": self._grader_calls.joined}
 
     def _walked(self, unit: WorkUnit) -> _Ready | None:
         """Walk one study; None when it is not graded level by level."""
@@ -216,25 +230,25 @@ class _Stages:
 
 @dataclass(frozen=True, kw_only=True)
 class _Calls:
-    """Calls of a model with inputs put together into batches of up to ``batch``."""
+    """Calls of a model, each of up to ``joined`` of the engine's put together."""
 
     backend: Backend
-    batch: int
+    joined: int
     inputs: list[dict[str, F32]]
 
     @classmethod
-    def of(cls, backend: Backend, inputs: Sequence[F32], batch: int) -> _Calls:
-        """Put inputs of one shape together, in batches of ``batch`` inputs as the engine gives them."""
+    def of(cls, backend: Backend, inputs: Sequence[F32], joined: int) -> _Calls:
+        """Put the inputs of the engine's calls that have one shape together, ``joined`` of them at a time."""
         by_shape: dict[tuple[int, ...], list[F32]] = {}
         for values in inputs:
             by_shape.setdefault(values.shape, []).append(values)
         name = backend.inputs[0].name
-        joined = [
-            {name: np.ascontiguousarray(np.concatenate(alike[k : k + batch]))}
+        together = [
+            {name: np.ascontiguousarray(np.concatenate(alike[k : k + joined]))}
             for alike in by_shape.values()
-            for k in range(0, len(alike), batch)
+            for k in range(0, len(alike), joined)
         ]
-        return cls(backend=backend, batch=batch, inputs=joined)
+        return cls(backend=backend, joined=joined, inputs=together)
 
     def run(self) -> float:
         """Carry them out and return the processor seconds they took."""
@@ -245,13 +259,13 @@ class _Calls:
 
 
 def _best_calls(backend: Backend, inputs: Sequence[F32]) -> _Calls:
-    """Return the calls in the batch that takes the least processor time over the first of the inputs, once warm."""
-    sizes = BATCHES if backend.inputs[0].shape[0] is None else BATCHES[:1]
+    """Return the calls that take the least processor time, once warm, over the first of the engine's calls."""
+    sizes = JOINED if backend.inputs[0].shape[0] is None else JOINED[:1]
     tried = [_Calls.of(backend, inputs[:TRIED], size) for size in sizes]
     for calls in tried:
         calls.run()
     best = min(tried, key=lambda calls: min(calls.run(), calls.run()))
-    return _Calls.of(backend, inputs, best.batch)
+    return _Calls.of(backend, inputs, best.joined)
 
 
 _stages: _Stages | None = None
@@ -262,7 +276,7 @@ def _open(library: StudyLibrary, bundle: Path | None) -> dict[str, int]:
     _stages = _Stages(library, Bundle.open(bundle))
     for stage in STAGES:
         _stages.walk(stage)
-    return _stages.batches
+    return _stages.joined
 
 
 def _run(stage: str, seconds: float) -> tuple[float, float]:
