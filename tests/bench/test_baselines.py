@@ -1,9 +1,13 @@
 """The baselines: the same weights, the same studies, and answers that the engine would give."""
 
+import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra")
@@ -11,7 +15,7 @@ pytest.importorskip("timm_3d", reason="needs the export extra")
 pytest.importorskip("onnx", reason="needs the export extra")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-from spine_bench.baselines import weights  # noqa: E402
+from spine_bench.baselines import limit, weights  # noqa: E402
 from spine_bench.baselines.grading import finder, sagittal  # noqa: E402
 from spine_bench.baselines.models import Row, Subject, rows_of  # noqa: E402
 from spine_bench.baselines.reading import PydicomReader  # noqa: E402
@@ -24,6 +28,7 @@ from spine_bench.harness.interfaces import Answer, Sample  # noqa: E402
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES  # noqa: E402
 from spine_engine.backends import Device, TensorInfo  # noqa: E402
 from spine_engine.bundle import Bundle  # noqa: E402
+from spine_engine.detection.detect import batch_sizes, detect  # noqa: E402
 from spine_engine.detection.spinenet import detect_vertebra_field  # noqa: E402
 from spine_engine.detection.spinenet.decode import polygons_from_maps  # noqa: E402
 from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit  # noqa: E402
@@ -238,18 +243,90 @@ class Doubling:
         return {"heatmaps": inputs["slices"] * 2}
 
 
-def test_slices_of_a_stack_are_looked_at_in_one_call():
+class Counting:
+    """A network of which it is known what it was given."""
+
+    def __init__(self, network):
+        self.network, self.shapes = network, []
+        self.inputs, self.outputs, self.device = network.inputs, network.outputs, network.device
+
+    def run(self, inputs):
+        self.shapes.append(inputs["slices"].shape)
+        return self.network.run(inputs)
+
+
+@pytest.mark.parametrize("count", [7, 13])
+def test_every_slice_of_a_stack_is_looked_at_once_in_one_call(bundle, count):
+    stacks = [middle_of(stack, count) for series in phantom_samples(1)[0].sagittal for stack in series]
+    network = bundle.open_model(bundle.detector, precision="f32")
+    plain, whole = Counting(network), Counting(network)
+    wanted = detect([stacks], plain)
+    found = detect([stacks], BatchedStack(whole, bundle.detector))
+    assert len(plain.shapes) > len(stacks)  # detection calls with parts of a stack
+    assert [shape[0] for shape in whole.shapes] == [count] * len(stacks)
+    for level, disc in wanted.levels.items():
+        assert disc.source == "detector"
+        np.testing.assert_allclose(found.levels[level].center_mm, disc.center_mm, atol=1e-2)
+
+
+def middle_of(stack, count):
+    first = (len(stack.pixels) - count) // 2
+    assert first >= 0
+    kept = slice(first, first + count)
+    parts = {name: getattr(stack, name)[kept] for name in ("pixels", "origins_mm", "slope", "intercept")}
+    return replace(stack, **parts)
+
+
+def test_what_is_no_part_of_a_stack_goes_to_the_network_as_it_is():
     network = Doubling()
     batched = BatchedStack(network, None)
-    for seed in (1, 2):
-        canvas = np.random.default_rng(seed).random((5, 32, 64), np.float32)
-        slices = canvas[:, None]
-        for number in range(5):
-            found = batched.run({"slices": slices[number : number + 1]})["heatmaps"]
-            np.testing.assert_array_equal(found, 2 * canvas[number][None, None])
-    assert network.shapes == [(5, 1, 32, 64)] * 2
-    alone = np.ones((1, 1, 32, 32), np.float32)
-    np.testing.assert_array_equal(batched.run({"slices": alone})["heatmaps"], 2 * alone)
+    for shape in ((1, 1, 32, 32), (3, 1, 32, 32)):
+        alone = np.ones(shape, np.float32)
+        np.testing.assert_array_equal(batched.run({"slices": alone})["heatmaps"], 2 * alone)
+    assert network.shapes == [(1, 1, 32, 32), (3, 1, 32, 32)]
+
+
+def test_who_records_a_study_second_leaves_the_first_recording_alone(bundle, sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(limit, "_here", limit._Models(bundle, tmp_path))
+    calls, _ = limit._recorded(sample)
+    assert {len(part) for part in calls["detector"]} == set(batch_sizes(SMALL.sagittal_slices))
+    assert [len(part) for part in calls["grader"]] == [len(LEVELS)]
+    before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
+    limit._record(sample)
+    assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
+    assert set(limit._fastest(sample)) == set(calls)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@pytest.mark.parametrize("name", ["limit", "tuned-torch"])
+def test_no_worker_outlives_a_system_that_is_killed(name):
+    code = f"""
+import psutil, time
+from spine_bench.baselines.registry import open_system
+if __name__ == "__main__":
+    system = open_system({name!r}, None)
+    system.open()
+    print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
+    time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        children = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        process.kill()
+    assert children
+    deadline = time.monotonic() + 20
+    while (alive := [child for child in children if lives(child)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for child in alive:
+        child.kill()
+    assert not alive
+
+
+def lives(process):
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # whoever inherits it may not have asked for its end yet
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Shown:

@@ -3,10 +3,10 @@
 A ``DataLoader`` with a worker for each core takes studies as they come and gives them back as they are done, out of
 order. A worker grades a whole study on one thread: on a busy machine that was faster than workers that read for models
 on all cores in the main process, since no volume crosses a process and cores never wait for each other
-(docs/decisions/0014-baselines.md). Networks run in bfloat16 under autocast, in channels-last memory, the slices of a
-stack in one batch. Networks with inputs of one size are compiled by ``torch.compile`` with frozen weights; the level
-heat-map detector, whose canvases differ from study to study, is not: compiled, it is 3 % faster in batches of a stack
-and every new size costs 20 s; compiled for any size it is 1.4 times slower.
+(docs/decisions/0014-baselines.md). Networks run in bfloat16 under autocast, in channels-last memory, all slices of a
+stack in the first call for any of them. Networks with inputs of one size are compiled by ``torch.compile`` with frozen
+weights; the level heat-map detector, whose canvases differ from study to study, is not: compiled, it is 3 % faster in
+batches of a stack and every new size costs 20 s; compiled for any size it is 1.4 times slower.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from spine_bench.baselines.grading import F32, TorchNetwork, finder, sagittal, warm_up_study
-from spine_bench.baselines.serial import CLOSED, Clock, Done, told
+from spine_bench.baselines.serial import CLOSED, Clock, Done, end_with_parent, told
 from spine_bench.baselines.weights import torch_models
 from spine_bench.harness.interfaces import Answer, Sample
 from spine_engine.backends import Backend
@@ -162,6 +162,7 @@ class _Studies(IterableDataset[tuple[int, Answer]]):
         self._bundle, self._waiting, self._ready = bundle, waiting, ready
 
     def __iter__(self) -> Iterator[tuple[int, Answer]]:
+        end_with_parent()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of what it does itself when it compiles
@@ -233,10 +234,10 @@ def compile_network(module: nn.Module) -> nn.Module:
 
 @dataclass
 class BatchedStack:
-    """A detector that is asked for the slices of a stack one by one, and looks at all of them in the first call.
+    """A detector that is asked for the slices of a stack part by part, and looks at all of them in the first call.
 
-    Detection gives each slice as a view of its stack's canvas ``(S, H, W)``, so that the others lie in memory beside
-    it. An array that is no such view is given to the network as it is.
+    Detection gives every part, a few slices, as a view of its stack's canvas ``(S, H, W)``, so that the others lie in
+    memory beside it. An array that is no such view is given to the network as it is.
     """
 
     network: TorchNetwork
@@ -248,17 +249,16 @@ class BatchedStack:
         self._answers: F32 = np.empty(0, np.float32)
 
     def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
-        """Run the network, or return what it said of this slice."""
+        """Run the network on the whole stack, or return what it said of these slices."""
         given, gives = self.inputs[0].name, self.outputs[0].name
         part = inputs[given]
         stack = part.base
-        if stack is None or len(part) > 1 or stack.ndim < 3 or stack.shape[-2:] != part.shape[-2:]:
+        if stack is None or stack.ndim != 3 or stack.shape[1:] != part.shape[2:] or not stack.flags.c_contiguous:
             return self.network.run(inputs)
         if stack is not self._stack:
-            whole = np.ascontiguousarray(stack.reshape(-1, 1, *part.shape[-2:]), np.float32)
-            self._stack, self._answers = stack, self.network.run({given: whole})[gives]
-        number = (part.ctypes.data - stack.ctypes.data) // part.nbytes
-        return {gives: self._answers[number : number + 1]}
+            self._stack, self._answers = stack, self.network.run({given: stack[:, None]})[gives]
+        number = (part.ctypes.data - stack.ctypes.data) // stack[0].nbytes
+        return {gives: self._answers[number : number + len(part)]}
 
     def close(self) -> None:
         """Let the last stack go."""
