@@ -190,10 +190,8 @@ class Slot:
             except BaseException:
                 self.kill()
                 raise
-        raise BackendError(
-            "a worker process, or the models it shares, died again and again while it started; "
-            "run 'spine-engine doctor', or use fewer workers"
-        )
+        what = "a worker process died twice while it loaded the models" if deaths else "the shared models die at once"
+        raise BackendError(f"{what}; run 'spine-engine doctor', or use fewer workers")
 
     def limit_memory(self, *, alone: bool) -> None:
         """Hold the worker, once started, to its share of the memory."""
