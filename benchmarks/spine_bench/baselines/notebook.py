@@ -15,6 +15,7 @@ grader was trained on. It is what is left when the point cloud is made as small 
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
 from typing import Any, Final
@@ -172,10 +173,9 @@ def open3d() -> ModuleType:
         BackendError: it is not installed, or the system lacks a library of it.
     """
     try:
-        import open3d
+        return import_module("open3d")
     except (ImportError, OSError) as error:
         raise BackendError(
             f"Open3D cannot be loaded ({(str(error).splitlines() or [''])[0]}): "
             "pip install open3d; on Debian also apt-get install libusb-1.0-0 libgl1 libgomp1"
         ) from None
-    return open3d
