@@ -175,6 +175,22 @@ class SharingWalk:
         return UnitOutcome(results=(graded(study_id, study_id.encode()),))
 
 
+def shared(root, output, walk, models):
+    """A run of three workers that share ``models``."""
+    return Run(
+        root,
+        output,
+        identity=RunIdentity(
+            bundle={"name": "fake", "version": "1", "digest": "b"},
+            options=RunOptions(workers=3, schedule="batch"),
+            series_descriptions="none",
+        ),
+        discover=discover,
+        factory=partial(walk, root, models.address),
+        models=models,
+    )
+
+
 class TwoRolesWalk(SharingWalk):
     """Asks two models, one after the other, as a study asks the detector and the grader."""
 
@@ -196,18 +212,7 @@ def test_one_death_of_the_models_costs_no_study_and_one_process(tmp_path, models
     root = tmp_path / "in"
     for number in range(12):
         write_exam(root, f"{number:02}", f"s{number:02}", "5.5" if number == 4 else "7.0")
-    run = Run(
-        root,
-        tmp_path / "out",
-        identity=RunIdentity(
-            bundle={"name": "fake", "version": "1", "digest": "b"},
-            options=RunOptions(workers=3, schedule="batch"),
-            series_descriptions="none",
-        ),
-        discover=discover,
-        factory=partial(TwoRolesWalk, root, models.address),
-        models=models,
-    )
+    run = shared(root, tmp_path / "out", TwoRolesWalk, models)
     assert {result.status for result in run} == {Status.GRADED}
     assert models.generation == 2
 
@@ -218,18 +223,7 @@ def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, mode
     deeds[3], deeds[6], deeds[9] = 1.0, 2.0, 3.0  # raises always, kills always, hangs once
     for number, deed in enumerate(deeds):
         write_exam(root, f"{number:02}", f"s{number:02}", str(deed))
-    run = Run(
-        root,
-        tmp_path / "out",
-        identity=RunIdentity(
-            bundle={"name": "fake", "version": "1", "digest": "b"},
-            options=RunOptions(workers=3, schedule="batch"),
-            series_descriptions="none",
-        ),
-        discover=discover,
-        factory=partial(SharingWalk, root, models.address),
-        models=models,
-    )
+    run = shared(root, tmp_path / "out", SharingWalk, models)
     results = {result.study_id: result for result in run}
     failed = {name: result.reason for name, result in results.items() if result.status is not Status.GRADED}
     assert failed == {"s03": Reason.INTERNAL_ERROR, "s06": Reason.WORKER_DIED}
