@@ -29,7 +29,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_bench.baselines.grading import F32, finder, probabilities, sagittal
-from spine_bench.baselines.serial import CLOSED, Clock, Done, end_with_parent, told
+from spine_bench.baselines.serial import CLOSED, Clock, Done, told
+from spine_bench.harness.children import end_with_parent
 from spine_bench.harness.interfaces import Answer, Sample
 from spine_engine.anatomy import Level
 from spine_engine.backends import Backend, Precision

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import signal
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -15,20 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_bench.harness.interfaces import Answer, Sample
-from spine_engine.scheduler.processes import prepare_process
 
 Done = Callable[[Answer], None]
 
 CLOSED = "the system was closed"
-
-
-def end_with_parent() -> None:
-    """Called in a child process: it ends when its parent does, even by ``kill -9``, and leaves Ctrl-C to it.
-
-    Unlike the engine's workers it still ends at SIGTERM, by which executors and loaders end the workers they give up.
-    """
-    prepare_process()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class Clock:

@@ -28,8 +28,9 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from spine_bench.baselines.grading import F32, TorchNetwork, finder, sagittal, warm_up_study
-from spine_bench.baselines.serial import CLOSED, Clock, Done, end_with_parent, told
+from spine_bench.baselines.serial import CLOSED, Clock, Done, told
 from spine_bench.baselines.weights import torch_models
+from spine_bench.harness.children import end_with_parent
 from spine_bench.harness.interfaces import Answer, Sample
 from spine_engine.backends import Backend
 from spine_engine.bundle import Bundle

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +21,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
+from spine_bench.harness.children import end_with_parent
 from spine_bench.harness.interfaces import Answer, Sample, SystemUnderTest
 from spine_bench.harness.library import StudyLibrary
 from spine_bench.harness.loadgen import Load, Outcome, drive
@@ -29,7 +29,6 @@ from spine_bench.harness.memory import MemoryWatch
 from spine_bench.harness.systems import make_system
 from spine_engine.errors import SpineEngineError
 from spine_engine.options import usable_cpus
-from spine_engine.scheduler.processes import prepare_process
 
 OPEN_TIMEOUT_S: Final = 1800.0
 """A system opens and warms up in this time: compiling with Inductor takes minutes."""
@@ -144,13 +143,7 @@ class Host:
 
 def lone_worker() -> ProcessPoolExecutor:
     """Return one process that leaves Ctrl-C to its parent, and ends with it, even by ``kill -9``."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_process)
-
-
-def _prepare_process() -> None:
-    """Do as the engine's processes do, but heed SIGTERM: a system's own children inherit what is ignored."""
-    prepare_process()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
 
 
 def tree_cpu_s(root: psutil.Process) -> float:

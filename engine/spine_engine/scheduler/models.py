@@ -60,8 +60,8 @@ class ModelProcess:
         self.address = f"spine-engine-{secrets.token_hex(16)}"
         self.generation = 0
 
-    def ensure(self, *, gone: int | None = None) -> int:
-        """Start the process unless it runs; return which in the row it is, when it can be asked. Waits.
+    def ensure(self, *, gone: int | None = None) -> None:
+        """Start the process unless it runs; return when it can be asked.
 
         Args:
             gone: the one that is known to be of no use any more, and is to be replaced.
@@ -77,7 +77,6 @@ class ModelProcess:
                     raise BackendError(
                         "the process of the models died twice while it started; run 'spine-engine doctor'"
                     )
-            return self.generation
 
     def _start(self) -> bool:
         """Start a process; return whether it can be asked."""

@@ -190,7 +190,9 @@ class Slot:
             except BaseException:
                 self.kill()
                 raise
-        what = "a worker process died twice while it loaded the models" if deaths else "the shared models die at once"
+        what = (
+            "a worker process died twice while it loaded the models" if deaths == 2 else "the shared models die at once"
+        )
         raise BackendError(f"{what}; run 'spine-engine doctor', or use fewer workers")
 
     def limit_memory(self, *, alone: bool) -> None:
