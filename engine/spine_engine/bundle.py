@@ -67,8 +67,9 @@ class Bundle:
 
     @property
     def facts(self) -> dict[str, str]:
-        """Name, version and digest: what identifies the bundle in results."""
-        return {"name": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+        """Name, version and digest, which identify the bundle in results, and its path, empty for the packaged one."""
+        path = "" if self.path == packaged_folder() else str(self.path.resolve())
+        return {"name": self.manifest.name, "version": self.manifest.version, "digest": self.digest, "path": path}
 
     @property
     def detector(self) -> DetectorEntry:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,10 +23,10 @@ from typing import Any, Final
 
 from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
 from spine_engine.errors import OutputError, Reason
-from spine_engine.results import Row, StudyResult, study_line
+from spine_engine.results import Row, StudyResult, study_from_line, study_line
 
 LEDGER_FILE: Final = "ledger.sqlite"
-_SCHEMA_VERSION: Final = "1"
+_SCHEMA_VERSION: Final = "2"
 _BATCH: Final = 500
 """Small notes (refused files, units met again) committed at once: losing them costs nothing, a commit each costs ms."""
 _MERGED_PREFIX: Final = "//merged/"
@@ -41,7 +42,7 @@ CREATE TABLE IF NOT EXISTS units (
 CREATE INDEX IF NOT EXISTS units_by_parent ON units (parent) WHERE parent IS NOT NULL;
 CREATE TABLE IF NOT EXISTS outcomes (
     study_id TEXT, part INTEGER, unit BLOB, status TEXT NOT NULL, reason TEXT, line TEXT NOT NULL, rows TEXT NOT NULL,
-    PRIMARY KEY (study_id, part, unit));
+    finished REAL NOT NULL, PRIMARY KEY (study_id, part, unit));
 CREATE INDEX IF NOT EXISTS outcomes_by_unit ON outcomes (unit);
 CREATE TABLE IF NOT EXISTS refused (
     path BLOB, unit BLOB, reason TEXT NOT NULL, met INTEGER NOT NULL, PRIMARY KEY (path, unit)) WITHOUT ROWID;
@@ -187,8 +188,8 @@ class Ledger:
         part = 0 if unit.key.startswith(_MERGED_PREFIX) else 1
         for result in results:
             line, rows = study_line(result), json.dumps(result.rows, separators=(",", ":"))
-            values = (result.study_id, part, key, result.status, result.reason, line, rows)
-            self._write("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?)", *values)
+            values = (result.study_id, part, key, result.status, result.reason, line, rows, time.time())
+            self._write("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *values)
         for file in refused:
             self._refuse(file, key)
         self._write("UPDATE units SET state = 'done', attempts = 0, faults = 0 WHERE key = ?", key)
@@ -296,6 +297,71 @@ class Ledger:
         self._notes = 0
         if self._db.in_transaction:
             self._db.execute("COMMIT")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedStudy:
+    """A study of a ledger: its outcome, the files it was read from, and when it was done (seconds since 1970)."""
+
+    result: StudyResult
+    unit: WorkUnit
+    finished: float
+
+
+class LedgerReader:
+    """The ledger of an output folder, only to be read; a run may be writing it. Use from one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the ledger at ``path``.
+
+        Raises:
+            OutputError: there is none, or it is not one of this version.
+        """
+        try:
+            self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            row = self._db.execute("SELECT value FROM facts WHERE name = 'schema'").fetchone()
+        except sqlite3.Error as error:
+            raise OutputError(
+                f"cannot read {path}: {error}; name the output folder of a run of 'spine-engine run'"
+            ) from error
+        if row is None or row[0] != _SCHEMA_VERSION:
+            raise OutputError(f"{path} was written by another version of spine-engine; run again into a new folder")
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self._db.close()
+
+    def fact(self, name: str) -> str | None:
+        """Return a recorded fact of the output folder."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def studies(self) -> Iterator[RecordedStudy]:
+        """Yield every study once, sorted by study id."""
+        last = None
+        for row in self._db.execute(_STUDIES.format(where="")):
+            if row[0] != last:
+                last = row[0]
+                yield _recorded(*row)
+
+    def study(self, study_id: str) -> RecordedStudy:
+        """Return one study. Raises ``KeyError`` when it is not there."""
+        row = self._db.execute(_STUDIES.format(where="WHERE outcomes.study_id = ?"), (study_id,)).fetchone()
+        if row is None:
+            raise KeyError(study_id)
+        return _recorded(*row)
+
+
+_STUDIES: Final = (
+    "SELECT outcomes.study_id, outcomes.line, outcomes.rows, outcomes.finished, units.key, units.files "
+    "FROM outcomes JOIN units ON units.key = outcomes.unit {where} "
+    "ORDER BY outcomes.study_id, outcomes.part, outcomes.unit"
+)
+
+
+def _recorded(study_id: str, line: str, rows: str, finished: float, key: bytes, files: bytes) -> RecordedStudy:
+    unit = WorkUnit(key=_text(key), files=_unpacked(files), study_id=study_id)
+    return RecordedStudy(result=study_from_line(line, json.loads(rows)), unit=unit, finished=finished)
 
 
 def _key(text: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import floor, isfinite
@@ -25,6 +25,11 @@ RUN_FILE: Final = "run.json"
 DECIMALS: Final = 6
 """Decimals in ``predictions.csv``: float32 models carry about 7 significant digits."""
 _UNIT: Final = 10**DECIMALS
+
+PLACE_DECIMALS: Final = 3
+AXIS_DECIMALS: Final = 9
+"""Of places (mm) and of unit vectors in ``studies.jsonl``. Detection gives no more than these, so that the file holds
+the very boxes that were graded: with nine decimals axes are orthonormal to 1e-8."""
 
 Row = tuple[int, int, int]
 """Probabilities of the three severities in millionths; they sum to exactly 1,000,000."""
@@ -211,17 +216,64 @@ def study_line(result: StudyResult) -> str:
 def _level_record(entry: LevelResult) -> dict[str, Any]:
     center, box = None, None
     if entry.center_mm is not None and entry.axes is not None and entry.size_mm is not None:
-        center = _rounded(entry.center_mm, 3)
-        axes = [_rounded(axis, 6) for axis in entry.axes]
-        box = {"center": center, "axes": axes, "size": _rounded(entry.size_mm, 3)}
+        center = _rounded(entry.center_mm, PLACE_DECIMALS)
+        axes = [_rounded(axis, AXIS_DECIMALS) for axis in entry.axes]
+        box = {"center": center, "axes": axes, "size": _rounded(entry.size_mm, PLACE_DECIMALS)}
     return {"center_mm": center, "box_mm": box, "confidence": round(entry.confidence, 4), "source": entry.source}
 
 
 def _alternative_record(entry: AlternativeResult | None) -> dict[str, Any] | None:
     if entry is None:
         return None
-    levels = {str(level): _rounded(center, 3) for level, center in entry.centers_mm.items()}
+    levels = {str(level): _rounded(center, PLACE_DECIMALS) for level, center in entry.centers_mm.items()}
     return {"shift": entry.shift, "probability": round(entry.probability, 4), "levels": levels}
+
+
+def study_from_line(line: str, rows: Iterable[Sequence[int]]) -> StudyResult:
+    """Return the result that ``study_line`` and the rows of ``predictions.csv``, in millionths, tell of.
+
+    Raises:
+        ValueError, KeyError: they are not of that form.
+    """
+    record = json.loads(line)
+    return StudyResult(
+        study_id=record["study_id"],
+        status=Status(record["status"]),
+        reason=_reason(record["reason"]),
+        warnings=tuple(Warn(code) for code in record["warnings"]),
+        series=tuple(SeriesResult(**{**series, "reason": _reason(series["reason"])}) for series in record["series"]),
+        levels={Level(name): _level_of(entry) for name, entry in record["levels"].items()},
+        alternative=_alternative_of(record["alternative_levels"]),
+        rows=tuple((row[0], row[1], row[2]) for row in rows),
+        not_assessed=tuple(record["not_assessed"]),
+        timings_ms=record["timings_ms"],
+        detail=record.get("detail"),
+    )
+
+
+def _reason(code: str | None) -> Reason | None:
+    return None if code is None else Reason(code)
+
+
+def _level_of(entry: Mapping[str, Any]) -> LevelResult:
+    box = entry["box_mm"]
+    center, size = (None, None) if box is None else (_point(box["center"]), _point(box["size"]))
+    axes = None if box is None else tuple(_point(axis) for axis in box["axes"])
+    return LevelResult(
+        center_mm=center, axes=axes, size_mm=size, confidence=entry["confidence"], source=entry["source"]
+    )
+
+
+def _alternative_of(entry: Mapping[str, Any] | None) -> AlternativeResult | None:
+    if entry is None:
+        return None
+    centers = {Level(name): _point(center) for name, center in entry["levels"].items()}
+    return AlternativeResult(shift=entry["shift"], probability=entry["probability"], centers_mm=centers)
+
+
+def _point(values: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return (x, y, z)
 
 
 def _rounded(values: Iterable[float], decimals: int) -> list[float]:

@@ -22,7 +22,7 @@ class RunSummary:
 
     Attributes:
         engine_version: version of this package.
-        bundle: name, version and digest of the models.
+        bundle: name, version, digest and path of the models; the path is empty for the packaged ones.
         devices: what each model really ran on, by role; empty when no study has needed one.
         options: the options of the run, as given.
         interrupted: it was stopped before its end; the same command goes on.

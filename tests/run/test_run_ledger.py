@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sqlite3
+import time
 
 import pytest
 from fakes import graded
@@ -8,7 +9,7 @@ from fakes import graded
 from spine_engine.anatomy import LEVELS
 from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
 from spine_engine.errors import OutputError, Reason
-from spine_engine.ledger import Ledger
+from spine_engine.ledger import Ledger, LedgerReader
 from spine_engine.results import AlternativeResult, Status, ungraded
 
 IDENTITY = {"bundle": "b1"}
@@ -181,3 +182,43 @@ def test_outcomes_are_sorted_as_bytes_sort(path):
         ledger.meet(unit(str(index)))
         ledger.finish(unit(str(index)), [graded(name, b"")], [])
     assert ids(ledger) == sorted(names)
+
+
+def test_a_reader_gives_the_studies_with_their_files_and_times(path):
+    began = time.time()
+    ledger = Ledger(path, IDENTITY)
+    for key, study_id in (("b", "2"), ("a", "1")):
+        ledger.meet(unit(key, study_id=study_id))
+        ledger.finish(unit(key, study_id=study_id), [graded(study_id, b"x")], [])
+    reader = LedgerReader(path)  # while the ledger is open
+    studies = list(reader.studies())
+    assert [study.result for study in studies] == [graded("1", b"x"), graded("2", b"x")]
+    assert [study.unit for study in studies] == [unit("a", study_id="1"), unit("b", study_id="2")]
+    assert all(began <= study.finished <= time.time() for study in studies)
+    assert reader.study("2") == studies[1]
+    assert reader.fact("bundle") == "b1"
+    with pytest.raises(KeyError):
+        reader.study("3")
+    reader.close()
+    ledger.close()
+
+
+def test_a_reader_gives_a_study_of_several_places_once_from_all_of_them(path):
+    ledger = Ledger(path, IDENTITY)
+    for key in "ab":
+        ledger.meet(unit(key, study_id="1"))
+        ledger.finish(unit(key, study_id="1"), [graded("1", key.encode())], [])
+    (merged,) = ledger.scattered()
+    ledger.meet(merged)
+    ledger.finish(merged, [graded("1", b"both")], [])
+    (study,) = LedgerReader(path).studies()
+    assert study.result == graded("1", b"both")
+    assert [file.path for file in study.unit.files] == ["a/x", "b/x"]
+
+
+def test_a_reader_refuses_what_is_no_ledger(path):
+    with pytest.raises(OutputError, match="output folder of a run"):
+        LedgerReader(path)
+    path.write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(OutputError, match="cannot read"):
+        LedgerReader(path)

@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, prior
-from spine_engine.errors import OutputError, Reason
+from spine_engine.errors import OutputError, Reason, Warn
 from spine_engine.results import (
     PRIOR_ROWS,
     ROW_ORDER,
+    AlternativeResult,
     LevelResult,
+    SeriesResult,
     Status,
     StudyResult,
     in_millionths,
     prediction_rows,
+    study_from_line,
     study_key,
     study_line,
     ungraded,
@@ -160,3 +163,27 @@ def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
 def test_csv_is_readable_by_a_plain_reader():
     (line,) = list(prediction_rows('x"\n', PRIOR_ROWS))[:1]
     assert next(csv.reader(io.StringIO(line, newline="")))[0] == 'x"\n_left_neural_foraminal_narrowing_l1_l2'
+
+
+def test_a_study_comes_back_from_its_line_as_it_was():
+    axes = ((0.0, 0.1, -0.994987437), (0.0, 0.994987437, 0.1), (1.0, 0.0, 0.0))
+    found = LevelResult(center_mm=(1.5, -2.25, 30.125), axes=axes, size_mm=(40.0, 96.0, 96.0), confidence=0.75,
+                        source="detector")  # fmt: skip
+    unknown = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior")
+    result = StudyResult(
+        study_id="1.2.3",
+        status=Status.GRADED,
+        warnings=(Warn.GAP, Warn.SERIES_DISAGREE),
+        series=(
+            SeriesResult(path="a/b", role="sagittal_t1", evidence="TE 10 ms", stacks=1, slices=15),
+            SeriesResult(path="c", role=None, evidence="", stacks=0, slices=0, reason=Reason.CORRUPT_PIXELS),
+        ),
+        levels={level: unknown if level is LEVELS[0] else found for level in LEVELS},
+        alternative=AlternativeResult(shift=-1, probability=0.25, centers_mm=dict.fromkeys(LEVELS, (0.0, 1.0, -2.5))),
+        rows=PRIOR_ROWS,
+        not_assessed=("spinal_canal_stenosis_l1_l2",),
+        timings_ms={"read": 12.5},
+    )
+    assert study_from_line(study_line(result), result.rows) == result
+    failed = ungraded("x", Status.FAILED, Reason.INTERNAL_ERROR, detail="ValueError at walk:7")
+    assert study_from_line(study_line(failed), [list(row) for row in failed.rows]) == failed

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from spine_engine.anatomy import Level
 from spine_engine.errors import Warn
+from spine_engine.results import AXIS_DECIMALS, PLACE_DECIMALS
 
 F64 = NDArray[np.float64]
 Source = Literal["detector", "interpolated", "prior"]
@@ -34,7 +35,10 @@ LOW_CONFIDENCE = 0.5
 
 @dataclass(frozen=True, eq=False)
 class DiscLevel:
-    """One disc level: its centre `(3,)`, axes `(3, 3)` and box size `(3,)` in mm, and how far to trust it."""
+    """One disc level: its centre `(3,)`, axes `(3, 3)` and box size `(3,)` in mm, and how far to trust it.
+
+    Places are kept to the decimals of `studies.jsonl`, so that what is graded is what the file says.
+    """
 
     level: Level
     center_mm: F64
@@ -42,6 +46,10 @@ class DiscLevel:
     size_mm: F64
     confidence: float
     source: Source
+
+    def __post_init__(self) -> None:
+        for name, decimals in (("center_mm", PLACE_DECIMALS), ("axes", AXIS_DECIMALS), ("size_mm", PLACE_DECIMALS)):
+            object.__setattr__(self, name, np.round(getattr(self, name), decimals))
 
 
 @dataclass(frozen=True, eq=False)
