@@ -7,7 +7,7 @@ EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolat
 DATA ?= $(SPINE_REAL_DATA)
 BENCH_SECONDS ?= 5
 
-.PHONY: help demo test check lint accept bench faults scale eval-detector eval-grader detector grader bundle families train-demo lock clean
+.PHONY: help demo test check lint accept bench faults scale report eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -85,6 +85,9 @@ faults: .venv/.run ## 200 runs in which workers die, stages raise and studies ha
 scale: .venv/.run ## runs over 50 and over 5,000 thin studies: rate, memory, first result, resuming; 10 minutes
 	$(BIN)/python -m spine_bench.scale
 
+report: .venv/.dev ## the report of a run over 1,000 studies: seconds, sizes of pages, opening in a browser; 6 minutes, 9 GB
+	$(BIN)/python -m spine_bench.report
+
 families: .venv/.all ## export every family of backbones, run it in every runtime here, write docs/families.md; 40 minutes
 	$(BIN)/python -m spine_bench.families --out docs/families.md
 
@@ -102,7 +105,7 @@ lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml -o requirements/run.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev -c requirements/run.txt -o requirements/dev.txt
-	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra viz --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra bench --extra baselines -c requirements/all.txt -o requirements/bench.txt
 
 clean: ## remove what the targets made

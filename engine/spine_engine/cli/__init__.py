@@ -23,6 +23,8 @@ _OWN: Final[dict[str, tuple[str, str]]] = {
     "run": ("spine_engine.cli.run:run", "Grade a folder of DICOM studies."),
     "demo": ("spine_engine.cli.demo:demo", "Make three phantom studies, grade them and show the grades."),
     "inspect": ("spine_engine.cli.inspect:inspect", "Show what the engine sees in a folder, and why."),
+    "report": ("spine_engine.cli.report:report", "Write pages of a run and its studies to look at."),
+    "view": ("spine_engine.cli.view:view", "Write one study in 3-D: point cloud, level boxes, voxel grids."),
     "doctor": ("spine_engine.cli.doctor:doctor", "Say what this machine can run, and what is missing."),
     "tune": ("spine_engine.cli.tune:tune", "Measure how this machine runs a bundle fastest, and remember it."),
     "bundle": ("spine_engine.cli.bundle:app", "Verify or describe a bundle of models."),

@@ -41,6 +41,7 @@ def demo(
     Example: spine-engine demo --output demo
     """
     from spine_engine.cli.progress import shown
+    from spine_engine.cli.report import write_with_progress
     from spine_engine.cli.run import DEMONSTRATION, stopping_on_signals
     from spine_engine.engine import Engine
     from spine_engine.options import RunOptions
@@ -58,6 +59,8 @@ def demo(
     for line in agreement(results, truth):
         typer.echo(line)
     typer.echo(f"Results: {folder}/results/predictions.csv, studies.jsonl, run.json; the studies: {studies}")
+    if not work.summary.interrupted:
+        typer.echo(f"To look at: {write_with_progress(folder / 'results').index}")
     typer.echo(f"Took {work.summary.wall_s:.1f} s, model loading included. {DEMONSTRATION}")
     raise typer.Exit(work.summary.exit_code)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from spine_engine.dicom import RefusedFile, RoleOverrides, WorkUnit, discover, read_unit
+from spine_engine.errors import OutputError, UsageError
 from spine_engine.study import Series, Stack, Study
 
 
@@ -24,49 +25,97 @@ def inspect(
         typer.Option("--series-table", help="CSV that states roles: study_id, series_id, series_description."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a study, one a line.")] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Also write a page: pictures, and the stacks drawn in space."),
+    ] = None,
+    with_identity: Annotated[
+        bool,
+        typer.Option("--with-identity", help="Say on the page who the patients are: names, descriptions, paths."),
+    ] = False,
 ) -> None:
     """Show the studies of a folder: series, roles, stacks, and why.
 
-    Example: spine-engine inspect ./studies
+    Example: spine-engine inspect ./studies --html seen.html
     """
+    if with_identity and html is None:
+        raise UsageError("--with-identity belongs to --html FILE; add the page, or leave it out")
     overrides = RoleOverrides.from_csv(series_table) if series_table else RoleOverrides.find(folder)
     console = Console(highlight=False)
     refused: Counter[str] = Counter()
-    met: set[str] = set()
-    studies = 0
-    for found in _studies(folder, overrides):
-        if isinstance(found, RefusedFile):
-            refused[found.reason] += 1
-            continue
-        studies += 1
-        if as_json:
-            typer.echo(json.dumps(study_record(found), allow_nan=False))
-            continue
-        console.print(study_table(found))
-        if found.study_id in met:
-            console.print("[yellow]this study also has files in a folder shown above; a run reads them together[/]")
-        met.add(found.study_id)
+    met: Counter[str] = Counter()
+
+    def told() -> Iterator[tuple[WorkUnit, Study]]:
+        """Yield the studies as they are met, each told on the terminal; count what is refused."""
+        for found in _studies(folder, overrides):
+            if isinstance(found, RefusedFile):
+                refused[found.reason] += 1
+                continue
+            study = found[1]
+            if as_json:
+                typer.echo(json.dumps(study_record(study), allow_nan=False))
+            else:
+                console.print(study_table(study))
+                if met[study.study_id]:
+                    console.print(
+                        "[yellow]this study also has files in a folder shown above; a run reads them together[/]"
+                    )
+            met[study.study_id] += 1
+            yield found
+
+    if html is None:
+        for _ in told():
+            pass
+    else:
+        _write_page(html, folder, told(), refused, with_identity=with_identity)
     counts = {reason: refused[reason] for reason in sorted(refused)}
     if as_json:
-        typer.echo(json.dumps({"studies": studies, "refused": counts}))
+        typer.echo(json.dumps({"studies": met.total(), "refused": counts}))
         return
-    console.print(f"{studies} studies")
+    console.print(f"{met.total()} studies")
     for reason, count in counts.items():
         console.print(f"{count} files or folders not read: {reason}")
+    if html is not None:
+        console.print(Text(f"page: {html}"), soft_wrap=True)
 
 
-def _studies(folder: Path, overrides: RoleOverrides) -> Iterator[Study | RefusedFile]:
-    """Yield studies and refused files as they are met, one study in memory at a time."""
+def _write_page(
+    page: Path,
+    folder: Path,
+    studies: Iterator[tuple[WorkUnit, Study]],
+    refused: Counter[str],
+    *,
+    with_identity: bool,
+) -> None:
+    """Write the page of ``studies`` as they come; ``refused`` is complete once they have.
+
+    Raises:
+        OutputError: the page cannot be written; it is opened before the first study is read.
+    """
+    from spine_engine.report.identity import identity_of
+    from spine_engine.report.inspect_page import inspect_page
+
+    persons = ((study, identity_of(folder, unit.files) if with_identity else None) for unit, study in studies)
+    try:
+        with page.open("w", encoding="utf-8") as file:
+            file.write(inspect_page(persons, refused))
+    except OSError as error:
+        raise OutputError(f"cannot write {page}: {error.strerror}; name another file with --html") from error
+
+
+def _studies(folder: Path, overrides: RoleOverrides) -> Iterator[tuple[WorkUnit, Study] | RefusedFile]:
+    """Yield studies, each with its unit, and refused files as they are met, one study in memory at a time."""
     for found in discover(folder):
         if isinstance(found, RefusedFile):
             yield found
             continue
         waiting: list[WorkUnit] = [found]
         while waiting:
-            reading = read_unit(folder, waiting.pop(0), overrides)
+            unit = waiting.pop(0)
+            reading = read_unit(folder, unit, overrides)
             waiting[:0] = reading.split
             yield from reading.refused
-            yield from reading.studies
+            yield from ((unit, study) for study in reading.studies)
 
 
 def _stack_words(stack: Stack) -> str:

@@ -71,6 +71,9 @@ def run(
     no_detector: Annotated[
         bool, typer.Option("--no-detector", help="Grade with the whole-study grader alone; no level is looked for.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Write OUT/report too: pages to look at, as 'spine-engine report' does.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of the summary.")] = False,
 ) -> None:
     """Grade every study under a folder.
@@ -109,6 +112,10 @@ def run(
     else:
         for line in closing_lines(summary, output, packaged=bundle is None):
             typer.echo(line)
+    if report and not summary.interrupted:
+        from spine_engine.cli.report import closing_line, write_with_progress
+
+        typer.echo(closing_line(write_with_progress(output)), err=as_json)
     raise typer.Exit(summary.exit_code)
 
 

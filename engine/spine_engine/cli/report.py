@@ -1,0 +1,82 @@
+"""``spine-engine report OUT``: pages of a run and of its studies."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from spine_engine.report.write import Report
+
+
+def report(
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder of a run.")],
+    folder: Annotated[
+        Path | None, typer.Option("--input", metavar="DIR", help="Folder with the DICOM files, if it has moved.")
+    ] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's bundle, if it has moved.")] = None,
+    with_identity: Annotated[
+        bool, typer.Option("--with-identity", help="Show patients' names, descriptions and paths on the pages.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes; one for each usable CPU.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Write OUT/report: a page of the run, worst studies first, and one of each study with what the models saw.
+
+    The pages are single files that fetch nothing. They name no patient unless --with-identity is given.
+
+    Example: spine-engine report results
+    """
+    written = write_with_progress(output, folder=folder, bundle=bundle, with_identity=with_identity, workers=workers)
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {
+                    "index": str(written.index),
+                    "studies": written.studies,
+                    "without_pictures": written.without_pictures,
+                    "wall_s": round(written.wall_s, 3),
+                }
+            )
+        )
+    else:
+        typer.echo(closing_line(written))
+
+
+def write_with_progress(
+    output: Path,
+    *,
+    folder: Path | None = None,
+    bundle: Path | None = None,
+    with_identity: bool = False,
+    workers: int | None = None,
+) -> Report:
+    """Write the report of a run with a bar on standard error, where that is a terminal. Errors: ``write_report``."""
+    from spine_engine.report.write import write_report
+
+    with _bar() as on_page:
+        return write_report(
+            output, root=folder, bundle=bundle, with_identity=with_identity, workers=workers, on_page=on_page
+        )
+
+
+def closing_line(written: Report) -> str:
+    """Say where the report is."""
+    bare = f", {written.without_pictures} without pictures" if written.without_pictures else ""
+    return f"Report: {written.index} ({written.studies} studies{bare}; {written.wall_s:.1f} s)"
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("pages", total=None)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

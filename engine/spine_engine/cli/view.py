@@ -1,0 +1,273 @@
+"""``spine-engine view STUDY``: one study in space, as files to look at and to work with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from spine_engine.errors import OutputError, StudyError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from spine_engine.anatomy import Level
+    from spine_engine.detection import Detection
+    from spine_engine.dicom import RoleOverrides, WorkUnit
+    from spine_engine.manifest import GraderEntry
+    from spine_engine.results import LevelResult
+    from spine_engine.study import Study
+
+_LISTED: Final = 10
+"""Studies that are named when there are several; more fill a terminal."""
+
+
+def view(
+    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder with the DICOM files of one study.")],
+    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the files.")] = Path("view"),
+    bundle: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Bundle of models; the packaged one if not given.")
+    ] = None,
+    study_id: Annotated[
+        str | None, typer.Option("--study", metavar="ID", help="Which study, where the folder holds several.")
+    ] = None,
+    series_table: Annotated[
+        Path | None,
+        typer.Option("--series-table", help="CSV that states roles: study_id, series_id, series_description."),
+    ] = None,
+    no_png: Annotated[bool, typer.Option("--no-png", help="Write no pictures.")] = False,
+    window: Annotated[bool, typer.Option("--window", help="Also open Open3D's window.")] = False,
+) -> None:
+    """Write a study as a point cloud, the boxes of its levels and the voxel grids that the grader sees.
+
+    DIR then holds view.html (in 3-D, in any browser), cloud.ply, levels.ply, a grid_LEVEL.ply for each level, and
+    pictures: cloud.png and a grid_LEVEL.png for each level. Positions are the patient's (LPS), in millimetres.
+
+    Example: spine-engine view exams/patient7 --output patient7
+    """
+    from spine_engine.dicom import RoleOverrides
+    from spine_engine.report.montage import pillow
+    from spine_engine.report.ply import open3d
+
+    open3d()
+    if not no_png:
+        pillow()
+    overrides = RoleOverrides.from_csv(series_table) if series_table else RoleOverrides.find(folder)
+    study = chosen_study(folder, study_id, overrides)
+    detection, entry = _detected(study, bundle)
+    levels = {} if detection is None else level_results(detection)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for line in _write(study, levels, output, pictures=not no_png):
+            typer.echo(line)
+        if detection is not None and entry is not None:
+            for line in _write_grids(study, detection, entry, levels, output, pictures=not no_png):
+                typer.echo(line)
+    except OSError as error:
+        raise OutputError(f"cannot write to {output}: {error.strerror}; free space or name another folder") from error
+    if window:
+        _show(study, levels)
+
+
+def chosen_study(root: Path, wanted: str | None, overrides: RoleOverrides) -> Study:
+    """Read the one study of a folder, or the one that is wanted of several.
+
+    Raises:
+        UsageError: there is no such study, there are several and none is wanted, or nothing in it can be shown.
+    """
+    from spine_engine.report.cloud import shown_series
+
+    units = list(_units(root))
+    ids = sorted({unit.study_id or "" for unit in units})
+    if wanted in ids:
+        units = [unit for unit in units if unit.study_id == wanted]
+    elif wanted is None and len(ids) > 1:
+        raise UsageError(_several(root, ids))
+    found: dict[str, Study] = {}
+    for unit in units:
+        for study in _read(root, unit, wanted, overrides):
+            found[study.study_id] = study
+    if wanted is not None:
+        found = {name: study for name, study in found.items() if name == wanted}
+    if not found:
+        known = f"; it has {_listed(ids)}" if wanted is not None and any(ids) else ""
+        which = "MR study" if wanted is None else f"study {wanted!r}"
+        raise UsageError(f"there is no {which} in {str(root)!r}{known}: 'spine-engine inspect' says what lies there")
+    if len(found) > 1:
+        raise UsageError(_several(root, sorted(found)))
+    (study,) = found.values()
+    if not shown_series(study):
+        raise UsageError(
+            f"study {study.study_id} has no series to show ({study.reason or 'none plays a role'}): "
+            "'spine-engine inspect' says why"
+        )
+    return study
+
+
+def _units(root: Path) -> Iterator[WorkUnit]:
+    """Yield the units of a folder; those of one study that lie in several places as one."""
+    from spine_engine.dicom import WorkUnit, discover
+
+    by_study: dict[str, WorkUnit] = {}
+    for unit in discover(root):
+        if not isinstance(unit, WorkUnit):
+            continue
+        name = unit.study_id or unit.key
+        other = by_study.get(name)
+        files = unit.files if other is None else tuple(sorted({*other.files, *unit.files}, key=lambda file: file.path))
+        by_study[name] = replace(unit, files=files)
+    yield from by_study.values()
+
+
+def _read(root: Path, unit: WorkUnit, wanted: str | None, overrides: RoleOverrides) -> Iterator[Study]:
+    """Yield the studies of a unit; of several only the one that is wanted, or an error that lists them."""
+    from spine_engine.dicom import read_unit
+
+    reading = read_unit(root, unit, overrides)
+    yield from reading.studies
+    if reading.split and wanted is None:
+        raise UsageError(_several(root, sorted(part.study_id or "" for part in reading.split)))
+    for part in reading.split:
+        if part.study_id == wanted:
+            yield from read_unit(root, part, overrides).studies
+
+
+def _several(root: Path, ids: list[str]) -> str:
+    return f"{str(root)!r} holds {len(ids)} studies, view shows one: give --study with one of {_listed(ids)}"
+
+
+def _listed(ids: list[str]) -> str:
+    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
+    return ", ".join(ids[:_LISTED]) + more
+
+
+def _detected(study: Study, folder: Path | None) -> tuple[Detection | None, GraderEntry | None]:
+    """Return where the levels are, and what the bundle says of the grader; None for either that there is not."""
+    from spine_engine.bundle import Bundle
+    from spine_engine.opened import OpenModels, in_two_stages
+    from spine_engine.options import RunOptions
+    from spine_engine.study import Role
+
+    bundle, options = Bundle.open(folder), RunOptions()
+    if not in_two_stages(bundle, options):
+        typer.echo("the bundle grades without looking for levels: there are no boxes and no level grids")
+        return None, None
+    models = OpenModels(bundle, options)
+    try:
+        sagittal = [series.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for series in study.with_role(role)]
+        return models.find_levels(sagittal), bundle.grader
+    except StudyError as error:
+        typer.echo(f"no levels were looked for ({error.reason}): there are no boxes and no level grids")
+        return None, None
+    finally:
+        models.close()
+
+
+def level_results(detection: Detection) -> dict[Level, LevelResult]:
+    """Return the detected levels as results have them."""
+    from spine_engine.results import LevelResult
+
+    def numbers(values: Any) -> tuple[float, float, float]:
+        x, y, z = values.tolist()
+        return x, y, z
+
+    return {
+        level: LevelResult(
+            center_mm=numbers(disc.center_mm),
+            axes=tuple(numbers(axis) for axis in disc.axes),
+            size_mm=numbers(disc.size_mm),
+            confidence=disc.confidence,
+            source=disc.source,
+        )
+        for level, disc in detection.levels.items()
+    }
+
+
+def _write(study: Study, levels: Mapping[Level, LevelResult], output: Path, *, pictures: bool) -> Iterator[str]:
+    """Write the page, the cloud, the boxes and the picture of the whole; yield a line about each."""
+    from spine_engine.report.cloud import study_cloud
+    from spine_engine.report.offscreen import PACKAGES, picture
+    from spine_engine.report.page import render
+    from spine_engine.report.ply import write_cloud, write_levels
+    from spine_engine.report.scene import study_scene
+
+    page = render("view.html.j2", study_id=study.study_id, scene=study_scene(study, levels))
+    (output / "view.html").write_text(page, encoding="utf-8")
+    yield f"{output / 'view.html'}: the study in 3-D, for any browser"
+    cloud = study_cloud(study)
+    write_cloud(output / "cloud.ply", cloud)
+    yield f"{output / 'cloud.ply'}: {len(cloud.values):,} points, {', '.join(cloud.names)}"
+    if levels:
+        write_levels(output / "levels.ply", levels)
+        yield f"{output / 'levels.ply'}: the boxes of {len(levels)} levels"
+    if pictures:
+        problem = picture(study, levels, output / "cloud.png")
+        if problem is None:
+            yield f"{output / 'cloud.png'}: the study, opened at the middle"
+        else:
+            yield (
+                f"no cloud.png: {problem}; Open3D draws without a screen through Vulkan, on Debian: "
+                f"apt-get install {PACKAGES}"
+            )
+
+
+def _write_grids(
+    study: Study,
+    detection: Detection,
+    entry: GraderEntry,
+    levels: Mapping[Level, LevelResult],
+    output: Path,
+    *,
+    pictures: bool,
+) -> Iterator[str]:
+    """Write the grid of each level that has a place, as voxels and as a picture; yield a line about each file."""
+    from spine_engine.anatomy import LEVELS
+    from spine_engine.grading import level_grids
+
+    grids, coverage = level_grids(study, detection.levels, entry)
+    unplaced = [level for level in LEVELS if detection.levels[level].source == "prior"]
+    if unplaced:
+        yield f"no grid of {', '.join(unplaced)}: only the field of view says where they are, the grader does not look"
+    for grid, share, level in zip(grids, coverage, LEVELS, strict=True):
+        if level not in unplaced:
+            yield from _write_grid(grid, share, entry, level, detection, levels[level], output, pictures=pictures)
+
+
+def _write_grid(
+    grid: NDArray[np.float32],
+    coverage: NDArray[np.float64],
+    entry: GraderEntry,
+    level: Level,
+    detection: Detection,
+    place: LevelResult,
+    output: Path,
+    *,
+    pictures: bool,
+) -> Iterator[str]:
+    import numpy as np
+
+    from spine_engine.report.montage import montage
+    from spine_engine.report.ply import write_grid
+    from spine_engine.voxels import GridPose
+
+    disc = detection.levels[level]
+    pose = GridPose(disc.center_mm + np.asarray(entry.grid.center_offset_mm) @ disc.axes, disc.axes)
+    write_grid(output / f"grid_{level}.ply", grid, entry.grid.spec, pose)
+    shape = " x ".join(str(size) for size in grid.shape[1:])
+    yield f"{output / f'grid_{level}.ply'}: {np.count_nonzero(grid.any(axis=0)):,} of {shape} voxels hold something"
+    if pictures:
+        montage(grid, coverage, entry, level, place).save(output / f"grid_{level}.png", optimize=True)
+        yield f"{output / f'grid_{level}.png'}: its slices, channel by channel"
+
+
+def _show(study: Study, levels: Mapping[Level, LevelResult]) -> None:
+    from spine_engine.report.cloud import study_cloud
+    from spine_engine.report.offscreen import window
+
+    problem = window(study_cloud(study), levels)
+    if problem is not None:
+        typer.echo(f"no window: {problem}; it needs a screen (DISPLAY or WAYLAND_DISPLAY) and OpenGL 4.1", err=True)

@@ -1,0 +1,123 @@
+"""A recorded study read again from its files: the pictures that its page shows, cut as the models saw them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from spine_engine.anatomy import LEVELS, Level
+from spine_engine.detection.levels import DiscLevel, Source
+from spine_engine.dicom import FileEntry, RoleOverrides, read_unit
+from spine_engine.grading import level_grids
+from spine_engine.ledger import RecordedStudy
+from spine_engine.manifest import GraderEntry
+from spine_engine.report.content import Identity, Picture, StudyContent
+from spine_engine.report.identity import identity_of
+from spine_engine.report.pictures import crops, overview
+from spine_engine.report.scene import study_scene
+from spine_engine.results import LevelResult, Status, StudyResult, study_key
+from spine_engine.study import Study
+
+NOT_READ: Final = "The run could not read this study, so there are no pictures of it."
+CHANGED: Final = "There are no pictures: the study's files have changed since the run, or are not there any more."
+LOST: Final = "There are no pictures: the files could not be read again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySource:
+    """Where the studies of a run lie and how they were read and graded.
+
+    Attributes:
+        root: the input folder of the run; None when it is gone.
+        overrides: the roles that were stated.
+        grader: what the bundle says of the level grader; None where the bundle has none.
+        provenance: see ``StudyContent``.
+        with_identity: whether pages name the person.
+    """
+
+    root: Path | None
+    overrides: RoleOverrides
+    grader: GraderEntry | None
+    provenance: Sequence[tuple[str, str]]
+    with_identity: bool
+
+    def identity(self, files: Sequence[FileEntry]) -> Identity | None:
+        """Return whom files of a study are of, where pages say so."""
+        return identity_of(self.root, files) if self.with_identity and self.root is not None else None
+
+
+def study_content(recorded: RecordedStudy, source: StudySource, *, run_page: str | None) -> StudyContent:
+    """Read a study's files again and return what its page shows.
+
+    Pixels, windows, boxes and grids come from the same code as in the run, and the recorded boxes are exact, so the
+    crops are those that the grader saw.
+    """
+    result = recorded.result
+    study = None
+    if source.root is not None and result.status is not Status.FAILED:
+        study = _read_again(source.root, recorded, source.overrides)
+    if study is None:
+        why = NOT_READ if result.status is Status.FAILED else CHANGED
+        return page_without_pictures(recorded, source, why, run_page=run_page)
+    return StudyContent(
+        result=result,
+        provenance=source.provenance,
+        overview=overview(study, result.levels),
+        crops={} if source.grader is None else _crops(study, result.levels, source.grader),
+        scene=study_scene(study, result.levels),
+        identity=source.identity(recorded.unit.files),
+        run_page=run_page,
+    )
+
+
+def page_without_pictures(
+    recorded: RecordedStudy, source: StudySource, why: str, *, run_page: str | None
+) -> StudyContent:
+    """Return what the page of a study shows that cannot be read again."""
+    return StudyContent(
+        result=recorded.result,
+        provenance=source.provenance,
+        no_pictures=why,
+        identity=source.identity(recorded.unit.files),
+        run_page=run_page,
+    )
+
+
+def _read_again(root: Path, recorded: RecordedStudy, overrides: RoleOverrides) -> Study | None:
+    """Return the study if its files still hold what the run saw."""
+    studies = read_unit(root, recorded.unit, overrides).studies
+    if len(studies) != 1 or study_key(studies[0].study_id) != recorded.result.study_id:
+        return None
+    return studies[0] if _same_series(studies[0], recorded.result) else None
+
+
+def _same_series(study: Study, result: StudyResult) -> bool:
+    seen = [(series.path, series.role, len(series.stacks), series.slices) for series in study.series]
+    return seen == [(series.path, series.role, series.stacks, series.slices) for series in result.series]
+
+
+def _crops(study: Study, levels: Mapping[Level, LevelResult], entry: GraderEntry) -> Mapping[Level, Sequence[Picture]]:
+    """Return the planes of the grids that the grader saw; nothing where the levels have no place."""
+    places = disc_levels(levels)
+    if not any(disc.source != "prior" for disc in places.values()):
+        return {}
+    grids, coverage = level_grids(study, places, entry)
+    return crops(grids, coverage, entry, levels)
+
+
+def disc_levels(levels: Mapping[Level, LevelResult]) -> dict[Level, DiscLevel]:
+    """Return recorded levels as detection gave them; those without a place get one that nothing looks at."""
+    return {level: _disc(level, levels.get(level)) for level in LEVELS}
+
+
+def _disc(level: Level, entry: LevelResult | None) -> DiscLevel:
+    if entry is None or entry.center_mm is None or entry.axes is None or entry.size_mm is None:
+        return DiscLevel(level, np.zeros(3), np.eye(3), np.ones(3), 0.0, "prior")
+    source: Source = entry.source  # type: ignore[assignment]  # written from a Source
+    return DiscLevel(
+        level, np.array(entry.center_mm), np.array(entry.axes), np.array(entry.size_mm), entry.confidence, source
+    )

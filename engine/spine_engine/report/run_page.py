@@ -1,0 +1,304 @@
+"""The page of a run: every study, the worst first, and what the run did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from spine_engine.anatomy import LEVELS, SEVERITIES, Condition, Severity, prior
+from spine_engine.report.content import RunContent, RunStudy
+from spine_engine.report.findings import (
+    Grade,
+    Grades,
+    count,
+    findings,
+    grades_of,
+    in_short,
+    means,
+    triage_key,
+    worst_grade,
+)
+from spine_engine.report.page import render
+from spine_engine.report.timeline import timeline
+from spine_engine.report.words import (
+    CONDITION_NAMES,
+    DEMONSTRATION,
+    DEMONSTRATION_BUNDLE,
+    REASONS,
+    SEVERITY_NAMES,
+    SHOWN_CONDITIONS,
+    STAGE_NAMES,
+    STATUS_NAMES,
+    WARNINGS,
+    Words,
+    code_words,
+    duration,
+    many,
+)
+from spine_engine.results import Status, StudyResult
+
+MOST_LINKS: Final = 100
+"""Studies linked under a reason; the table above has all of them."""
+
+_DIGITS: Final = (*((str(severity), str(index)) for index, severity in enumerate(SEVERITIES)), ("lost", "-"))
+"""Classes of the page's style and the digits of ``StudyRow``."""
+
+_PLAIN_OPTIONS: Final = frozenset({"schedule", "backend", "device", "precision"})
+"""Options whose text is a word of ours. Any other text may be a path, and paths may name patients."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """A study in the table.
+
+    Attributes:
+        study: the study.
+        name: of the patient, empty where identities are not shown.
+        grades: its 25 grades.
+        worst: the grade that it is ordered by.
+        digits: what the filters read: for each place, in the order of the drawing, the likeliest severity 0, 1 or 2,
+            or "-" where it was not graded.
+        drawing: for each severity, and "lost", the places as an SVG path of dots in a 5 x 5 square.
+        told: the drawing in words.
+        counts: the drawing in numbers.
+        confidence: of the least sure level, None without levels.
+        guessed: levels that were not found in the images.
+    """
+
+    study: RunStudy
+    name: str
+    grades: Grades
+    worst: Grade | None
+    digits: str
+    drawing: Mapping[str, str]
+    told: str
+    counts: str
+    confidence: float | None
+    guessed: int
+
+    @property
+    def result(self) -> StudyResult:
+        """What became of the study."""
+        return self.study.result
+
+    @property
+    def order(self) -> tuple[bool, tuple[int, int], str, str]:
+        """Sort key: graded studies by their worst grade, then the others by status and id."""
+        severe, moderate = (0, 0) if self.worst is None else triage_key(self.worst)
+        return (
+            self.worst is None,
+            (-severe, -moderate),
+            str(self.result.status is Status.FAILED),
+            self.result.study_id,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How the severities of one condition are spread over the run, and how they are expected to be."""
+
+    name: str
+    places: int
+    mean: tuple[float, ...]
+    expected: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A reason with how often it was met, and the studies or files that met it."""
+
+    code: str
+    number: int
+    words: Words
+    rows: Sequence[StudyRow] = ()
+    paths: Sequence[str] = ()
+
+
+def run_page(content: RunContent) -> str:
+    """Return the page of a run.
+
+    No path and nothing of a person is shown unless the studies have identities.
+    """
+    run = content.run
+    rows = sorted((_row(study) for study in content.studies), key=lambda row: row.order)
+    named = any(study.identity is not None for study in content.studies)
+    done = timeline(study.finished for study in content.studies)
+    return render(
+        "run.html.j2",
+        title=content.title,
+        run=run,
+        named=named,
+        demonstration=DEMONSTRATION if run.get("bundle", {}).get("name") == DEMONSTRATION_BUNDLE else None,
+        sentence=_sentence(run, rows),
+        tiles=_tiles(run),
+        rows=rows,
+        statuses=[status for status in Status if any(row.result.status is status for row in rows)],
+        warnings=_warnings(rows),
+        spreads=[_spread(rows, condition) for condition in SHOWN_CONDITIONS],
+        failures=_failures(rows),
+        refused=_refused(run, named=named),
+        most_links=MOST_LINKS,
+        timeline=done,
+        timed=sum(study.finished is not None for study in content.studies),
+        stages=_stages(run),
+        memory=_memory(run),
+        options=_options(run, named=named),
+        devices=sorted(run.get("devices", {}).items()),
+    )
+
+
+# -- the table of studies ----------------------------------------------------------------------------------------------
+
+
+def _row(study: RunStudy) -> StudyRow:
+    result = study.result
+    grades = grades_of(result)
+    places = [grades[condition, level] for level in LEVELS for condition in SHOWN_CONDITIONS]
+    digits = "".join(str(SEVERITIES.index(grade.likeliest)) if grade.graded else "-" for grade in places)
+    levels = result.levels.values()
+    return StudyRow(
+        study=study,
+        name="" if study.identity is None else study.identity.patient_name,
+        grades=grades,
+        worst=worst_grade(grades),
+        digits=digits,
+        drawing={name: _dots(digits, digit) for name, digit in _DIGITS},
+        told=_told(grades),
+        counts=in_short(count(grades)),
+        confidence=min((level.confidence for level in levels), default=None),
+        guessed=sum(level.source != "detector" for level in levels),
+    )
+
+
+def _dots(digits: str, digit: str) -> str:
+    """Return an SVG path with a dot (a line of no length) at each place that has the digit; a dash for no grade."""
+    begin, length = (".3", ".4") if digit == "-" else (".5", "0")
+    return "".join(f"M{i % 5}{begin} {i // 5}.5h{length}" for i, found in enumerate(digits) if found == digit)
+
+
+def _told(grades: Grades) -> str:
+    found = findings(grades)
+    said = [
+        f"{SEVERITY_NAMES[severity]}: {', '.join(grade.place for grade in found if grade.likeliest is severity)}."
+        for severity in (Severity.SEVERE, Severity.MODERATE)
+        if any(grade.likeliest is severity for grade in found)
+    ]
+    counts = count(grades)
+    if counts[Severity.NORMAL_MILD]:
+        said.append(f"Normal or mild: {counts[Severity.NORMAL_MILD]}.")
+    if counts[None]:
+        said.append(f"Not graded: {counts[None]}.")
+    return " ".join(said)
+
+
+def _warnings(rows: Sequence[StudyRow]) -> list[tuple[str, str, int]]:
+    """Return code, title and number of studies of each warning that occurs, the commonest first."""
+    met = [(warn, sum(warn in row.result.warnings for row in rows)) for warn in WARNINGS]
+    return [(str(warn), WARNINGS[warn].title, number) for warn, number in sorted(met, key=lambda x: -x[1]) if number]
+
+
+# -- what the run did --------------------------------------------------------------------------------------------------
+
+
+def _sentence(run: Mapping[str, Any], rows: Sequence[StudyRow]) -> str:
+    by_status = {status: sum(row.result.status is status for row in rows) for status in Status}
+    if not rows:
+        return "The run found no study."
+    if by_status[Status.GRADED] == len(rows):
+        said = f"{many(len(rows), 'study', 'studies')}, all graded"
+    else:
+        parts = [f"{number:,} {STATUS_NAMES[status].lower()}" for status, number in by_status.items() if number]
+        said = f"{many(len(rows), 'study', 'studies')}: {', '.join(parts)}"
+    severe = sum(row.worst is not None and "2" in row.digits for row in rows)
+    likely = f"; {severe:,} with a place whose likeliest grade is severe" if severe else ""
+    stopped = " The run was interrupted; the same command goes on with it." if run.get("interrupted") else ""
+    return f"{said}{likely}.{stopped}"
+
+
+def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return heading, value and remark of what a run is judged by at a glance."""
+    bundle, units = run.get("bundle", {}), run.get("units", {})
+    rate = float(run.get("studies_per_s") or 0.0)
+    speed = (f"{rate:.1f}", "studies a second") if rate >= 1 else (f"{rate * 60:.1f}", "studies a minute")
+    resumed = units.get("resumed") or 0
+    walked = f"{many(units.get('walked') or 0, 'study', 'studies')} in this run"
+    devices = run.get("devices", {}).values()
+    precisions = sorted({str(device.get("precision", "?")) for device in devices})
+    where = sorted({f"{device.get('backend', '?')} on {device.get('device', '?')}" for device in devices})
+    return [
+        ("Duration", duration(float(run.get("wall_s") or 0.0)), walked + (f", {resumed:,} before" if resumed else "")),
+        ("Speed", speed[0], speed[1]),
+        ("Precision", ", ".join(precisions) or "none", ", ".join(where) or "no model was needed"),
+        ("Bundle", str(bundle.get("name", "?")), f"version {bundle.get('version', '?')}"),
+    ]
+
+
+def _spread(rows: Sequence[StudyRow], condition: Condition) -> Spread:
+    places, mean, by_level = means((row.grades for row in rows), condition)
+    priors = [(number, prior(condition, level)) for level, number in by_level.items()]
+    expected = tuple(sum(number * shares[i] for number, shares in priors) / max(places, 1) for i in range(3))
+    return Spread(name=CONDITION_NAMES[condition], places=places, mean=mean, expected=expected)
+
+
+def _failures(rows: Sequence[StudyRow]) -> list[Counted]:
+    """Return the reasons why studies were not graded, the commonest first."""
+    met = [
+        Counted(code=reason, number=len(found), words=words, rows=found[:MOST_LINKS])
+        for reason, words in REASONS.items()
+        if (found := [row for row in rows if row.result.reason is reason])
+    ]
+    return sorted(met, key=lambda counted: -counted.number)
+
+
+def _refused(run: Mapping[str, Any], *, named: bool) -> list[Counted]:
+    """Return the reasons why files were not used, the commonest first; paths only where identities are shown."""
+    examples = run.get("refused_examples", []) if named else []
+    return [
+        Counted(
+            code=code,
+            number=number,
+            words=code_words(code),
+            paths=[example["path"] for example in examples if example["reason"] == code],
+        )
+        for code, number in sorted(run.get("refused_files", {}).get("by_reason", {}).items(), key=lambda item: -item[1])
+    ]
+
+
+def _stages(run: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
+    """Return name, seconds, share and time a study of each stage, in the order in which a study walks them."""
+    seconds: Mapping[str, float] = run.get("stage_seconds", {})
+    walked = run.get("units", {}).get("walked") or 0
+    total = sum(seconds.values()) or 1.0
+    known = [stage for stage in STAGE_NAMES if stage in seconds]
+    return [
+        (
+            STAGE_NAMES.get(stage, stage),
+            duration(seconds[stage]),
+            seconds[stage] / total,
+            duration(seconds[stage] / walked) if walked else "",
+        )
+        for stage in [*known, *sorted(set(seconds) - set(known))]
+    ]
+
+
+def _memory(run: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return the highest resident memory of each process, bytes."""
+    peak = run.get("peak_memory_bytes", {})
+    lines = [("Main process", int(peak.get("main") or 0))]
+    lines += [(f"Worker {i}", int(size)) for i, size in enumerate(peak.get("workers") or [], 1)]
+    return [*lines, ("Together", int(peak.get("total") or 0))]
+
+
+def _options(run: Mapping[str, Any], *, named: bool) -> list[tuple[str, str]]:
+    return [(name, _option(name, value, named=named)) for name, value in run.get("options", {}).items()]
+
+
+def _option(name: str, value: Any, *, named: bool) -> str:
+    if value is None:
+        return "left open"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (int, float)) or named or name in _PLAIN_OPTIONS:
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return "given"

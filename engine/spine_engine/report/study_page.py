@@ -1,0 +1,140 @@
+"""The page of one study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from spine_engine.anatomy import LEVELS
+from spine_engine.report.content import Picture, StudyContent
+from spine_engine.report.findings import Grade, grades_of, summary
+from spine_engine.report.page import render
+from spine_engine.report.words import (
+    DEMONSTRATION,
+    DEMONSTRATION_BUNDLE,
+    LEVEL_NAMES,
+    REASONS,
+    ROLE_NAMES,
+    SHOWN_CONDITIONS,
+    SOURCE_NAMES,
+    STAGE_NAMES,
+    STATUS_NAMES,
+    WARNINGS,
+    Words,
+    duration,
+    other_numbering,
+    percent,
+)
+from spine_engine.results import LevelResult, SeriesResult, StudyResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class LevelView:
+    """One level for the template: its grades in the order of ``SHOWN_CONDITIONS``, where it was found, its pictures."""
+
+    name: str
+    place: str
+    center: str
+    grades: Sequence[Grade]
+    crops: Sequence[Picture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesView:
+    """One series for the template; ``path`` and ``description`` are empty where identities are not shown."""
+
+    role: str
+    evidence: str
+    stacks: int
+    slices: int
+    refused: Words | None
+    path: str
+    description: str
+
+
+def study_page(content: StudyContent) -> str:
+    """Return the page of a study: its grades, the pictures they come from, and everything that was unusual.
+
+    Nothing is shown of the person, and no path, unless ``content.identity`` is there.
+    """
+    result = content.result
+    grades = grades_of(result)
+    levels = [
+        LevelView(
+            name=LEVEL_NAMES[level],
+            place=_place(result.levels.get(level)),
+            center=_center(result.levels.get(level)),
+            grades=[grades[condition, level] for condition in SHOWN_CONDITIONS],
+            crops=content.crops.get(level, ()),
+        )
+        for level in LEVELS
+    ]
+    return render(
+        "study.html.j2",
+        content=content,
+        result=result,
+        identity=content.identity,
+        status=STATUS_NAMES[result.status],
+        summary=summary(result, grades),
+        demonstration=DEMONSTRATION if _is_demonstration(content) else None,
+        reason=None if result.reason is None else (result.reason, REASONS[result.reason]),
+        warnings=[(warning, WARNINGS[warning]) for warning in result.warnings],
+        other_numbering=None if result.alternative is None else other_numbering(result.alternative),
+        levels=levels,
+        widest=_widest(content),
+        any_graded=any(grade.graded for grade in grades.values()),
+        sources=_sources(content.overview),
+        series=[_series(series, content) for series in result.series],
+        stages=_stages(result),
+        total=duration(sum(result.timings_ms.values()) / 1000),
+    )
+
+
+def _is_demonstration(content: StudyContent) -> bool:
+    return any(what == "bundle" and value.split(" ")[0] == DEMONSTRATION_BUNDLE for what, value in content.provenance)
+
+
+def _place(entry: LevelResult | None) -> str:
+    if entry is None:
+        return "not looked for"
+    said = SOURCE_NAMES.get(entry.source, entry.source)
+    return said if entry.source == "prior" else f"{said}, confidence {percent(entry.confidence)}"
+
+
+def _center(entry: LevelResult | None) -> str:
+    if entry is None or entry.center_mm is None:
+        return ""
+    return ", ".join(f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in entry.center_mm)
+
+
+def _widest(content: StudyContent) -> str:
+    """Return the width of the widest crop, mm: all crops of a page have one scale."""
+    crops = (picture for shown in content.crops.values() for picture in shown)
+    return f"{max((picture.width * picture.pixel_mm[1] for picture in crops), default=1.0):.1f}"
+
+
+def _sources(pictures: Sequence[Picture]) -> Mapping[str, str]:
+    """Return the line styles that occur and what they mean, the surest first."""
+    drawn = {outline.source for picture in pictures for outline in picture.outlines}
+    return {source: words for source, words in SOURCE_NAMES.items() if source in drawn}
+
+
+def _series(series: SeriesResult, content: StudyContent) -> SeriesView:
+    named = content.identity
+    return SeriesView(
+        role=ROLE_NAMES.get(series.role, str(series.role)),
+        evidence=series.evidence,
+        stacks=series.stacks,
+        slices=series.slices,
+        refused=None if series.reason is None else REASONS[series.reason],
+        path="" if named is None else series.path,
+        description="" if named is None else named.series.get(series.path, ""),
+    )
+
+
+def _stages(result: StudyResult) -> list[tuple[str, str, float]]:
+    """Return name, duration and share of the longest for each stage, in the order in which they ran."""
+    longest = max(result.timings_ms.values(), default=0.0) or 1.0
+    return [
+        (STAGE_NAMES.get(stage, stage), duration(ms / 1000), ms / longest) for stage, ms in result.timings_ms.items()
+    ]

@@ -1,0 +1,220 @@
+"""The report of a run, from phantoms on disk to pages, by the packaged bundle."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from typer.testing import CliRunner
+
+from spine_engine import Engine
+from spine_engine.anatomy import LEVELS
+from spine_engine.bundle import Bundle
+from spine_engine.cli import app
+from spine_engine.dicom import RoleOverrides
+from spine_engine.errors import OutputError, Reason, UsageError
+from spine_engine.ledger import LEDGER_FILE, LedgerReader
+from spine_engine.opened import OpenModel
+from spine_engine.options import RunOptions
+from spine_engine.phantom import write_studies
+from spine_engine.report import reading
+from spine_engine.report.reading import CHANGED, LOST, NOT_READ, StudySource, study_content
+from spine_engine.report.write import page_name, write_report
+from spine_engine.scheduler import WorkerError
+from spine_engine.scheduler.slots import Slot
+from spine_engine.walk import StudyWalk
+
+HOSTILE = "<script>alert(1)</script>^=cmd()"
+
+
+@pytest.fixture(scope="module")
+def graded(tmp_path_factory):
+    """A folder with two phantom studies of a hostile patient, one of them cut short, and the output of a run."""
+    folder = tmp_path_factory.mktemp("report")
+    for _ in write_studies(folder / "studies", 2, 5):
+        pass
+    for path in (folder / "studies").rglob("*.dcm"):
+        header = pydicom.dcmread(path)
+        header.PatientName, header.SeriesDescription = HOSTILE, HOSTILE + "-series"
+        header.save_as(path)
+    broken = folder / "studies" / "broken"
+    broken.mkdir()
+    source = next((folder / "studies").rglob("*.dcm"))
+    header = pydicom.dcmread(source)
+    header.StudyInstanceUID, header.PixelData = "1.2.3.4", header.PixelData[:40]
+    del header.ImagePositionPatient
+    header.save_as(broken / "1.dcm")
+    Engine.open(options=RunOptions(workers=1)).run(folder / "studies", folder / "results").finish()
+    return folder
+
+
+@pytest.fixture
+def output(graded, tmp_path):
+    """A copy of the run's output, so that tests do not meet each other's reports."""
+    return Path(shutil.copytree(graded / "results", tmp_path / "results"))
+
+
+def recorded(output):
+    reader = LedgerReader(output / LEDGER_FILE)
+    try:
+        return list(reader.studies())
+    finally:
+        reader.close()
+
+
+def source(graded, **changes):
+    facts = {
+        "root": graded / "studies",
+        "overrides": RoleOverrides.find(graded / "studies"),
+        "grader": Bundle.open().grader,
+        "provenance": (),
+        "with_identity": False,
+    }
+    return StudySource(**{**facts, **changes})
+
+
+def first_graded(output):
+    return next(study for study in recorded(output) if study.result.status == "graded")
+
+
+def test_a_run_becomes_an_index_and_a_page_for_each_study(output):
+    told = []
+    written = write_report(output, workers=1, on_page=lambda done, of: told.append((done, of)))
+    ids = [study.result.study_id for study in recorded(output)]
+    assert (written.index, written.studies) == (output / "report" / "index.html", len(ids) == 3 and 3)
+    assert written.without_pictures == 1
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    index = written.index.read_text()
+    for study_id in ids:
+        assert f"studies/{page_name(study_id)}" in index
+        assert study_id in (output / "report" / "studies" / page_name(study_id)).read_text()
+    pages = [path.read_text() for path in (output / "report" / "studies").glob("*.html")]
+    assert sum("data:image/png;base64," in page for page in pages) == 2
+    assert sum(NOT_READ in page for page in pages) == 1
+
+
+def test_the_grids_on_the_page_are_those_that_the_grader_saw(graded, output, monkeypatch):
+    study = first_graded(output)
+    seen, shown = [], []
+
+    def watched(self, inputs):
+        if "image" in inputs:
+            seen.append(inputs["image"].copy())
+        return self._backend.run(inputs)
+
+    monkeypatch.setattr(OpenModel, "run", watched)
+    bundle = Bundle.open()
+    walk = StudyWalk(
+        graded / "studies", bundle.path, bundle.digest, RunOptions(), RoleOverrides.find(graded / "studies")
+    )
+    walk(study.unit)
+    monkeypatch.setattr(reading, "crops", lambda grids, *rest: shown.append(grids.copy()) or {})
+    study_content(study, source(graded), run_page=None)
+    (grids,), (again,) = seen, shown
+    assert grids.shape == (len(LEVELS), 3, *bundle.grader.grid.shape)
+    assert np.count_nonzero(grids) > grids.size / 4
+    assert grids.tobytes() == again.tobytes()
+
+
+def test_files_that_changed_since_the_run_give_no_pictures(graded, output, tmp_path):
+    studies = Path(shutil.copytree(graded / "studies", tmp_path / "studies"))
+    study = first_graded(output)
+    (studies / study.unit.files[0].path).unlink()
+    content = study_content(study, source(graded, root=studies), run_page=None)
+    assert content.no_pictures == CHANGED
+    assert not content.overview
+
+
+def test_without_the_images_every_study_still_has_a_page(graded, output):
+    record = json.loads((output / "run.json").read_text())
+    moved = graded / "elsewhere"
+    (graded / "studies").rename(moved)
+    try:
+        written = write_report(output)
+        assert written.without_pictures == written.studies == record["studies"]["total"]
+        again = write_report(output, root=moved)
+        assert again.without_pictures == 1
+    finally:
+        moved.rename(graded / "studies")
+
+
+def test_nothing_names_the_patient_unless_asked_and_then_it_is_inert(output):
+    write_report(output, workers=1)
+    for page in (output / "report").rglob("*.html"):
+        assert "alert(1)" not in page.read_text()
+        assert "cmd()" not in page.read_text()
+    index = write_report(output, workers=1, with_identity=True).index.read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;^=cmd()" in index
+    name = page_name(first_graded(output).result.study_id)
+    text = (output / "report" / "studies" / name).read_text()
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;^=cmd()" in text
+    assert "-series" in text
+    assert "<script>alert" not in text
+
+
+def test_a_study_that_kills_the_process_costs_its_pictures_alone(output, monkeypatch):
+    victim, walk = first_graded(output).result.study_id, Slot.walk
+
+    async def dying(self, unit):
+        if unit.study_id == victim:
+            self.kill()
+            raise WorkerError(Reason.WORKER_DIED)
+        return await walk(self, unit)
+
+    monkeypatch.setattr(Slot, "walk", dying)
+    written = write_report(output, workers=1)
+    assert (written.studies, written.without_pictures) == (3, 2)
+    assert LOST in (output / "report" / "studies" / page_name(victim)).read_text()
+
+
+def test_pages_of_studies_that_are_gone_are_removed(output):
+    stale = output / "report" / "studies" / "9.9.html"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("named somebody")
+    write_report(output, workers=1)
+    assert not stale.exists()
+
+
+def test_another_bundle_than_the_runs_is_refused(output, tmp_path):
+    folder = Path(shutil.copytree(Bundle.open().path, tmp_path / "bundle"))
+    manifest = folder / "bundle.json"
+    manifest.write_text(manifest.read_text() + "\n")
+    with pytest.raises(UsageError, match="name the run's with --bundle"):
+        write_report(output, bundle=folder)
+
+
+def test_what_is_no_output_folder_is_said(tmp_path):
+    with pytest.raises(OutputError, match=r"holds no run\.json"):
+        write_report(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(OutputError, match="cannot read"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("study_id", ["", "..", "../x", "a/b", "é", "1" * 65, "CON", "x" * 300, "\0"])
+def test_no_study_id_leads_out_of_the_folder(study_id):
+    name = page_name(study_id)
+    assert Path(name).name == name
+    assert len(name) == 37
+    assert page_name(study_id + "x") != name
+
+
+def test_uids_name_their_pages():
+    assert page_name("1.2.840.1") == "1.2.840.1.html"
+
+
+def test_the_commands_write_it_and_say_where(graded, tmp_path):
+    output = tmp_path / "out"
+    done = CliRunner().invoke(
+        app, ["run", "--input", str(graded / "studies"), "--output", str(output), "--workers", "1", "--report"]
+    )
+    assert done.exit_code == 8, done.output
+    assert f"Report: {output}/report/index.html (3 studies, 1 without pictures;" in done.output
+    done = CliRunner().invoke(app, ["report", str(output), "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["studies"] == 3
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 6
+    assert done.output.startswith("spine-engine: ")
