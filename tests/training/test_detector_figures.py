@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -84,9 +86,9 @@ def test_cross_validate_judges_every_exam_once(tmp_path, monkeypatch):
     for fold in (0, 1):
         net = LevelHeatmapNet()
         torch.save({"config": {}, "model": net.state_dict()}, tmp_path / f"fold{fold}.pt")
-    rows, text = tmp_path / "rows.jsonl", tmp_path / "table.md"
+    rows, text, picture = tmp_path / "rows.jsonl", tmp_path / "table.md", tmp_path / "levels.svg"
     pattern = str(tmp_path / "fold{fold}.pt")
-    outputs = ["--rows", str(rows), "--markdown", str(text), "--json", "--crops"]
+    outputs = ["--rows", str(rows), "--markdown", str(text), "--picture", str(picture), "--json", "--crops"]
     asked = ["cross-validate", pattern, "--data", str(tmp_path), "--fold", "0", "--fold", "1", *outputs]
     said = CliRunner().invoke(command.app, asked)
     assert said.exit_code == 0, said.output
@@ -95,3 +97,20 @@ def test_cross_validate_judges_every_exam_once(tmp_path, monkeypatch):
     assert len(found) == 4
     assert {json.loads(line)["exam"] for line in rows.read_text().splitlines()} == {"VB9-0", "VB9-1"}
     assert text.read_text().count("| all |") == 4
+    if find_spec("matplotlib") is None:
+        assert "no pictures: matplotlib is not installed" in said.output
+    else:
+        assert "Localisation of 10 discs of 2 exams, by level" in picture.read_text()
+
+
+def test_without_matplotlib_the_figures_are_said_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(command, "load_data", lambda *_: [])
+    monkeypatch.setattr(command, "evaluate", lambda *_: [row(1.0)])
+    monkeypatch.setattr(command, "TorchBackend", lambda *_: None)
+    asked = ["evaluate", "last.pt", "--data", str(tmp_path), "--picture", str(tmp_path / "levels.svg")]
+    said = CliRunner().invoke(command.app, asked)
+    assert said.exit_code == 0, said.output
+    assert "100.0 %" in said.output
+    assert "no pictures: matplotlib is not installed" in said.output
+    assert not (tmp_path / "levels.svg").exists()

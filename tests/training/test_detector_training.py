@@ -19,7 +19,7 @@ from spine_training.detector.exam import Exam  # noqa: E402
 from spine_training.detector.loss import detector_loss, level_bins  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet, load_detector  # noqa: E402
 from spine_training.detector.truth import column_from_bodies  # noqa: E402
-from spine_training.fit import Machine  # noqa: E402
+from spine_training.fit import Machine, read_checkpoint  # noqa: E402
 
 SPEC = DetectorSpec()
 
@@ -135,6 +135,24 @@ def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch
     assert all(torch.equal(weights, kept[name]) for name, weights in whole.items())
     begun = quick(exams, tmp_path / "begun", epochs=1, start=tmp_path / "parts/last.pt").state_dict()
     assert not all(torch.equal(weights, begun[name]) for name, weights in whole.items())
+
+
+def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CANVASES", (((96, 64), 3, 1.0),))
+    monkeypatch.setattr(training, "WATCHED_STEPS", 2)
+    exams = training.TrainingExams.of(load_exams(folder), 0)
+    assert {name: len(found) for name, found in exams.held_out.items()} == {"VB3": 1}
+    assert exams.held_out["VB3"][0].volume.tolist() != exams.groups["VB3"][0].volume.tolist()
+    net = LevelHeatmapNet().eval()
+    task = training.DetectorTask(net, exams, steps=2)
+    found = task.figures(net)
+    assert found == task.figures(net)
+    assert list(found) == ["held_out_loss", "held_out_level_right"]
+    assert found["held_out_loss"] > 0
+    assert training.DetectorTask(net, training.TrainingExams.of(load_exams(folder), -1)).figures(net) == {}
+    quick(exams, tmp_path / "run")
+    history = read_checkpoint(tmp_path / "run/last.pt")["history"]
+    assert all(np.isfinite(row["held_out_level_right"]) for row in history)
 
 
 def test_a_fold_that_leaves_nothing_is_refused():

@@ -102,8 +102,10 @@ def test_out_gets_the_report_and_its_tables(small, tmp_path):
         assert sum(int(row["rows"]) for row in csv.DictReader(file)) == (grades != MISSING).sum()
     with (folder / "reliability.csv").open() as file:
         rows = list(csv.DictReader(file))
-    for weighing in ("metric", "alike"):
-        assert sum(int(row["rows"]) for row in rows if row["rows_weighed"] == weighing) == (grades != MISSING).sum()
+    for outcome in ("most_probable", "at_least_moderate", "severe"):
+        for weighing in ("metric", "alike"):
+            chosen = [row for row in rows if (row["outcome"], row["rows_weighed"]) == (outcome, weighing)]
+            assert sum(int(row["rows"]) for row in chosen) == (grades != MISSING).sum()
 
 
 def test_an_unfit_file_and_a_folder_that_cannot_be_are_the_user_s(small, tmp_path):

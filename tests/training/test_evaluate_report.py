@@ -5,10 +5,12 @@ import pytest
 
 from spine_training.evaluation.reliability import (
     BINS,
+    CUTS,
     calibration_error,
     calibration_error_unweighted,
     confusion,
     reliability,
+    reliability_unweighted,
     unweighted,
 )
 from spine_training.evaluation.report import FIGURES, compare_arrays, evaluate_arrays
@@ -78,6 +80,30 @@ def test_a_reliability_curve_by_hand():
     assert (high.confidence, high.observed) == pytest.approx(((4 * 0.95 + 2 * 1.0) / 6, 4 / 6))
     wanted = (2 * 0.19 + 6 * abs(high.confidence - high.observed)) / 8
     assert calibration_error(rows, grades) == pytest.approx(wanted)
+
+
+def test_a_reliability_curve_at_a_cut_by_hand():
+    rows = np.array([[0.7, 0.2, 0.1], [0.72, 0.16, 0.12], [0.05, 0.0, 0.95], [0.9, 0.1, 0.0]])
+    grades = np.array([0, 1, 2, MISSING])
+    low, high = reliability(rows, grades, CUTS["at_least_moderate"])
+    assert (low.rows, low.weight, low.lower, low.upper) == (2, 3.0, 4 / BINS, 5 / BINS)
+    assert (low.confidence, low.observed) == pytest.approx(((1 * 0.3 + 2 * 0.28) / 3, 2 / 3))
+    assert (high.rows, high.weight, high.confidence, high.observed) == pytest.approx((1, 4.0, 0.95, 1.0))
+    low, high = reliability(rows, grades, CUTS["severe"])
+    assert (low.confidence, low.observed) == pytest.approx(((1 * 0.1 + 2 * 0.12) / 3, 0.0))
+    alike = reliability_unweighted(rows, grades, CUTS["severe"])
+    assert sum(b.weight for b in alike) == 3
+    assert alike[-1].confidence == pytest.approx((0.95 / 4) / (0.95 / 4 + 0.05))
+
+
+def test_right_probabilities_are_right_at_both_cuts_and_sharpened_ones_are_not():
+    for sharpness, least, most in ((1.0, 0.0, 0.015), (2.0, 0.03, 1.0)):
+        report = evaluate_arrays(*made(4000, 5, sharpness), resamples=100, seed=0)
+        for group in report.groups.values():
+            assert list(group.cuts) == list(CUTS)
+            for curves in group.cuts.values():
+                assert least < curves.calibration_error < most
+                assert least < curves.calibration_error_unweighted < most
 
 
 def test_right_probabilities_have_no_calibration_error_and_sharpened_ones_do():

@@ -1,6 +1,8 @@
 """The training loop: it learns, resumes to the same weights however it was interrupted, refuses other settings."""
 
+import csv
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +18,7 @@ pytest.importorskip("torchio", reason="needs the train extra")
 from made_grids import SHAPE, bright_blobs  # noqa: E402
 
 from spine_engine.errors import UsageError  # noqa: E402
+from spine_training import curves  # noqa: E402
 from spine_training.fit import FitOptions, Machine, read_checkpoint  # noqa: E402
 from spine_training.grader.augment import AugmentOptions  # noqa: E402
 from spine_training.grader.evaluate import predict  # noqa: E402
@@ -66,6 +69,55 @@ def test_a_training_stopped_between_epochs_ends_with_the_same_weights(tmp_path):
         quick(grids, tmp_path / "stopped", replace(SHORT, epochs=3), watch=stop)
     assert not (tmp_path / "stopped/last.pt").exists()
     assert same(straight, quick(grids, tmp_path / "stopped", replace(SHORT, epochs=3), resume=True))
+
+
+def drawn_epochs(svg):
+    return int(re.search(r"Training, (\d+) epochs?", svg.read_text())[1])
+
+
+def test_curves_are_drawn_after_every_epoch_and_go_on_when_resumed(tmp_path):
+    pytest.importorskip("matplotlib")
+    grids, options = bright_blobs(tmp_path / "grids", 10, 0), replace(SHORT, epochs=4)
+    folder, seen = tmp_path / "run", []
+
+    def watch(grader):
+        if (folder / "curves.svg").exists():
+            seen.append(drawn_epochs(folder / "curves.svg"))
+        if seen == [1, 2]:
+            raise KeyboardInterrupt
+        return {"metric": 1.0}
+
+    with pytest.raises(KeyboardInterrupt):
+        quick(grids, folder, options, watch=watch)
+    assert seen == [1, 2]
+    quick(grids, folder, options, watch=lambda grader: {"metric": 1.0}, resume=True)
+    assert drawn_epochs(folder / "curves.svg") == 4
+    with (folder / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    rates = [float(row["learning_rate"]) for row in rows]
+    assert rates == sorted(rates, reverse=True)
+    assert 0 < rates[0] <= options.learning_rate
+    quick(grids, tmp_path / "straight", options, watch=lambda grader: {"metric": 1.0})
+    assert (tmp_path / "straight/curves.svg").read_bytes() == (folder / "curves.svg").read_bytes()
+
+
+def test_a_drawing_that_fails_is_said_once_and_stops_nothing(tmp_path, monkeypatch, capsys):
+    def fails(path, history):
+        raise ValueError("no [such] font")
+
+    monkeypatch.setattr(curves, "write_picture", fails)
+    grids = bright_blobs(tmp_path / "grids", 10, 0)
+    quick(grids, tmp_path / "failed")
+    assert capsys.readouterr().err.count("no picture: ValueError: no [such] font") == 1
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    quick(grids, tmp_path / "without")
+    assert capsys.readouterr().err.count("matplotlib is not installed") == 1
+    for folder in ("failed", "without"):
+        assert read_checkpoint(tmp_path / folder / "last.pt")["epoch"] == SHORT.epochs
+        assert (tmp_path / folder / "curves.csv").exists()
+        assert not (tmp_path / folder / "curves.svg").exists()
 
 
 KILLED = """

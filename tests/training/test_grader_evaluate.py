@@ -11,7 +11,9 @@ from made_grids import SHAPE, bright_blobs  # noqa: E402
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Condition, Level  # noqa: E402
 from spine_engine.phantom.severity import best_predictions  # noqa: E402
-from spine_training.grader.evaluate import by_study, report, scores  # noqa: E402
+from spine_training.grader.commands import watched  # noqa: E402
+from spine_training.grader.evaluate import by_study, predict, report, scores  # noqa: E402
+from spine_training.grader.loss import grading_loss  # noqa: E402
 from spine_training.grader.model import Grader, GraderConfig  # noqa: E402
 
 
@@ -40,3 +42,15 @@ def test_heads_of_a_whole_study_are_condition_major():
     canal, level = CONDITIONS.index(Condition.SPINAL_CANAL_STENOSIS), LEVELS.index(Level.L4_L5)
     assert placed[1, level, canal] == 25 + canal * 5 + level
     assert np.array_equal(by_study(placed), placed), "five levels are left as they are"
+
+
+def test_what_a_training_watches_is_the_loss_it_minimises_and_the_metric(tmp_path):
+    grids = bright_blobs(tmp_path, 6, 3)
+    torch.manual_seed(0)
+    grader = Grader(GraderConfig(backbone="narrow_conv_8", shape=SHAPE))
+    found = watched(grader, grids)
+    rows = torch.from_numpy(predict(grader, grids.box_set(0))).float()
+    loss = float(grading_loss(rows, torch.from_numpy(grids.grades.reshape(-1, 5))))
+    assert found["held_out_grading"] == pytest.approx(loss, rel=1e-5)
+    assert list(found) == ["held_out_grading", "metric", "prior", "best"]
+    assert found["metric"] == report(grader, grids, 0)["metric"]

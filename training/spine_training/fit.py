@@ -1,14 +1,14 @@
 """The training loop that the detector and both graders share, in plain PyTorch (why: docs/decisions/0008-training.md).
 
-AdamW, one cosine, averaged weights, mixed precision, gradient clipping; a checkpoint every epoch, curves as CSV and for
-TensorBoard; a CPU, one GPU, or several through ``torchrun``. Every random draw depends on the seed, the epoch and the
-step alone, so a training that was interrupted and resumed ends with the weights it would have had anyway.
+AdamW, one cosine, averaged weights, mixed precision, gradient clipping; every epoch a checkpoint and curves, as CSV, as
+a picture and for TensorBoard; a CPU, one GPU, or several through ``torchrun``. Every random draw depends on the seed,
+the epoch and the step alone, so a training that was interrupted and resumed ends with the weights it would have had
+anyway.
 """
 
 from __future__ import annotations
 
 import copy
-import csv
 import math
 import os
 import time
@@ -25,10 +25,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from spine_engine.errors import UsageError
+from spine_engine.errors import SpineEngineError, UsageError
+from spine_training import curves
 
 CHECKPOINT: Final = "last.pt"
-CURVES: Final = "curves.csv"
 TENSORBOARD: Final = "tensorboard"
 
 Batch = tuple[Tensor, ...]
@@ -126,7 +126,7 @@ def fit(
     Args:
         task: the model, its batches and its loss.
         options: the optimisation.
-        out: folder for ``last.pt``, ``curves.csv`` and ``tensorboard/``.
+        out: folder for ``last.pt``, ``curves.csv``, ``curves.svg`` and ``tensorboard/``.
         machine: device, threads, workers.
         resume: go on after the last finished epoch in ``out``, where there is one.
 
@@ -152,7 +152,8 @@ def fit(
             means = _epoch(task, objective, options, state, world, machine, reporter)
             state.epoch = epoch + 1
             if reporter is not None:
-                reporter.finish(epoch, means, task.figures(state.averaged))
+                rate = state.optimizer.param_groups[0]["lr"] / state.optimizer.param_groups[0]["times"]
+                reporter.finish(epoch, means, task.figures(state.averaged), rate)
                 state.save(out / CHECKPOINT, task, options)
         if reporter is not None:
             reporter.close()
@@ -357,12 +358,13 @@ def _world(machine: Machine) -> Iterator[_World]:
 
 
 class _Reporter:
-    """Progress on the terminal, ``curves.csv``, TensorBoard."""
+    """Progress on the terminal, ``curves.csv``, ``curves.svg``, TensorBoard."""
 
     def __init__(self, out: Path, options: FitOptions, state: _State) -> None:
         from tensorboardX import SummaryWriter  # only the process that reports needs it
 
-        self._curves, self._options, self._history = out / CURVES, options, state.history
+        self._out, self._options, self._history = out, options, state.history
+        self._can_draw = True
         self._writer = SummaryWriter(str(out / TENSORBOARD), purge_step=state.epoch + 1)
         self._console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
@@ -385,29 +387,32 @@ class _Reporter:
             said=f"loss {float(sums['loss']) / done:.4f}",
         )
 
-    def finish(self, epoch: int, means: dict[str, float], figures: dict[str, float]) -> None:
+    def finish(self, epoch: int, means: dict[str, float], figures: dict[str, float], rate: float) -> None:
         now = time.monotonic()
-        row = {"epoch": epoch + 1.0, **means, **figures, "seconds": now - self._epoch_began}
+        shown = {**means, **figures, "seconds": now - self._epoch_began}
+        row = {"epoch": epoch + 1.0, **shown, curves.LEARNING_RATE: rate}
         self._epoch_began = now
         self._history.append(row)
         left_s = (now - self._began) / (epoch + 1 - self._first) * (self._options.epochs - epoch - 1)
-        shown = "  ".join(f"{name} {value:.4g}" for name, value in row.items() if name != "epoch")
-        self._console.print(f"epoch {epoch + 1}/{self._options.epochs}  {shown}  {left_s / 60:.1f} min left")
+        said = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+        self._console.print(f"epoch {epoch + 1}/{self._options.epochs}  {said}  {left_s / 60:.1f} min left")
         for name, value in row.items():
             self._writer.add_scalar(name, value, epoch + 1)
         self._writer.flush()
-        _write_curves(self._curves, self._history)
+        curves.write_table(self._out / curves.TABLE, self._history)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the curves; what hinders it is said once and stops nothing."""
+        if not self._can_draw:
+            return
+        try:
+            curves.write_picture(self._out / curves.PICTURE, self._history)
+        except Exception as error:  # noqa: BLE001 - hours of training are worth more than any picture
+            said = str(error) if isinstance(error, SpineEngineError) else f"no picture: {type(error).__name__}: {error}"
+            self._console.print(said, markup=False, highlight=False, soft_wrap=True)
+            self._can_draw = False
 
     def close(self) -> None:
         self._bar.stop()
         self._writer.close()
-
-
-def _write_curves(path: Path, history: Sequence[dict[str, float]]) -> None:
-    names = list(dict.fromkeys(name for row in history for name in row))
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
-    os.replace(partial, path)

@@ -13,7 +13,9 @@ from spine_engine.backends import open_backend
 from spine_training.detector.data import load_data
 from spine_training.detector.evaluate import TorchBackend, cross_validate, evaluate
 from spine_training.detector.figures import Row, as_dicts, page, rows_as_json, table
+from spine_training.detector.pictures import write_picture
 from spine_training.detector.train import DETECTOR_FIT, EPOCH_STEPS, TrainingExams, train
+from spine_training.drawing import NoMatplotlibError
 from spine_training.fit import Machine, read_checkpoint
 from spine_training.folds import FOLDS
 
@@ -22,6 +24,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 Data = Annotated[
     list[Path], typer.Option(help="Folder with lumbar-mri/ and spider-slices/, or in RSNA's layout; can be repeated.")
 ]
+Picture = Annotated[Path | None, typer.Option(help="File for a picture of the errors by level, .svg.")]
 Cache = Annotated[Path, typer.Option(help="Folder where the volumes of RSNA sets are kept once read.")]
 DEFAULT_CACHE: Final = Path("build/detector-cache")
 
@@ -65,6 +68,7 @@ def evaluate_command(
     fold: Annotated[int, typer.Option(help="The fold the checkpoint did not see; -1: all exams.")] = 0,
     precision: Annotated[Literal["f32", "bf16"], typer.Option(help="Of an exported model, under OpenVINO.")] = "f32",
     rows: Annotated[Path | None, typer.Option(help="File for every disc, a line of JSON each.")] = None,
+    picture: Picture = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Print held-out figures per source and contrast.
@@ -77,6 +81,7 @@ def evaluate_command(
     print(table(found))
     if rows is not None:
         rows.write_text(rows_as_json(found) + "\n")
+    _draw(picture, found)
 
 
 @app.command("cross-validate")
@@ -88,6 +93,7 @@ def cross_validate_command(
     ] = None,
     crops: Annotated[bool, typer.Option("--crops", help="Judge narrower fields of view too.")] = False,
     rows: Annotated[Path | None, typer.Option(help="File for every disc, a line of JSON each.")] = None,
+    picture: Picture = None,
     markdown_file: Annotated[Path | None, typer.Option("--markdown", help="File for a page of figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
     cache: Cache = DEFAULT_CACHE,
@@ -107,9 +113,20 @@ def cross_validate_command(
         typer.echo("\n\n".join(table(discs, view) for view, discs in found.items()))
     if rows is not None:
         rows.write_text(rows_as_json(found["whole"]) + "\n")
+    _draw(picture, found["whole"])
     if markdown_file is not None:
         nets = [_net(Path(checkpoints.replace("{fold}", str(number)))) for number in fold or range(FOLDS)]
         markdown_file.write_text(page(found, nets))
+
+
+def _draw(picture: Path | None, rows: list[Row]) -> None:
+    """Write the picture that was asked for; without matplotlib say so, the figures being printed."""
+    if picture is None:
+        return
+    try:
+        write_picture(picture, rows)
+    except NoMatplotlibError as error:
+        typer.echo(str(error), err=True)
 
 
 def _net(checkpoint: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import UsageError
+from spine_training.curves import HELD_OUT
 from spine_training.detector.augment import ExamArrays, arrays_from_exam, sample
 from spine_training.detector.data import fold_of
 from spine_training.detector.exam import Exam
@@ -43,12 +44,21 @@ EPOCH_STEPS: Final = 200
 DETECTOR_FIT: Final = FitOptions(epochs=12, learning_rate=3e-3, warmup_epochs=0.5, ema=0.997, clip_norm=1.0)
 
 
+WATCHED_STEPS: Final = 10
+"""Batches of held-out slices that are looked at after each epoch, the same ones every time: about 130 slices, a
+twentieth of an epoch's, without a backward pass."""
+
+WATCHED_SEED: Final = 0x0E
+"""Of these batches; not a training's own, so that trainings with other seeds are watched on the same slices."""
+
+
 @dataclass(frozen=True, eq=False)
 class TrainingExams:
-    """Exams to draw slices from: ``groups`` by source, and what they are in words."""
+    """Exams to draw slices from, by source: ``groups`` to train on and ``held_out``; ``data`` says them in words."""
 
     groups: Mapping[str, Sequence[ExamArrays]]
     data: str
+    held_out: Mapping[str, Sequence[ExamArrays]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, exams: Sequence[Exam], fold: int, *, phantoms: int = 0) -> TrainingExams:
@@ -60,16 +70,17 @@ class TrainingExams:
         spec = DetectorSpec()
         number = fold_of(exams)
         groups: dict[str, list[ExamArrays]] = {}
+        held_out: dict[str, list[ExamArrays]] = {}
         for exam in exams:
-            if number[exam.name] != fold:
-                groups.setdefault(exam.source, []).append(arrays_from_exam(exam, spec))
+            chosen = held_out if number[exam.name] == fold else groups
+            chosen.setdefault(exam.source, []).append(arrays_from_exam(exam, spec))
         if phantoms:
             seeds = range(PHANTOM_SEED, PHANTOM_SEED + phantoms)
             groups["PHANTOM"] = [arrays_from_exam(exam, spec) for seed in seeds for exam in exams_from_phantom(seed)]
         if not groups:
             raise UsageError(f"no exam is left to train on without fold {fold}; give more data or --fold -1")
         counts = ", ".join(f"{len(found)} {source}" for source, found in sorted(groups.items()))
-        return cls(groups, f"{counts} exams" + (f", fold {fold} of 5 held out" if fold >= 0 else ""))
+        return cls(groups, f"{counts} exams" + (f", fold {fold} of 5 held out" if fold >= 0 else ""), held_out)
 
 
 class DetectorTask:
@@ -80,25 +91,11 @@ class DetectorTask:
         self.steps = steps
         self.config: dict[str, Any] = {"spec": asdict(net.spec), "widths": net.widths}
         self.settings: dict[str, Any] = {"data": exams.data, "steps": steps}
-        self._groups, self._seed = exams.groups, seed
-        self._names = sorted(exams.groups)
-        weights = np.array([SOURCE_WEIGHTS[name] for name in self._names])
-        self._weights = weights / weights.sum()
+        self._seen, self._unseen, self._seed = _Slices(exams.groups, net), _Slices(exams.held_out, net), seed
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return ``(slices (N, 1, H, W), targets (N, 9, H / 2, W / 2))``."""
-        rng = np.random.default_rng((self._seed, epoch * self.steps + step))
-        canvas, count, _ = CANVASES[rng.choice(len(CANVASES), p=[often for *_, often in CANVASES])]
-        images, targets = [], []
-        for name in rng.choice(self._names, count, p=self._weights):
-            exams = self._groups[name]
-            image, target = sample(exams[int(rng.integers(len(exams)))], canvas, rng, self.model.spec)
-            images.append(image)
-            targets.append(target)
-        slices = torch.from_numpy(np.stack(images)).unsqueeze(1)
-        if rng.random() < COARSE:
-            slices = nn.functional.avg_pool2d(slices, 3, stride=1, padding=1)
-        return slices, torch.from_numpy(np.stack(targets))
+        return self._seen.batch(np.random.default_rng((self._seed, epoch * self.steps + step)))
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
         """Return the detector's loss and its parts."""
@@ -115,9 +112,48 @@ class DetectorTask:
     def after_step(self) -> None:
         """Nothing to repair."""
 
+    @torch.no_grad()
     def figures(self, averaged: nn.Module) -> dict[str, float]:
-        """Nothing: a fold is judged through the engine's own decode, see ``cross-validate``."""
-        return {}
+        """Return loss and share of right levels on slices of the held-out exams; empty without any.
+
+        What a fold is worth is judged through the engine's own decode, see ``cross-validate``.
+        """
+        if not self._unseen:
+            return {}
+        device = next(averaged.parameters()).device
+        found: list[Parts] = []
+        for step in range(WATCHED_STEPS):
+            slices, targets = self._unseen.batch(np.random.default_rng((WATCHED_SEED, step)))
+            loss, parts = detector_loss(averaged(slices.to(device)).float(), targets.to(device))
+            found.append({"loss": loss, "level_right": parts["level_right"]})
+        return {HELD_OUT + name: float(sum(parts[name] for parts in found)) / WATCHED_STEPS for name in found[0]}
+
+
+class _Slices:
+    """Draws batches of slices from exams by source; falsy without exams."""
+
+    def __init__(self, groups: Mapping[str, Sequence[ExamArrays]], net: LevelHeatmapNet) -> None:
+        self._groups, self._spec = groups, net.spec
+        self._names = sorted(groups)
+        weights = np.array([SOURCE_WEIGHTS[name] for name in self._names])
+        self._weights = weights / weights.sum()
+
+    def __bool__(self) -> bool:
+        return bool(self._names)
+
+    def batch(self, rng: np.random.Generator) -> Batch:
+        """Return ``(slices (N, 1, H, W), targets (N, 9, H / 2, W / 2))``."""
+        canvas, count, _ = CANVASES[rng.choice(len(CANVASES), p=[often for *_, often in CANVASES])]
+        images, targets = [], []
+        for name in rng.choice(self._names, count, p=self._weights):
+            exams = self._groups[name]
+            image, target = sample(exams[int(rng.integers(len(exams)))], canvas, rng, self._spec)
+            images.append(image)
+            targets.append(target)
+        slices = torch.from_numpy(np.stack(images)).unsqueeze(1)
+        if rng.random() < COARSE:
+            slices = nn.functional.avg_pool2d(slices, 3, stride=1, padding=1)
+        return slices, torch.from_numpy(np.stack(targets))
 
 
 def train(

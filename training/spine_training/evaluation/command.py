@@ -13,7 +13,7 @@ from spine_engine.errors import OutputError
 from spine_engine.results import write_lines
 
 if TYPE_CHECKING:
-    from spine_training.evaluation.report import Report
+    from spine_training.evaluation.report import Difference, Report
 
 REPORT_FILE = "report.json"
 CONFUSION_FILE = "confusion.csv"
@@ -27,7 +27,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
     bootstrap: Annotated[int, typer.Option(min=100, help="Resamples of the confidence intervals.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the resamples: the same seed gives the same intervals.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.json, confusion.csv, reliability.csv.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.json, two CSV tables and pictures.")] = None,
 ) -> None:
     """Score predictions with the official RSNA 2024 metric: its parts, confidence intervals, calibration, confusion.
 
@@ -48,14 +48,17 @@ def evaluate(
         **asdict(report),
         "comparison": None,
     }
-    comparison = None
+    comparison, other = None, None
     if against is not None:
         others = matched(read_predictions(against), labels, against)
+        if out is not None:
+            other = evaluate_arrays(others, labels.grades, resamples=bootstrap, seed=seed)
         comparison = compare_arrays(rows, others, labels.grades, resamples=bootstrap, seed=seed)
         content["comparison"] = {name: asdict(difference) for name, difference in comparison.items()}
     text = json.dumps(content, indent=2, allow_nan=False)
+    written: tuple[str, ...] = ()
     if out is not None:
-        _write(out, text, report)
+        written = _write(out, text, report) + _draw(out, report, other, comparison)
     if as_json:
         typer.echo(text)
         return
@@ -71,11 +74,11 @@ def evaluate(
     if ignored:
         console.print(f"{ignored} studies of {predictions} are not in {truth} and were ignored")
     if out is not None:
-        console.print(f"Report: {out}/{REPORT_FILE}, {CONFUSION_FILE}, {RELIABILITY_FILE}")
+        console.print(f"Report: {out}/{', '.join(written)}")
 
 
-def _write(folder: Path, text: str, report: Report) -> None:
-    """Write the three files of a report.
+def _write(folder: Path, text: str, report: Report) -> tuple[str, ...]:
+    """Write the three files of a report; return their names.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -86,6 +89,25 @@ def _write(folder: Path, text: str, report: Report) -> None:
     write_lines(folder / REPORT_FILE, [text])
     write_lines(folder / CONFUSION_FILE, confusion_lines(report))
     write_lines(folder / RELIABILITY_FILE, reliability_lines(report))
+    return REPORT_FILE, CONFUSION_FILE, RELIABILITY_FILE
+
+
+def _draw(
+    folder: Path, report: Report, other: Report | None, comparison: dict[str, Difference] | None
+) -> tuple[str, ...]:
+    """Write the pictures of a report and return their names; without matplotlib say so, the numbers being written.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from spine_training.drawing import NoMatplotlibError
+    from spine_training.evaluation.pictures import write_pictures
+
+    try:
+        return write_pictures(folder, report, other, comparison)
+    except NoMatplotlibError as error:
+        typer.echo(str(error), err=True)
+        return ()
 
 
 def make_folder(folder: Path) -> None:

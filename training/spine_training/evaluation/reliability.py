@@ -20,17 +20,23 @@ from spine_training.metric import MISSING, SEVERITY_WEIGHTS
 BINS: Final = 15
 """Bins of the expected calibration error, equally wide in confidence (Guo et al. 2017)."""
 
+CUTS: Final = {"at_least_moderate": 1, "severe": 2}
+"""The two cuts through the three grades: name and lowest grade above the cut. What is predicted there is the chance of
+that grade or a worse one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Rows whose most probable grade has a probability in ``[lower, upper)``; the last bin holds 1 too.
+    """Rows whose predicted probability lies in ``[lower, upper)``; the last bin holds 1 too.
+
+    What is predicted is the most probable grade or, at a cut of ``CUTS``, its grade or a worse one.
 
     Attributes:
         lower, upper: edges of the bin.
         rows: labelled rows in it.
         weight: what they weigh together.
-        confidence: their weighted mean top probability.
-        observed: the weighted share of them whose most probable grade is the true one.
+        confidence: their weighted mean probability.
+        observed: the weighted share of them for which it came true.
     """
 
     lower: float
@@ -48,21 +54,26 @@ def unweighted(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
     return divided
 
 
-def reliability(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> tuple[Bin, ...]:
+def reliability(
+    probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]], cut: int | None = None
+) -> tuple[Bin, ...]:
     """Return the reliability curve as the metric weighs rows, without its empty bins.
 
     Args:
         probabilities: ``(..., 3)``, rows summing to 1.
         grades: ``(...)``, 0 / 1 / 2 or ``MISSING``; rows without a label are left out.
+        cut: a value of ``CUTS``: judge the chance of this grade or a worse one; None: that of the most probable grade.
     """
     known = grades != MISSING
-    return _curve(probabilities[known], grades[known], np.asarray(SEVERITY_WEIGHTS)[grades[known]])
+    return _curve(probabilities[known], grades[known], np.asarray(SEVERITY_WEIGHTS)[grades[known]], cut)
 
 
-def reliability_unweighted(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> tuple[Bin, ...]:
+def reliability_unweighted(
+    probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]], cut: int | None = None
+) -> tuple[Bin, ...]:
     """Return the reliability curve of rows that count alike, the metric's weights divided out of the probabilities."""
     known = grades != MISSING
-    return _curve(unweighted(probabilities[known]), grades[known], np.ones(known.sum()))
+    return _curve(unweighted(probabilities[known]), grades[known], np.ones(known.sum()), cut)
 
 
 def expected_error(curve: tuple[Bin, ...]) -> float:
@@ -88,13 +99,19 @@ def confusion(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any
 
 
 def _curve(
-    probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]], weights: NDArray[np.float64]
+    probabilities: NDArray[np.float64],
+    grades: NDArray[np.integer[Any]],
+    weights: NDArray[np.float64],
+    cut: int | None,
 ) -> tuple[Bin, ...]:
-    """Bin rows ``(N, 3)`` by their top probability."""
-    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == grades
-    places = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    """Bin rows ``(N, 3)`` by what they predict: their top probability, or that of the grades from ``cut`` on."""
+    if cut is None:
+        predicted, came_true = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == grades
+    else:
+        predicted, came_true = probabilities[:, cut:].sum(axis=-1), grades >= cut
+    places = np.minimum((predicted * BINS).astype(int), BINS - 1)
     rows = np.bincount(places, minlength=BINS)
-    weight, sure, hits = (np.bincount(places, weights * x, BINS) for x in (1.0, confidence, right))
+    weight, sure, hits = (np.bincount(places, weights * x, BINS) for x in (1.0, predicted, came_true))
     return tuple(
         Bin(
             lower=k / BINS,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES
 from spine_training.evaluation.reliability import (
+    CUTS,
     Bin,
     calibration_error,
     calibration_error_unweighted,
@@ -65,14 +66,24 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupReport:
-    """One condition group. ``confusion`` counts rows: ``[true grade][most probable grade]``."""
+class Curves:
+    """One thing predicted: its reliability curve and error, as the metric weighs rows and unweighted."""
 
-    confusion: tuple[tuple[int, ...], ...]
     calibration_error: float
     calibration_error_unweighted: float
     reliability: tuple[Bin, ...]
     reliability_unweighted: tuple[Bin, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupReport(Curves):
+    """One condition group: the curves of its most probable grade, and more.
+
+    ``confusion`` counts rows: ``[true grade][most probable grade]``. ``cuts`` holds the curves of each of ``CUTS``.
+    """
+
+    confusion: tuple[tuple[int, ...], ...]
+    cuts: dict[str, Curves]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,14 +208,22 @@ def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:
 
 
 def _group(probabilities: NDArray[np.float64], grades: NDArray[np.int64]) -> GroupReport:
-    weighted, plain = reliability(probabilities, grades), reliability_unweighted(probabilities, grades)
     return GroupReport(
         confusion=tuple(tuple(map(int, row)) for row in confusion(probabilities, grades)),
-        calibration_error=expected_error(weighted),
-        calibration_error_unweighted=expected_error(plain),
-        reliability=weighted,
-        reliability_unweighted=plain,
+        cuts={name: Curves(**_curves(probabilities, grades, cut)) for name, cut in CUTS.items()},
+        **_curves(probabilities, grades, None),
     )
+
+
+def _curves(probabilities: NDArray[np.float64], grades: NDArray[np.int64], cut: int | None) -> dict[str, Any]:
+    """Return the fields of ``Curves``."""
+    weighted, plain = reliability(probabilities, grades, cut), reliability_unweighted(probabilities, grades, cut)
+    return {
+        "calibration_error": expected_error(weighted),
+        "calibration_error_unweighted": expected_error(plain),
+        "reliability": weighted,
+        "reliability_unweighted": plain,
+    }
 
 
 def _cells(probabilities: NDArray[np.float64], grades: NDArray[np.int64]) -> Iterator[Cell]:

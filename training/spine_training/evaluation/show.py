@@ -9,7 +9,7 @@ from rich.table import Table
 
 from spine_engine.anatomy import SEVERITIES
 from spine_training.evaluation.reliability import BINS
-from spine_training.evaluation.report import FIGURES, Difference, Estimate, Report
+from spine_training.evaluation.report import FIGURES, Curves, Difference, Estimate, Report
 
 _WORDS = ("normal/mild", "moderate", "severe")
 
@@ -56,13 +56,15 @@ def confusion_lines(report: Report) -> Iterator[str]:
 
 
 def reliability_lines(report: Report) -> Iterator[str]:
-    """Yield ``reliability.csv``: both curves of every group, bin by bin; empty bins are left out."""
-    yield "group,rows_weighed,lower,upper,rows,weight,confidence,observed"
+    """Yield ``reliability.csv``: the curves of every group and outcome, bin by bin; empty bins are left out."""
+    yield "group,outcome,rows_weighed,lower,upper,rows,weight,confidence,observed"
     for name, group in report.groups.items():
-        for weighing, curve in (("metric", group.reliability), ("alike", group.reliability_unweighted)):
-            for b in curve:
-                figures = f"{b.lower:.6f},{b.upper:.6f},{b.rows},{b.weight:g},{b.confidence:.6f},{b.observed:.6f}"
-                yield f"{name},{weighing},{figures}"
+        outcomes: dict[str, Curves] = {"most_probable": group, **group.cuts}
+        for outcome, curves in outcomes.items():
+            for weighing, curve in (("metric", curves.reliability), ("alike", curves.reliability_unweighted)):
+                for b in curve:
+                    figures = f"{b.lower:.6f},{b.upper:.6f},{b.rows},{b.weight:g},{b.confidence:.6f},{b.observed:.6f}"
+                    yield f"{name},{outcome},{weighing},{figures}"
 
 
 def _scores(report: Report) -> Table:

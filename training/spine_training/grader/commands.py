@@ -12,6 +12,7 @@ from rich.progress import track
 
 from spine_engine.errors import UsageError
 from spine_training.backbones import canonical_backbone
+from spine_training.curves import HELD_OUT
 from spine_training.fit import FitOptions, Machine
 from spine_training.grader.evaluate import report
 from spine_training.grader.grids import TRUE_BOXES, BoxJitter, GridSet, GridSource, load_grids, make_grids
@@ -19,6 +20,7 @@ from spine_training.grader.model import WHOLE_STUDY, Grader, GraderConfig
 from spine_training.grader.phantoms import PhantomSource
 from spine_training.grader.rsna_grids import RsnaSource
 from spine_training.grader.train import GradingOptions, Watch, train
+from spine_training.metric import GROUPS
 from spine_training.rsna import RsnaSet
 
 console: Final = Console(stderr=True)
@@ -187,9 +189,12 @@ def _watch(source: GridSource, config: GraderConfig, jitter: BoxJitter, folder: 
     """Return what to report of the grader after each epoch: its metric on studies it does not see."""
     cut_missing(source, config, jitter, folder, workers)
     unseen: GridSet = load_grids(source, config, jitter, folder)
+    return lambda grader: watched(grader, unseen)
 
-    def figures(grader: Grader) -> dict[str, float]:
-        found = report(grader, unseen, TRUE_BOXES)
-        return {name: found[name] for name in ("metric", "prior", "best") if name in found}
 
-    return figures
+def watched(grader: Grader, unseen: GridSet) -> dict[str, float]:
+    """Return what a training reports of studies it does not see: the loss it minimises, the metric and its floors."""
+    found = report(grader, unseen, TRUE_BOXES)
+    grading = sum(found[group] for group in GROUPS) / len(GROUPS)
+    known = [name for name in ("metric", "prior", "best") if name in found]
+    return {HELD_OUT + "grading": grading, **{name: found[name] for name in known}}
