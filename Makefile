@@ -7,7 +7,7 @@ EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolat
 DATA ?= $(SPINE_REAL_DATA)
 BENCH_SECONDS ?= 5
 
-.PHONY: help demo test check lint accept bench faults scale report eval-detector eval-grader detector grader bundle families train-demo lock clean
+.PHONY: help demo test check lint accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,12 @@ scale: .venv/.run ## runs over 50 and over 5,000 thin studies: rate, memory, fir
 
 report: .venv/.dev ## the report of a run over 1,000 studies: seconds, sizes of pages, opening in a browser; 6 minutes, 9 GB
 	$(BIN)/python -m spine_bench.report
+
+pictures: .venv/.all ## the pictures of the README and of docs/report.md (needs a chromium)
+	$(BIN)/python -m spine_bench.pictures
+
+viewer: ## build the 3-D view of the pages again (needs node and npm)
+	cd engine/spine_engine/report/viewer && npm ci --no-audit --no-fund --ignore-scripts && npm run build && rm -rf node_modules
 
 families: .venv/.all ## export every family of backbones, run it in every runtime here, write docs/families.md; 40 minutes
 	$(BIN)/python -m spine_bench.families --out docs/families.md

@@ -271,7 +271,7 @@ def _with_grades(study: Study, detection: Detection, grades: Grades, clock: _Clo
         status=Status.GRADED,
         warnings=_in_order(warnings),
         series=_series(study),
-        levels=_levels(detection),
+        levels=level_results(detection),
         alternative=_alternative(detection),
         rows=rows,
         not_assessed=not_assessed,
@@ -300,7 +300,7 @@ def _without_grade(
         reason,
         warnings=_in_order({*study.warnings, *(detection.warnings if detection else ())}),
         series=_series(study),
-        levels=_levels(detection) if detection else {},
+        levels=level_results(detection) if detection else {},
         alternative=_alternative(detection) if detection else None,
         timings_ms=clock.timings_ms(),
         detail=detail,
@@ -335,7 +335,8 @@ def _series(study: Study) -> tuple[SeriesResult, ...]:
     )
 
 
-def _levels(detection: Detection) -> dict[Level, LevelResult]:
+def level_results(detection: Detection) -> dict[Level, LevelResult]:
+    """Return the levels of a detection as results have them."""
     return {level: _level(detection.levels[level]) for level in LEVELS}
 
 

@@ -46,7 +46,7 @@ def oblique(seed: int, axes: NDArray[np.float64], *, shape=(7, 40, 36), center=(
 def a_series(role: Role | None, *stacks: Stack, contrast: str | None = None, path: str = "DOE_JANE/t2") -> Series:
     """Return a series of stacks."""
     slices = sum(len(stack.pixels) for stack in stacks)
-    return Series(path, role, "<b>said</b>", stacks, slices, contrast)
+    return Series(path, role, "<b>evidence</b>", stacks, slices, contrast)
 
 
 def a_study(*series: Series) -> Study:

@@ -155,7 +155,7 @@ def test_a_scene_is_the_same_twice_and_small() -> None:
 def test_no_path_and_no_text_of_headers_is_in_a_scene_and_its_data_is_inert() -> None:
     data = study_scene(a_study(), some_levels()).data
     assert "DOE" not in data
-    assert "said" not in data
+    assert "evidence" not in data
     assert data.isascii()
     assert not set("<>&") & set(data)
 

@@ -1,11 +1,11 @@
-"""``spine-engine view``: what it writes, read back by Open3D; voxels as Open3D has them; the 3-D page in a browser."""
+"""``spine-engine view``: what it writes, read back by Open3D, and voxels as Open3D has them."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from dataclasses import replace
 
 import imagecodecs
 import numpy as np
@@ -23,10 +23,10 @@ from spine_engine.grading import level_grids
 from spine_engine.phantom import write_studies
 from spine_engine.report import offscreen
 from spine_engine.report.cloud import study_cloud
-from spine_engine.report.page import render
 from spine_engine.report.ply import point_colours, write_cloud, write_grid, write_levels
 from spine_engine.report.reading import disc_levels
-from spine_engine.report.scene import box_corners, study_scene
+from spine_engine.report.scene import box_corners
+from spine_engine.study import Role
 from spine_engine.voxels import GridPose, GridSpec, IntensityWindow, WindowedStack, scatter
 
 
@@ -231,14 +231,21 @@ def test_the_montage_shows_the_grid_voxel_by_voxel(studies) -> None:
 
     entry = Bundle.open().grader
     study = chosen_study(one_of(studies), None, RoleOverrides.find(one_of(studies)))
-    levels = some_levels(("detector",) * 5)
+    middle = next(study.with_role(Role.SAGITTAL_T2)).stacks[0].center_mm
+    levels = {
+        level: replace(entry, center_mm=tuple(middle.tolist()), source="detector")
+        for level, entry in some_levels().items()
+    }
     grids, coverage = level_grids(study, disc_levels(levels), entry)
+    coverage[2, 0] = 0.0  # a channel without a series is left out
+    assert coverage[2, 1:].min() > 0.2
     image = np.asarray(montage.montage(grids[2], coverage[2], entry, LEVELS[2], levels[LEVELS[2]]))[..., 0]
     d, h, w = (
         size * mm * montage.PIXELS_PER_MM for size, mm in zip(entry.grid.shape, entry.grid.spacing_mm, strict=True)
     )
     top = montage.HEAD_HEIGHT + montage.GAP + montage.LABEL_HEIGHT
-    for channel, role in zip(grids[2], entry.channels, strict=True):
+    top += 2 * montage.GAP + montage.LABEL_HEIGHT
+    for channel, role in zip(grids[2][1:], entry.channels[1:], strict=True):
         along, (height, width) = (0, (h, w)) if role.startswith("axial") else (2, (d, h))
         count = channel.shape[along]
         step = -(-count // 16)
@@ -293,151 +300,3 @@ def test_a_missing_extra_is_named(module: str, words: str, tmp_path, monkeypatch
     assert words in ran.output
     assert "pip install '.[viz]'" in ran.output
     assert len(ran.output.splitlines()) == 1
-
-
-# --- the page in a browser
-
-
-class Shown:
-    """The 3-D page of a made-up study in a browser, and all it said and asked for."""
-
-    def __init__(self, browser, folder: Path, *, opened: bool = True, script: str | None = None, **options) -> None:
-        scene = study_scene(a_study(), some_levels())
-        self.file = folder / "view.html"
-        self.file.write_text(render("view.html.j2", study_id="1.2.3", scene=scene), encoding="utf-8")
-        self.context = browser.new_context(**{"viewport": {"width": 640, "height": 480}, **options})
-        self.page = self.context.new_page()
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        if script is not None:
-            self.page.add_init_script(script)
-        self.page.goto(self.file.as_uri())
-        if opened:
-            self.page.wait_for_selector("[data-ready]", timeout=60_000)
-
-    def picture(self):
-        """Return the canvas's pixels ``(H, W, 3)`` once the next frames are drawn, without the ring of its focus."""
-        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        return imagecodecs.png_decode(self.page.locator("[data-stage]").screenshot())[10:-10, 10:-10, :3].astype(int)
-
-    def is_quiet(self) -> bool:
-        """Whether nothing was said, and nothing asked for beyond the file itself and what lies in it."""
-        other = [url for url in self.asked if not url.startswith(("data:", "blob:"))]
-        return self.said == [] and other == [self.file.as_uri()]
-
-
-@pytest.fixture
-def shown(chromium, tmp_path):
-    made: list[Shown] = []
-
-    def show(**options) -> Shown:
-        made.append(Shown(chromium, tmp_path, **options))
-        return made[-1]
-
-    yield show
-    for one in made:
-        one.context.close()
-
-
-def changed(before, after) -> int:
-    return int((np.abs(before - after).max(axis=2) > 24).sum())
-
-
-def test_the_view_draws_and_every_control_changes_the_picture(shown) -> None:
-    view = shown()
-    page = view.page
-    first = view.picture()
-    assert (np.abs(first - (16, 21, 28)).max(axis=2) > 40).mean() > 0.05
-    assert page.locator(".viewer-label").all_inner_texts()[0] == "L1/L2 >99 %"
-    names = [label.strip() for label in page.locator("label:has([data-series])").all_inner_texts()]
-    assert names == ["Sagittal T2", "Sagittal T1", "Axial T2", "Axial T2 (2)"]
-    for box in page.locator("[data-series], [data-part]").all():
-        box.click()
-        assert changed(first, view.picture()) > 50, box.evaluate("e => e.outerHTML")
-        box.click()
-    before = view.picture()
-    assert changed(first, before) == 0
-    for control, value in (("[data-size]", "4"), ("[data-cut]", "50")):
-        page.locator(control).fill(value)
-        after = view.picture()
-        assert changed(before, after) > 50, control
-        before = after
-    for button in page.locator("[data-view]").all():
-        button.click()
-        after = view.picture()
-        assert changed(before, after) > 500, button.inner_text()
-        before = after
-    assert view.is_quiet()
-
-
-def test_the_view_is_worked_by_mouse_keys_and_wheel(shown) -> None:
-    view = shown()
-    page = view.page
-    page.locator("canvas").focus()
-    middle = page.locator("canvas").bounding_box()
-    x, y = middle["x"] + middle["width"] / 2, middle["y"] + middle["height"] / 2
-    for key in ("ArrowLeft", "ArrowUp", "+", "-", "ArrowRight", "ArrowDown"):
-        before = view.picture()
-        page.keyboard.press(key)
-        assert changed(before, view.picture()) > 300, key
-    before = view.picture()
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 80, y + 20, steps=4)
-    page.mouse.up()
-    turned = view.picture()
-    assert changed(before, turned) > 300
-    page.mouse.wheel(0, -300)
-    zoomed = view.picture()
-    assert changed(turned, zoomed) > 300
-    page.locator("[data-view=front]").focus()
-    page.mouse.wheel(0, 300)  # the page's again
-    assert changed(zoomed, view.picture()) == 0
-    assert view.is_quiet()
-
-
-def test_directions_are_the_patients(shown) -> None:
-    """Front: the patient's right on the left. Side: front on the left. From the feet: as axial images are shown."""
-    view = shown()
-    order = {"front": "R L H F", "side": "A P H F", "feet": "R L A P", "top": "L R A P"}
-    for name, letters in order.items():
-        view.page.locator(f"[data-view={name}]").click()
-        view.picture()
-        place = view.page.evaluate(
-            """() => Object.fromEntries(Array.from(document.querySelectorAll(".viewer-compass span"))
-                .map(e => [e.textContent, [e.getBoundingClientRect().x, e.getBoundingClientRect().y]]))"""
-        )
-        left, right, up, down = letters.split()
-        assert place[left][0] < place[right][0] - 40
-        assert place[up][1] < place[down][1] - 40
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize(
-    "viewport", [{"width": 390, "height": 844}, {"width": 1280, "height": 900}], ids=["phone", "desk"]
-)
-def test_the_view_fits_and_passes_axe(shown, scheme: str, viewport) -> None:
-    view = shown(color_scheme=scheme, viewport=viewport)
-    wide, room = view.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
-    assert wide <= room
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
-    found = axe.Axe().run(view.page).response["violations"]
-    assert [(rule["id"], [node["html"][:150] for node in rule["nodes"]][:3]) for rule in found] == []
-
-
-def test_without_webgl_a_sentence_stands_instead(shown) -> None:
-    view = shown(opened=False, script="HTMLCanvasElement.prototype.getContext = () => null")
-    said = view.page.locator("[data-message]")
-    said.wait_for(state="visible")
-    assert "no WebGL 2" in said.inner_text()
-    assert not view.page.locator("[data-opened]").is_visible()
-    assert view.is_quiet()
-
-
-def test_without_javascript_the_page_says_so(shown) -> None:
-    view = shown(opened=False, java_script_enabled=False)
-    assert "needs JavaScript" in view.page.locator("[data-message]").inner_text()
-    assert not view.page.locator("[data-open]").is_visible()

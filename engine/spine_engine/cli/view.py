@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -52,6 +52,7 @@ def view(
     from spine_engine.dicom import RoleOverrides
     from spine_engine.report.montage import pillow
     from spine_engine.report.ply import open3d
+    from spine_engine.walk import level_results
 
     open3d()
     if not no_png:
@@ -167,26 +168,6 @@ def _detected(study: Study, folder: Path | None) -> tuple[Detection | None, Grad
         models.close()
 
 
-def level_results(detection: Detection) -> dict[Level, LevelResult]:
-    """Return the detected levels as results have them."""
-    from spine_engine.results import LevelResult
-
-    def numbers(values: Any) -> tuple[float, float, float]:
-        x, y, z = values.tolist()
-        return x, y, z
-
-    return {
-        level: LevelResult(
-            center_mm=numbers(disc.center_mm),
-            axes=tuple(numbers(axis) for axis in disc.axes),
-            size_mm=numbers(disc.size_mm),
-            confidence=disc.confidence,
-            source=disc.source,
-        )
-        for level, disc in detection.levels.items()
-    }
-
-
 def _write(study: Study, levels: Mapping[Level, LevelResult], output: Path, *, pictures: bool) -> Iterator[str]:
     """Write the page, the cloud, the boxes and the picture of the whole; yield a line about each."""
     from spine_engine.report.cloud import study_cloud
@@ -270,4 +251,6 @@ def _show(study: Study, levels: Mapping[Level, LevelResult]) -> None:
 
     problem = window(study_cloud(study), levels)
     if problem is not None:
-        typer.echo(f"no window: {problem}; it needs a screen (DISPLAY or WAYLAND_DISPLAY) and OpenGL 4.1", err=True)
+        typer.echo(
+            f"no window: {problem}; it needs a screen (DISPLAY or WAYLAND_DISPLAY) and a Vulkan driver", err=True
+        )

@@ -24,7 +24,7 @@ from spine_engine.study import Role
 
 COLUMNS: Final = 8
 ROWS: Final = 2
-"""At most sixteen slices a channel, evenly spaced: every third of 48 voxels across, every other of 24 along the column."""
+"""At most sixteen slices a channel, evenly spaced: every third of 48 voxels across, every other of 24 downwards."""
 
 PIXELS_PER_MM: Final = 3.0
 """Voxels of 1.2 mm become blocks of 3 or 4 pixels: large enough to be seen one by one."""
@@ -66,7 +66,7 @@ def montage(
         place: where that level lies.
     """
     pil = pillow()
-    blocks = [_block(pil, channel, role, entry, place) for channel, role in zip(grid, entry.channels, strict=True)]
+    blocks = [_block(pil, *channel, entry, place) for channel in zip(grid, coverage, entry.channels, strict=True)]
     width = max(block.width for block in blocks) + 2 * GAP
     height = HEAD_HEIGHT + GAP + sum(block.height + LABEL_HEIGHT + 2 * GAP for block in blocks)
     image = pil.Image.new("RGB", (width, height), GROUND)
@@ -76,21 +76,22 @@ def montage(
     draw.text((GAP, GAP), title, INK, pil.ImageFont.load_default(18))
     top = HEAD_HEIGHT + GAP
     for block, role, share in zip(blocks, entry.channels, coverage, strict=True):
-        said = (
-            f"{ROLE_NAMES[role]}: covers {100 * share:.0f} % of the grid" if share > 0 else f"{ROLE_NAMES[role]}: none"
-        )
-        draw.text((GAP, top), said, MUTED, pil.ImageFont.load_default(13))
+        said = f"covers {100 * share:.0f} % of the grid" if share > 0 else "the study has none here"
+        draw.text((GAP, top), f"{ROLE_NAMES[role]}: {said}", MUTED, pil.ImageFont.load_default(13))
         image.paste(block, (GAP, top + LABEL_HEIGHT))
         top += LABEL_HEIGHT + block.height + 2 * GAP
     return image
 
 
-def _block(pil: ModuleType, channel: NDArray[np.float32], role: Role, entry: GraderEntry, place: LevelResult) -> Any:
-    """Return the slices of one channel in rows, each with its distance from the disc's centre under it."""
+def _block(
+    pil: ModuleType, channel: NDArray[np.float32], share: float, role: Role, entry: GraderEntry, place: LevelResult
+) -> Any:
+    """Return the slices of one channel in rows, each with its distance from the disc's centre under it; none where the
+    channel covers nothing."""
     along = 0 if role is Role.AXIAL_T2 else 2
     count = channel.shape[along]
     step = -(-count // (COLUMNS * ROWS))
-    chosen = range((count - 1) % step // 2, count, step)
+    chosen = range((count - 1) % step // 2, count, step) if share > 0 else range(0)
     down_mm, right_mm = (step for axis, step in enumerate(entry.grid.spacing_mm) if axis != along)
     rows, columns = (size for axis, size in enumerate(channel.shape) if axis != along)
     height, width = round(rows * down_mm * PIXELS_PER_MM), round(columns * right_mm * PIXELS_PER_MM)

@@ -34,6 +34,9 @@ FIELD_OF_VIEW: Final = 28.0
 VIEW: Final = np.array([0.78, -0.57, 0.27])
 """Where the eye stands: to the patient's left, in front, a little above."""
 
+_WINDOW_FIELD: Final = 60.0
+"""The field of view of Open3D's window, degrees, which it does not let go of."""
+
 FILLED: Final = 0.92
 """The share of the picture that the study fills."""
 
@@ -105,8 +108,8 @@ def window(cloud: Cloud, levels: Mapping[Level, LevelResult]) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         return _in_child(
             Path(folder), None, points=cloud.points_mm, colours=point_colours(cloud), series=cloud.series,
-            names=np.array(cloud.names), corners=np.array(boxes).reshape(-1, 8, 3), eye=camera.eye, target=camera.target,
-            to="",
+            names=np.array(cloud.names), corners=np.array(boxes).reshape(-1, 8, 3), eye=camera.eye,
+            target=camera.target, to="",
         )  # fmt: skip
 
 
@@ -197,9 +200,11 @@ def _main(path: str) -> None:
         cloud.colors = utility.Vector3dVector(colours[part])
         shown.append({"name": str(name), "geometry": cloud})
     ground = (*(np.array(GROUND) / 255), 1.0)
+    closer = np.tan(np.radians(FIELD_OF_VIEW / 2)) / np.tan(np.radians(_WINDOW_FIELD / 2))
+    eye = scene["target"] + closer * (scene["eye"] - scene["target"])
     open3d().visualization.draw(
-        shown, title="spine-engine view", eye=scene["eye"], lookat=scene["target"], up=[0.0, 0.0, 1.0],
-        field_of_view=FIELD_OF_VIEW, bg_color=ground, show_skybox=False, raw_mode=True, point_size=2, show_ui=True,
+        shown, title="spine-engine view", eye=eye, lookat=scene["target"], up=[0.0, 0.0, 1.0], bg_color=ground,
+        show_skybox=False, raw_mode=True, point_size=2, show_ui=True,
     )  # fmt: skip
 
 
