@@ -347,6 +347,13 @@ def test_the_command_names_persons_only_when_asked(folder: Path, tmp_path: Path)
         run(str(folder), "--with-identity")
 
 
+def test_a_folder_whose_name_is_no_text_is_written_with_escapes(folder: Path, tmp_path: Path) -> None:
+    (folder / "SECRET").rename(folder / "caf\udce9")
+    page = tmp_path / "seen.html"
+    assert run(str(folder), "--html", str(page), "--with-identity").exit_code == 0
+    assert "caf\\udce9/t1" in page.read_text(encoding="utf-8")
+
+
 def test_a_page_that_cannot_be_written_is_said_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*no/such/seen\.html"):
         run(str(folder), "--html", str(tmp_path / "no" / "such" / "seen.html"))

@@ -244,6 +244,13 @@ def test_a_study_without_grades_says_why_and_what_to_do(status, reason):
     assert 'class="matrix"' not in study_page(content)  # the prior is no finding of this study
 
 
+def test_pictures_are_said_to_be_what_the_grader_saw_only_where_it_graded():
+    said = "the grader saw, voxel for voxel"
+    assert said in plain(study_page(study_content()))
+    gap = failed(reason=Reason.GAP_AT_LEVEL, status=Status.PRIOR)
+    assert said not in plain(study_page(study_content(gap)))
+
+
 def test_levels_are_listed_where_there_are_no_pictures():
     content = study_content(overview=(), crops={}, no_pictures="Gone.")
     text = plain(study_page(content))
@@ -407,6 +414,12 @@ def test_files_that_were_not_used_are_explained_even_by_codes_of_other_versions(
     text = plain(html.split('id="files"')[1].split("</section>")[0])
     assert text.index("from_the_future") < text.index("Not an image")
     assert words.REASONS[Reason.NOT_AN_IMAGE].meaning in text
+
+
+def test_the_memory_of_shared_models_is_no_workers():
+    batched = run_page(run_content(options={"schedule": "batch"}))
+    assert "Shared models 349 MiB" in plain(batched)
+    assert "Worker 2" not in plain(batched)
 
 
 def test_the_page_tells_what_the_run_did():

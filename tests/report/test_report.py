@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +17,16 @@ from spine_engine.anatomy import LEVELS
 from spine_engine.bundle import Bundle
 from spine_engine.cli import app
 from spine_engine.dicom import RoleOverrides
-from spine_engine.errors import OutputError, Reason, UsageError
+from spine_engine.errors import OutputBusyError, OutputError, Reason, UsageError
 from spine_engine.ledger import LEDGER_FILE, LedgerReader
 from spine_engine.opened import OpenModel
 from spine_engine.options import RunOptions
+from spine_engine.output import held
 from spine_engine.phantom import write_studies
-from spine_engine.report import reading
-from spine_engine.report.reading import CHANGED, LOST, NOT_READ, StudySource, study_content
+from spine_engine.report import reading, write
+from spine_engine.report.page import write_page
+from spine_engine.report.pictures import OVERVIEW_PX
+from spine_engine.report.reading import CHANGED, LOST, NO_ROLE, NOT_READ, StudySource, study_content
 from spine_engine.report.write import page_name, write_report
 from spine_engine.scheduler import WorkerError
 from spine_engine.scheduler.slots import Slot
@@ -125,6 +131,41 @@ def test_files_that_changed_since_the_run_give_no_pictures(graded, output, tmp_p
     content = study_content(study, source(graded, root=studies), run_page=None)
     assert content.no_pictures == CHANGED
     assert not content.overview
+    assert write_report(output, root=studies, workers=1).without_pictures == 2
+
+
+def test_files_of_another_size_are_not_what_the_run_saw(graded, output, tmp_path):
+    studies = Path(shutil.copytree(graded / "studies", tmp_path / "studies"))
+    study = first_graded(output)
+    path = studies / study.unit.files[0].path
+    header = pydicom.dcmread(path)
+    header.ImageComments = "another image, perhaps"
+    header.save_as(path)
+    assert study_content(study, source(graded, root=studies), run_page=None).no_pictures == CHANGED
+
+
+def test_a_study_without_roles_has_no_pictures_and_no_empty_view(graded, output, monkeypatch):
+    def without_roles(*arguments):
+        study = read_again(*arguments)
+        return replace(study, series=tuple(replace(series, role=None) for series in study.series))
+
+    read_again = reading._read_again
+    monkeypatch.setattr(reading, "_read_again", without_roles)
+    content = study_content(first_graded(output), source(graded), run_page=None)
+    assert (content.no_pictures, content.scene) == (NO_ROLE, None)
+
+
+def test_pictures_that_would_make_a_page_too_large_are_fewer_and_smaller(graded, output, monkeypatch):
+    study = first_graded(output)
+    full = study_content(study, source(graded), run_page=None)
+    monkeypatch.setattr(reading, "MOST_PICTURE_BYTES", 30_000)
+    small = study_content(study, source(graded), run_page=None)
+    for level in LEVELS:
+        middle = {"Sagittal T2, middle", "Sagittal T1, middle", "Axial T2, through the disc"}
+        assert [picture for picture in full.crops[level] if picture.name in middle] == list(small.crops[level])
+        assert len(small.crops[level]) < len(full.crops[level])
+    assert all(max(picture.width, picture.height) <= OVERVIEW_PX // 2 for picture in small.overview)
+    assert sum(len(picture.png) for picture in small.overview) < sum(len(picture.png) for picture in full.overview)
 
 
 def test_without_the_images_every_study_still_has_a_page(graded, output):
@@ -191,6 +232,82 @@ def test_what_is_no_output_folder_is_said(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(OutputError, match="cannot read"):
         write_report(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"bundle": {}}', '{"bundle": 1}'])
+def test_a_record_of_something_else_is_said(output, text):
+    (output / "run.json").write_text(text)
+    with pytest.raises(OutputError, match="no record of a run"):
+        write_report(output)
+
+
+def test_a_damaged_ledger_is_said(output):
+    with closing(sqlite3.connect(output / LEDGER_FILE)) as ledger, ledger:
+        ledger.execute("DROP TABLE outcomes")
+    with pytest.raises(OutputError, match="is damaged"):
+        write_report(output)
+
+
+def test_results_of_another_version_are_refused(output):
+    with closing(sqlite3.connect(output / LEDGER_FILE)) as ledger, ledger:
+        ledger.execute("UPDATE facts SET value = '0.0.9' WHERE name = 'engine version'")
+    with pytest.raises(UsageError, match=r"done by spine-engine 0\.0\.9"):
+        write_report(output)
+
+
+def test_a_folder_that_a_run_writes_to_is_busy(output):
+    with held(output), pytest.raises(OutputBusyError):
+        write_report(output)
+
+
+def test_a_table_of_series_that_has_moved_can_be_named(output, tmp_path):
+    record = json.loads((output / "run.json").read_text())
+    record["options"]["series_descriptions"] = "elsewhere/table.csv"
+    (output / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UsageError, match="--series-descriptions"):
+        write_report(output)
+    table = tmp_path / "table.csv"
+    table.write_text("study_id,series_id,series_description\n")
+    assert write_report(output, series_descriptions=table, workers=1).without_pictures == 1
+
+
+def test_an_interrupted_report_leaves_no_index_and_no_half_page(output):
+    write_report(output, workers=1)
+    (output / "report" / "studies" / ".1.2.html.part").write_text("half")
+
+    def stop(done, of):
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_report(output, workers=1, on_page=stop)
+    assert not (output / "report" / "index.html").exists()
+    assert all(page.read_text().rstrip().endswith("</html>") for page in (output / "report").rglob("*.html"))
+    write_report(output, workers=1)
+    assert not list((output / "report").rglob("*.part"))
+
+
+def test_a_record_that_a_killed_run_has_outgrown_is_said_to_be_interrupted(output):
+    assert "Interrupted." not in write_report(output, workers=1).index.read_text()
+    record = json.loads((output / "run.json").read_text())
+    record["studies"]["total"] = 2
+    (output / "run.json").write_text(json.dumps(record))
+    assert "Interrupted." in write_report(output, workers=1).index.read_text()
+
+
+def test_ctrl_c_ends_the_command_with_a_line(output, monkeypatch):
+    def interrupted(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(write, "write_report", interrupted)
+    done = CliRunner().invoke(app, ["report", str(output)])
+    assert done.exit_code == 130
+    assert done.output.startswith("Interrupted: the report is not complete")
+
+
+def test_a_page_can_say_a_path_that_is_no_text(tmp_path):
+    write_page(tmp_path / "a.html", "caf\udce9")
+    assert (tmp_path / "a.html").read_text() == "caf\\udce9"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 
 @pytest.mark.parametrize("study_id", ["", "..", "../x", "a/b", "é", "1" * 65, "CON", "x" * 300, "\0"])

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from spine_engine.dicom import RefusedFile, RoleOverrides, WorkUnit, discover, read_unit
 from spine_engine.errors import OutputError, UsageError
+from spine_engine.results import study_key
 from spine_engine.study import Series, Stack, Study
 
 
@@ -96,9 +97,13 @@ def _write_page(
     from spine_engine.report.inspect_page import inspect_page
 
     persons = ((study, identity_of(folder, unit.files) if with_identity else None) for unit, study in studies)
+    _put(page, "")
+    _put(page, inspect_page(persons, refused))
+
+
+def _put(page: Path, text: str) -> None:
     try:
-        with page.open("w", encoding="utf-8") as file:
-            file.write(inspect_page(persons, refused))
+        page.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may hold bytes that are no text
     except OSError as error:
         raise OutputError(f"cannot write {page}: {error.strerror}; name another file with --html") from error
 
@@ -126,8 +131,9 @@ def _stack_words(stack: Stack) -> str:
 
 
 def study_table(study: Study) -> Table:
-    """Return a table of one study's series for a terminal. Everything from the input is shown as plain text."""
-    title = Text(f"study {study.study_id}")
+    """Return a table of one study's series for a terminal. Everything from the input is shown as plain text, and what
+    UTF-8 cannot hold as escapes."""
+    title = Text(f"study {study_key(study.study_id)}")
     if study.reason is not None:
         title.append(f"  cannot be graded: {study.reason}", style="red")
     caption = Text("warnings: " + ", ".join(study.warnings), style="yellow") if study.warnings else None
@@ -141,7 +147,7 @@ def study_table(study: Study) -> Table:
         stacks = Counter(_stack_words(stack) for stack in series.stacks)
         lines = "\n".join(f"{count} of {words}" if count > 1 else words for words, count in stacks.items())
         why = series.evidence if series.reason is None else f"{series.reason}: {series.evidence}"
-        table.add_row(Text(series.path), role, Text(lines or "-"), Text(why))
+        table.add_row(Text(study_key(series.path)), role, Text(lines or "-"), Text(why))
     return table
 
 

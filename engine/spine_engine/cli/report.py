@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ def report(
         Path | None, typer.Option("--input", metavar="DIR", help="Folder with the DICOM files, if it has moved.")
     ] = None,
     bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's bundle, if it has moved.")] = None,
+    series_descriptions: Annotated[
+        Path | None, typer.Option(metavar="CSV", help="The table of series that the run was given, if it has moved.")
+    ] = None,
     with_identity: Annotated[
         bool, typer.Option("--with-identity", help="Show patients' names, descriptions and paths on the pages.")
     ] = False,
@@ -32,7 +35,14 @@ def report(
 
     Example: spine-engine report results
     """
-    written = write_with_progress(output, folder=folder, bundle=bundle, with_identity=with_identity, workers=workers)
+    written = write_with_progress(
+        output,
+        root=folder,
+        bundle=bundle,
+        series_descriptions=series_descriptions,
+        with_identity=with_identity,
+        workers=workers,
+    )
     if as_json:
         typer.echo(
             json.dumps(
@@ -48,21 +58,19 @@ def report(
         typer.echo(closing_line(written))
 
 
-def write_with_progress(
-    output: Path,
-    *,
-    folder: Path | None = None,
-    bundle: Path | None = None,
-    with_identity: bool = False,
-    workers: int | None = None,
-) -> Report:
-    """Write the report of a run with a bar on standard error, where that is a terminal. Errors: ``write_report``."""
+def write_with_progress(output: Path, **asked: Any) -> Report:
+    """Write the report of a run with a bar on standard error, where that is a terminal.
+
+    ``asked`` and errors are those of ``write_report``; Ctrl-C ends the command with a line and the exit code 130.
+    """
     from spine_engine.report.write import write_report
 
-    with _bar() as on_page:
-        return write_report(
-            output, root=folder, bundle=bundle, with_identity=with_identity, workers=workers, on_page=on_page
-        )
+    try:
+        with _bar() as on_page:
+            return write_report(output, **asked, on_page=on_page)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted: the report is not complete; the same command writes it again.", err=True)
+        raise typer.Exit(130) from None
 
 
 def closing_line(written: Report) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import posixpath
 import warnings
 from collections.abc import Sequence
@@ -10,10 +9,24 @@ from pathlib import Path
 from typing import Final
 
 from spine_engine.dicom.discovery import FileEntry
+from spine_engine.dicom.elements import Elements, walk
+from spine_engine.dicom.files import read_file
+from spine_engine.dicom.limits import DEFAULT_LIMITS
+from spine_engine.errors import StudyError
 from spine_engine.report.content import Identity
 
 _STUDY_TAGS: Final = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyDescription")
-_TAGS: Final = [*_STUDY_TAGS, "SeriesDescription", "SpecificCharacterSet"]
+_TAGS: Final[dict[str, tuple[int, bytes]]] = {
+    "PatientName": (0x00100010, b"PN"),
+    "PatientID": (0x00100020, b"LO"),
+    "PatientBirthDate": (0x00100030, b"DA"),
+    "StudyDate": (0x00080020, b"DA"),
+    "StudyDescription": (0x00081030, b"LO"),
+    "SeriesDescription": (0x0008103E, b"LO"),
+}
+"""Tag and VR (PS3.6) of what is said."""
+_CHARACTER_SET: Final = 0x00080005
+_WANTED: Final = {**dict(_TAGS.values()), _CHARACTER_SET: b"CS"}
 MOST_TEXT: Final = 256
 """Characters of an element that are kept: LO has 64 at most, a person's name three times that (PS3.5 6.2)."""
 
@@ -44,13 +57,39 @@ def identity_of(root: Path, files: Sequence[FileEntry]) -> Identity:
 
 
 def _texts(path: Path) -> dict[str, str]:
-    from pydicom import dcmread
+    """Return what the beginning of a file says, read within the limits of a run: no other reader meets these files."""
+    try:
+        found = walk(read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED).dataset
+    except StudyError:
+        return {}
+    encodings = _encodings(_bytes(found, _CHARACTER_SET).decode("ascii", "replace"))
+    return {name: _decoded(_bytes(found, tag), encodings) for name, (tag, _) in _TAGS.items()}
+
+
+def _bytes(elements: Elements, tag: int) -> bytes:
+    value = elements.values.get(tag, (b"", b""))[1]
+    return value if isinstance(value, bytes) else b""
+
+
+def _encodings(character_set: str) -> list[str]:
+    from pydicom.charset import convert_encodings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return convert_encodings([term.strip("\0 ") for term in character_set.split("\\")])
+        except LookupError:  # a character set that nobody knows
+            return ["latin-1"]
+
+
+def _decoded(value: bytes, encodings: list[str]) -> str:
+    from pydicom.charset import decode_bytes
+    from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings quote values, and those may name a patient
-        logging.getLogger("pydicom").setLevel(logging.CRITICAL)
         try:
-            header = dcmread(path, stop_before_pixels=True, specific_tags=_TAGS, force=True)
-            return {tag: str(header.get(tag, ""))[:MOST_TEXT] for tag in _TAGS}
-        except Exception:  # noqa: BLE001 - a header that pydicom cannot read says nothing
-            return {}
+            text = decode_bytes(value[: 4 * MOST_TEXT], encodings, TEXT_VR_DELIMS | PN_DELIMS)
+        except (LookupError, ValueError):
+            text = value.decode("latin-1")
+    return text.strip("\0 ")[:MOST_TEXT]

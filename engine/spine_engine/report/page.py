@@ -27,6 +27,13 @@ def render(template: str, **context: Any) -> str:
     return _environment().get_template(template).render(policy=_policy(), **context)
 
 
+def write_page(path: Path, text: str) -> None:
+    """Replace ``path`` by a page in one step, so that a page that is there is whole; lone surrogates are escaped."""
+    draft = path.with_name(f".{path.name}.part")
+    draft.write_text(text, encoding="utf-8", errors="backslashreplace")
+    draft.replace(path)
+
+
 def picture_uri(picture: Picture) -> str:
     """Return a picture as a ``data:`` address."""
     return "data:image/png;base64," + base64.b64encode(picture.png).decode("ascii")

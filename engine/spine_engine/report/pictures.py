@@ -43,6 +43,8 @@ AXIAL_MM: Final = (-6.0, 0.0, 6.0)
 """Axial planes, mm below the disc's middle: the foramina just above the disc, the disc, and the lateral recesses where
 the roots pass below it. A stack along a disc has three to six slices 4 mm apart."""
 
+_SAGITTAL_PLANES: Final = ((-FORAMEN_MM, "right foramen"), (0.0, "middle"), (FORAMEN_MM, "left foramen"))
+
 OVERVIEW_PX: Final = 640
 """Of larger matrices every second (third, ...) row and column is shown: they are interpolated ones (lumbar sagittal
 acquisitions have 256 to 512 true columns), and two pictures of 1024 x 1024 would fill a page of 1.5 MB."""
@@ -105,14 +107,14 @@ class _View:
         )
 
 
-def overview(study: Study, levels: Mapping[Level, LevelResult]) -> tuple[Picture, ...]:
+def overview(study: Study, levels: Mapping[Level, LevelResult], *, most_px: int = OVERVIEW_PX) -> tuple[Picture, ...]:
     """Return the mid-sagittal slice of the sagittal T2 and of the T1 series, as far as there are any, with outlines.
 
     That is the slice nearest to the discs' centres; where no level has a place, the middle one. The grey is the window
-    that the graders' grids are scaled with: ``voxels.robust_window`` of the series.
+    that the graders' grids are scaled with: ``voxels.robust_window`` of the series. No edge has more than ``most_px``.
     """
     return tuple(
-        _mid_sagittal(series, _ROLE_WORDS[role], levels)
+        _mid_sagittal(series, _ROLE_WORDS[role], levels, most_px)
         for role in (Role.SAGITTAL_T2, Role.SAGITTAL_T1)
         for series in study.with_role(role)
         if series.stacks
@@ -124,6 +126,8 @@ def crops(
     coverage: F64,
     entry: GraderEntry,
     levels: Mapping[Level, LevelResult],
+    *,
+    middle_only: bool = False,
 ) -> dict[Level, tuple[Picture, ...]]:
     """Return planes of the grids that the grader saw, voxel for voxel: a pixel is ``round(255 * voxel)``.
 
@@ -136,6 +140,7 @@ def crops(
         coverage: ``(5, C)``, the share of each grid that its channel covers.
         entry: what the bundle says of the grader.
         levels: the levels that the grids were cut along.
+        middle_only: leave out all planes but the one in the middle of each channel.
     """
     shown: dict[Level, tuple[Picture, ...]] = {}
     for k, level in enumerate(LEVELS):
@@ -146,7 +151,7 @@ def crops(
             picture
             for role in _ROLE_WORDS
             if role in entry.channels and coverage[k, (channel := entry.channels.index(role))] > 0
-            for picture in _grid_planes(grids[k, channel], role, entry, np.array(axes))
+            for picture in _grid_planes(grids[k, channel], role, entry, np.array(axes), middle_only=middle_only)
         ]
         if pictures:
             shown[level] = tuple(pictures)
@@ -174,10 +179,10 @@ def plane_of(stack: Stack) -> Plane:
     return kinds[int(np.abs(stack.axes[0]).argmax())]
 
 
-def _mid_sagittal(series: Series, name: str, levels: Mapping[Level, LevelResult]) -> Picture:
+def _mid_sagittal(series: Series, name: str, levels: Mapping[Level, LevelResult], most_px: int) -> Picture:
     centers = np.array([levels[k].center_mm for k in LEVELS if k in levels and levels[k].center_mm is not None])
     stack, s = _mid_slice(series.stacks, centers.reshape(-1, 3))
-    view = _thinned(_slice_view(stack, s, "sagittal"), OVERVIEW_PX)
+    view = _thinned(_slice_view(stack, s, "sagittal"), most_px)
     outlines = tuple(
         outline for level in LEVELS if level in levels if (outline := _outline(view, level, levels[level])) is not None
     )
@@ -302,19 +307,21 @@ def box_section(center_mm: F64, axes: F64, size_mm: F64, origin_mm: F64, down: F
     return polygon
 
 
-def _grid_planes(grid: NDArray[np.float32], role: Role, entry: GraderEntry, axes: F64) -> list[Picture]:
+def _grid_planes(
+    grid: NDArray[np.float32], role: Role, entry: GraderEntry, axes: F64, *, middle_only: bool
+) -> list[Picture]:
     """Return the planes of one channel's grid ``(D, H, W)`` that are shown, from the disc's own frame ``axes``."""
     height, depth, width = entry.grid.spacing_mm
     down, back, across = axes
     no_place = np.zeros(3)
     pictures = []
     if role is Role.AXIAL_T2:
-        for below_mm in AXIAL_MM:
+        for below_mm in (0.0,) if middle_only else AXIAL_MM:
             voxels = grid[_voxel(entry, 0, below_mm if down[2] < 0 else -below_mm)]
             view = _flipped(voxels, no_place, back, across, (depth, width), "axial")
             pictures.append((view, _axial_words(below_mm)))
     else:
-        for left_mm, words in ((-FORAMEN_MM, "right foramen"), (0.0, "middle"), (FORAMEN_MM, "left foramen")):
+        for left_mm, words in _SAGITTAL_PLANES[1:2] if middle_only else _SAGITTAL_PLANES:
             voxels = grid[:, :, _voxel(entry, 2, left_mm if across[0] > 0 else -left_mm)]
             view = _flipped(voxels, no_place, down, back, (height, depth), "sagittal")
             pictures.append((view, words))

@@ -17,14 +17,19 @@ from spine_engine.ledger import RecordedStudy
 from spine_engine.manifest import GraderEntry
 from spine_engine.report.content import Identity, Picture, StudyContent
 from spine_engine.report.identity import identity_of
-from spine_engine.report.pictures import crops, overview
+from spine_engine.report.pictures import OVERVIEW_PX, crops, overview
 from spine_engine.report.scene import study_scene
 from spine_engine.results import LevelResult, Status, StudyResult, study_key
-from spine_engine.study import Study
+from spine_engine.study import Role, Study
 
-NOT_READ: Final = "The run could not read this study, so there are no pictures of it."
+NOT_READ: Final = "There are no pictures: the run failed at this study."
 CHANGED: Final = "There are no pictures: the study's files have changed since the run, or are not there any more."
-LOST: Final = "There are no pictures: the files could not be read again."
+NO_ROLE: Final = "There are no pictures: no series of the study has a role."
+LOST: Final = "There are no pictures: the files could not be read and drawn again."
+
+MOST_PICTURE_BYTES: Final = 750_000
+"""Of all pictures of a page: 1 MB in base64. The 3-D view, its code and the words take at most 0.48 MB (of pure noise),
+and a page is to stay below 1.5 MB. Grids of 128 voxels a side take 190 kB on exams, 670 kB on pure noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,18 +61,20 @@ def study_content(recorded: RecordedStudy, source: StudySource, *, run_page: str
     Pixels, windows, boxes and grids come from the same code as in the run, and the recorded boxes are exact, so the
     crops are those that the grader saw.
     """
-    result = recorded.result
-    study = None
+    result, study = recorded.result, None
     if source.root is not None and result.status is not Status.FAILED:
         study = _read_again(source.root, recorded, source.overrides)
     if study is None:
         why = NOT_READ if result.status is Status.FAILED else CHANGED
         return page_without_pictures(recorded, source, why, run_page=run_page)
+    if not any(series.stacks for role in Role for series in study.with_role(role)):
+        return page_without_pictures(recorded, source, NO_ROLE, run_page=run_page)
+    shown, planes = _pictures(study, result.levels, source.grader)
     return StudyContent(
         result=result,
         provenance=source.provenance,
-        overview=overview(study, result.levels),
-        crops={} if source.grader is None else _crops(study, result.levels, source.grader),
+        overview=shown,
+        crops=planes,
         scene=study_scene(study, result.levels),
         identity=source.identity(recorded.unit.files),
         run_page=run_page,
@@ -88,11 +95,20 @@ def page_without_pictures(
 
 
 def _read_again(root: Path, recorded: RecordedStudy, overrides: RoleOverrides) -> Study | None:
-    """Return the study if its files still hold what the run saw."""
+    """Return the study if its files still hold what the run saw, as far as names, sizes, roles and counts tell."""
+    if not all(_has_size(root / file.path, file.size) for file in recorded.unit.files):
+        return None
     studies = read_unit(root, recorded.unit, overrides).studies
     if len(studies) != 1 or study_key(studies[0].study_id) != recorded.result.study_id:
         return None
     return studies[0] if _same_series(studies[0], recorded.result) else None
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def _same_series(study: Study, result: StudyResult) -> bool:
@@ -100,13 +116,26 @@ def _same_series(study: Study, result: StudyResult) -> bool:
     return seen == [(series.path, series.role, series.stacks, series.slices) for series in result.series]
 
 
-def _crops(study: Study, levels: Mapping[Level, LevelResult], entry: GraderEntry) -> Mapping[Level, Sequence[Picture]]:
-    """Return the planes of the grids that the grader saw; nothing where the levels have no place."""
+def _pictures(
+    study: Study, levels: Mapping[Level, LevelResult], entry: GraderEntry | None
+) -> tuple[Sequence[Picture], Mapping[Level, Sequence[Picture]]]:
+    """Return the overview and the planes of the grids that the grader saw, none where the levels have no place; fewer
+    and smaller ones where they would make the page too large."""
     places = disc_levels(levels)
-    if not any(disc.source != "prior" for disc in places.values()):
-        return {}
-    grids, coverage = level_grids(study, places, entry)
-    return crops(grids, coverage, entry, levels)
+    planes: Mapping[Level, Sequence[Picture]] = {}
+    if entry is not None and any(disc.source != "prior" for disc in places.values()):
+        grids, coverage = level_grids(study, places, entry)
+        planes = crops(grids, coverage, entry, levels)
+        if _bytes(*planes.values()) > MOST_PICTURE_BYTES / 2:
+            planes = crops(grids, coverage, entry, levels, middle_only=True)
+    shown = overview(study, levels)
+    if _bytes(shown, *planes.values()) > MOST_PICTURE_BYTES:
+        shown = overview(study, levels, most_px=OVERVIEW_PX // 2)
+    return shown, planes
+
+
+def _bytes(*pictures: Sequence[Picture]) -> int:
+    return sum(len(picture.png) for some in pictures for picture in some)
 
 
 def disc_levels(levels: Mapping[Level, LevelResult]) -> dict[Level, DiscLevel]:

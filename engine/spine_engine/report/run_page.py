@@ -283,10 +283,13 @@ def _stages(run: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
 
 
 def _memory(run: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the highest resident memory of each process, bytes."""
+    """Return the highest resident memory of each process, bytes; that of shared models comes last (``Scheduler``)."""
     peak = run.get("peak_memory_bytes", {})
+    sizes = [int(size) for size in peak.get("workers") or []]
     lines = [("Main process", int(peak.get("main") or 0))]
-    lines += [(f"Worker {i}", int(size)) for i, size in enumerate(peak.get("workers") or [], 1)]
+    lines += [(f"Worker {i}", size) for i, size in enumerate(sizes, 1)]
+    if sizes and run.get("options", {}).get("schedule") == "batch":
+        lines[-1] = ("Shared models", sizes[-1])
     return [*lines, ("Together", int(peak.get("total") or 0))]
 
 

@@ -6,32 +6,45 @@ import asyncio
 import hashlib
 import json
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from spine_engine._version import __version__
 from spine_engine.backends.base import Device
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import RoleOverrides, WorkUnit
 from spine_engine.errors import OutputError, UsageError
-from spine_engine.ledger import LEDGER_FILE, LedgerReader
+from spine_engine.ledger import LEDGER_FILE, LedgerReader, RecordedStudy
 from spine_engine.options import usable_cpus
-from spine_engine.output import check_input
-from spine_engine.report.content import RunContent, RunStudy, StudyContent
+from spine_engine.output import check_input, held
+from spine_engine.report.content import Identity, RunContent, RunStudy
+from spine_engine.report.page import write_page
 from spine_engine.report.reading import LOST, StudySource, page_without_pictures, study_content
 from spine_engine.report.run_page import run_page
 from spine_engine.report.study_page import study_page
-from spine_engine.results import RUN_FILE, Status
+from spine_engine.results import RUN_FILE
 from spine_engine.scheduler import Scheduler, UnitOutcome, WorkerError
 
 REPORT_FOLDER: Final = "report"
 INDEX_FILE: Final = "index.html"
 STUDIES_FOLDER: Final = "studies"
+_BACK: Final = f"../{INDEX_FILE}"
 
 PAGE_TIMEOUT_S: Final = 300.0
 """Reading a study and drawing its page takes a tenth of a second; this is for a disk that hangs."""
+
+_NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
+    "bundle": ("name", "version", "digest", "path"),
+    "devices": (),
+    "options": ("series_descriptions", "schedule"),
+    "studies": ("total",),
+}
+"""What of ``run.json`` is needed; what else is missing is left out of the pages."""
 
 _UID: Final = re.compile(r"[0-9][0-9.]{0,63}")
 """Study ids that are file names as they are (PS3.5 9.1)."""
@@ -52,6 +65,7 @@ def write_report(
     *,
     root: Path | None = None,
     bundle: Path | None = None,
+    series_descriptions: Path | None = None,
     with_identity: bool = False,
     workers: int | None = None,
     on_page: Callable[[int, int], None] = lambda done, of: None,
@@ -59,43 +73,48 @@ def write_report(
     """Write ``output/report``: ``index.html`` and a page for each study, self-contained, from a finished run.
 
     The studies' files are read again for the pictures; what has changed since, or cannot be read, has a page without.
+    ``index.html`` is written last and is gone meanwhile: where it is, every page is there and of the same report.
 
     Args:
         output: the output folder of the run.
         root: the input folder, where it has moved since.
         bundle: the bundle the run used, where that has moved.
+        series_descriptions: the table of series that the run was given, where that has moved.
         with_identity: show names, descriptions and paths; without it nothing on the pages names a patient.
         workers: processes that draw pages; one for each usable CPU if not given.
         on_page: told after each page how many are done, of how many.
 
     Raises:
-        UsageError: ``root`` is no folder, or the bundle is not the one of the run.
+        UsageError: ``root`` is no folder, the bundle is not the one of the run, the table cannot be read, or another
+            version of the engine made the results.
         BundleError: the bundle is missing or damaged.
         OutputError: ``output`` is not the output folder of a run, or cannot be written.
+        OutputBusyError: a run, or another report, is writing to it.
     """
     begun = time.monotonic()
     run = _run_record(output)
-    reader = LedgerReader(output / LEDGER_FILE)
-    try:
-        source = _source(reader, run, root, bundle, with_identity=with_identity)
-        folder = output / REPORT_FOLDER
-        writing = _Writing(output, folder, source, run, on_page)
+    with held(output), closing(LedgerReader(output / LEDGER_FILE)) as reader:
         try:
-            (folder / STUDIES_FOLDER).mkdir(parents=True, exist_ok=True)
+            source = _source(reader, run, root, bundle, series_descriptions, with_identity=with_identity)
+            writing = _Writing(output, source, run, on_page)
+            writing.begin()
             asyncio.run(writing.write_all(reader, workers or usable_cpus()))
             index = writing.finish()
         except OSError as error:
-            raise OutputError(f"cannot write to {folder}: {error.strerror}; free space and try again") from error
-    finally:
-        reader.close()
-    bare = sum(1 for study in writing.studies if study.result.status is Status.FAILED)
-    missing = len(writing.studies) if source.root is None else bare + len(writing.lost)
-    return Report(index=index, studies=len(writing.studies), without_pictures=missing, wall_s=time.monotonic() - begun)
+            raise OutputError(f"cannot write to {output}: {error.strerror}; free space and try again") from error
+        except sqlite3.Error as error:
+            raise OutputError(f"{output / LEDGER_FILE} is damaged: {error}; run again into a new folder") from error
+    return Report(
+        index=index,
+        studies=len(writing.studies),
+        without_pictures=writing.without_pictures,
+        wall_s=time.monotonic() - begun,
+    )
 
 
 def _run_record(output: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
+        record: Any = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OutputError(
             f"{output} holds no {RUN_FILE}: name the output folder of a run that has ended; the same 'spine-engine "
@@ -103,12 +122,29 @@ def _run_record(output: Path) -> dict[str, Any]:
         ) from None
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot read {output / RUN_FILE}: {error}; run again") from error
-    return record
+    parts = record if isinstance(record, dict) else {}
+    for name, fields in _NEEDED.items():
+        part = parts.get(name)
+        if not isinstance(part, dict) or not all(field in part for field in fields):
+            raise OutputError(f"{output / RUN_FILE} lacks {name!r}: it is no record of a run; run again")
+    return parts
 
 
 def _source(
-    reader: LedgerReader, run: Mapping[str, Any], root: Path | None, bundle: Path | None, *, with_identity: bool
+    reader: LedgerReader,
+    run: Mapping[str, Any],
+    root: Path | None,
+    bundle: Path | None,
+    series_descriptions: Path | None,
+    *,
+    with_identity: bool,
 ) -> StudySource:
+    made_by = reader.fact("engine version")
+    if made_by != __version__:
+        raise UsageError(
+            f"the run was done by spine-engine {made_by}, this is {__version__}, which may cut the grids otherwise: "
+            "report with that version, or run again into a new folder"
+        )
     used = Bundle.open(bundle or (Path(run["bundle"]["path"]) if run["bundle"]["path"] else None))
     if used.digest != reader.fact("bundle"):
         raise UsageError(
@@ -116,13 +152,9 @@ def _source(
             f"{run['bundle']['digest'][:12]}; {used.path} has {used.digest[:12]}: name the run's with --bundle"
         )
     found = check_input(root) if root is not None else Path(reader.fact("input") or "")
-    there = found.is_dir()
-    stated = run["options"]["series_descriptions"]
-    overrides = RoleOverrides()
-    if there:
-        overrides = RoleOverrides.find(found) if stated is None else RoleOverrides.from_csv(Path(stated))
+    overrides = _overrides(found, series_descriptions, run["options"]["series_descriptions"])
     return StudySource(
-        root=found if there else None,
+        root=found if found.is_dir() else None,
         overrides=overrides,
         grader=used.manifest.models.grader,
         provenance=tuple(_provenance(run)),
@@ -130,8 +162,21 @@ def _source(
     )
 
 
+def _overrides(root: Path, given: Path | None, stated: str | None) -> RoleOverrides:
+    """Return the roles that the run was told; what differs by now costs the studies it concerns their pictures."""
+    if given is not None:
+        return RoleOverrides.from_csv(given)
+    if not root.is_dir():
+        return RoleOverrides()
+    if stated is None:
+        return RoleOverrides.find(root)
+    if not Path(stated).is_file():
+        raise UsageError(f"the run's table of series {stated!r} is not there: name it with --series-descriptions")
+    return RoleOverrides.from_csv(Path(stated))
+
+
 def _provenance(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "spine-engine", run["engine_version"]
+    yield "spine-engine", __version__
     yield "bundle", f"{run['bundle']['name']} {run['bundle']['version']}"
     yield "bundle digest (SHA-256)", run["bundle"]["digest"]
     for role, device in sorted(run["devices"].items()):
@@ -149,23 +194,25 @@ class _Writing:
     """The pages of one report, as they are written."""
 
     def __init__(
-        self,
-        output: Path,
-        folder: Path,
-        source: StudySource,
-        run: Mapping[str, Any],
-        on_page: Callable[[int, int], None],
+        self, output: Path, source: StudySource, run: Mapping[str, Any], on_page: Callable[[int, int], None]
     ) -> None:
-        self._ledger, self._folder, self._source, self._run = output / LEDGER_FILE, folder, source, run
+        self._ledger, self._source, self._run = output / LEDGER_FILE, source, run
+        self._index = output / REPORT_FOLDER / INDEX_FILE
+        self._folder = output / REPORT_FOLDER / STUDIES_FOLDER
         self._on_page = on_page
         self.studies: list[RunStudy] = []
-        self.lost: set[str] = set()
+        self.without_pictures = 0
+
+    def begin(self) -> None:
+        """Make the folders, and remove the index of an earlier report: its pages are about to change."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._index.unlink(missing_ok=True)
 
     async def write_all(self, reader: LedgerReader, workers: int) -> None:
         """Write the page of every study."""
         total = self._run["studies"]["total"]
         scheduler = Scheduler(
-            PageFactory(self._ledger, self._folder / STUDIES_FOLDER, self._source),
+            PageFactory(self._ledger, self._folder, self._source),
             workers=min(workers, max(1, total)),
             timeout_s=PAGE_TIMEOUT_S,
         )
@@ -173,17 +220,18 @@ class _Writing:
 
         async def draw() -> None:
             for study in recorded:
-                name, result = page_name(study.result.study_id), study.result
+                result = study.result
                 try:
                     async with scheduler.slot() as slot:
-                        await slot.walk(WorkUnit(key=study.unit.key, files=(), study_id=result.study_id))
+                        drawn = await slot.walk(WorkUnit(key=study.unit.key, files=(), study_id=result.study_id))
                 except WorkerError:  # the files have become dangerous since the run
-                    self.lost.add(result.study_id)
-                    content = page_without_pictures(study, self._source, LOST, run_page=f"../{INDEX_FILE}")
-                    _write_page(self._folder / STUDIES_FOLDER / name, content)
-                page = f"{STUDIES_FOLDER}/{name}"
-                identity = self._source.identity(study.unit.files[:1])
-                self.studies.append(RunStudy(result=result, page=page, finished=study.finished, identity=identity))
+                    drawn = _write_without_pictures(study, self._source, self._folder)
+                assert isinstance(drawn, PageOutcome)
+                self.without_pictures += not drawn.pictures
+                page = f"{STUDIES_FOLDER}/{page_name(result.study_id)}"
+                self.studies.append(
+                    RunStudy(result=result, page=page, finished=study.finished, identity=drawn.identity)
+                )
                 self._on_page(len(self.studies), total)
 
         try:
@@ -199,16 +247,28 @@ class _Writing:
         """Write the page of the run and remove pages of studies that are not in it; return its path."""
         self.studies.sort(key=lambda study: study.result.study_id)
         names = {page_name(study.result.study_id) for study in self.studies}
-        for old in (self._folder / STUDIES_FOLDER).glob("*.html"):
+        for old in [*self._folder.glob("*.html"), *self._folder.glob(".*.html.part")]:
             if old.name not in names:
                 old.unlink()
-        index = self._folder / INDEX_FILE
-        index.write_text(run_page(RunContent(run=self._run, studies=self.studies)), encoding="utf-8")
-        return index
+        left_off = len(self.studies) != self._run["studies"]["total"]  # a later run was killed before it wrote its own
+        run = {**self._run, "interrupted": True} if left_off else self._run
+        write_page(self._index, run_page(RunContent(run=run, studies=self.studies)))
+        return self._index
 
 
-def _write_page(path: Path, content: StudyContent) -> None:
-    path.write_text(study_page(content), encoding="utf-8")
+@dataclass(frozen=True, kw_only=True)
+class PageOutcome(UnitOutcome):
+    """What drawing a page gave: whether it has pictures, and the person it names, where asked for."""
+
+    pictures: bool
+    identity: Identity | None
+
+
+def _write_without_pictures(recorded: RecordedStudy, source: StudySource, folder: Path) -> PageOutcome:
+    """Write the page of a study that cannot be read or drawn again."""
+    content = page_without_pictures(recorded, source, LOST, run_page=_BACK)
+    write_page(folder / page_name(recorded.result.study_id), study_page(content))
+    return PageOutcome(pictures=False, identity=content.identity)
 
 
 # -- in the worker process ---------------------------------------------------------------------------------------------
@@ -235,14 +295,14 @@ class PageWalk:
         self._plan = plan
         self._reader = LedgerReader(plan.ledger)
 
-    def __call__(self, unit: WorkUnit) -> UnitOutcome:
+    def __call__(self, unit: WorkUnit) -> PageOutcome:
         """Write the page of one study."""
         assert unit.study_id is not None
-        recorded = self._reader.study(unit.study_id)
-        back = f"../{INDEX_FILE}"
+        recorded, folder = self._reader.study(unit.study_id), self._plan.folder
         try:
-            content = study_content(recorded, self._plan.source, run_page=back)
-        except (MemoryError, Exception):  # noqa: BLE001 - a study that cannot be drawn costs its pictures alone
-            content = page_without_pictures(recorded, self._plan.source, LOST, run_page=back)
-        _write_page(self._plan.folder / page_name(recorded.result.study_id), content)
-        return UnitOutcome()
+            content = study_content(recorded, self._plan.source, run_page=_BACK)
+            text = study_page(content)
+        except Exception:  # noqa: BLE001 - a study that cannot be drawn costs its pictures alone
+            return _write_without_pictures(recorded, self._plan.source, folder)
+        write_page(folder / page_name(recorded.result.study_id), text)
+        return PageOutcome(pictures=content.no_pictures is None, identity=content.identity)
