@@ -28,7 +28,7 @@ from spine_engine.dicom import RoleOverrides, WorkUnit, read_unit
 from spine_engine.errors import StudyError, UsageError
 from spine_engine.grading import level_grids
 from spine_engine.options import RunOptions, usable_cpus
-from spine_engine.scheduler.processes import ONE_THREAD, environment
+from spine_engine.scheduler.processes import KEPT_MEMORY, ONE_THREAD, environment
 from spine_engine.study import Role, Stack, Study
 from spine_engine.tuning import tuned
 
@@ -86,7 +86,9 @@ class StageBench:
         """
         self._workers = [lone_worker() for _ in range(processes or usable_cpus())]
         try:
-            with environment(ONE_THREAD):  # these are read when the libraries load, so the processes start in here
+            with environment(
+                ONE_THREAD | KEPT_MEMORY
+            ):  # these are read when the libraries load, so the processes start in here
                 opened = [worker.submit(_open, library, bundle) for worker in self._workers]
                 self.joined = [future.result() for future in opened].pop()
         except BaseException:

@@ -22,6 +22,7 @@ from spine_engine.dicom.discovery import WorkUnit
 from spine_engine.errors import BackendError, Reason
 from spine_engine.scheduler.models import ModelProcess
 from spine_engine.scheduler.processes import (
+    KEPT_MEMORY,
     ONE_THREAD,
     START_TIMEOUT_S,
     environment,
@@ -175,7 +176,10 @@ class Slot:
             context = multiprocessing.get_context("spawn")
             self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process)
             try:
-                with environment(ONE_THREAD), no_main_module():  # the process is started by the first submit
+                with (
+                    environment(ONE_THREAD | KEPT_MEMORY),
+                    no_main_module(),
+                ):  # the process is started by the first submit
                     process = self._executor.submit(os.getpid)
                 self._pid = await self._result(process, START_TIMEOUT_S)
                 self._tell(await self._result(self._executor.submit(_open_walk, self._factory), START_TIMEOUT_S))
