@@ -34,7 +34,8 @@ def profile(smallest: list[int], usual: list[int], largest: list[int]) -> dict[s
 
 def test_a_sound_bundle_opens(fake_bundle: Path) -> None:
     bundle = Bundle.open(fake_bundle)
-    assert bundle.facts.keys() == {"name", "version", "digest"}
+    assert bundle.facts.keys() == {"name", "version", "digest", "path"}
+    assert (bundle.facts["path"], Bundle.open().facts["path"]) == (str(fake_bundle.resolve()), "")
     assert (bundle.manifest.name, len(bundle.digest)) == ("fake", 64)
     assert bundle.grader.grid.spec.shape == (4, 5, 6)
     assert bundle.detector.spec is not None
