@@ -20,12 +20,16 @@ app = typer.Typer()
 app.command()(evaluate)
 
 
-def called(*options):
+def invoked(*options):
     done = CliRunner().invoke(app, [str(option) for option in options])
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == 0, done.output
-    return done.stdout
+    return done
+
+
+def called(*options):
+    return invoked(*options).output
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_the_tables_show_score_floors_and_counts(small):
 
 def test_out_gets_the_report_and_its_tables(small, tmp_path):
     options, _, grades, _ = small
-    text = called(*options, "--json", "--out", tmp_path / "new" / "folder")
+    text = invoked(*options, "--json", "--out", tmp_path / "new" / "folder").stdout
     folder = tmp_path / "new" / "folder"
     assert json.loads((folder / "report.json").read_text()) == json.loads(text)
     with (folder / "confusion.csv").open() as file:
