@@ -10,6 +10,7 @@ pytest.importorskip("torchio", reason="needs the train extra")
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.errors import UsageError
 from spine_engine.phantom import Protocol, draw_spine, render
+from spine_engine.results import AXIS_DECIMALS, PLACE_DECIMALS
 from spine_engine.voxels import GridPose, GridSpec, voxelize, windowed
 from spine_training.grader.grids import BoxJitter, cut_levels, load_grids, make_grids, small_rotation, strayed
 from spine_training.grader.model import WHOLE_STUDY, GraderConfig
@@ -33,8 +34,9 @@ def test_grids_lie_behind_the_disc_in_the_engines_frame(phantom):
     grids = cut(phantom)
     assert grids.shape == (5, 3, *CONFIG.shape)
     level = 2
-    rows = phantom.spine.disc_axes[level]
-    pose = GridPose(phantom.spine.disc_center_mm[level] + np.array(CONFIG.offset_mm) @ rows, rows)
+    rows = np.round(phantom.spine.disc_axes[level], AXIS_DECIMALS)  # as results tell places
+    center_mm = np.round(phantom.spine.disc_center_mm[level], PLACE_DECIMALS)
+    pose = GridPose(center_mm + np.array(CONFIG.offset_mm) @ rows, rows)
     series = {series.name: series for series in phantom.series}
     channels = [windowed(series[name].stacks) for name in ("sagittal_t1", "axial_t2", "sagittal_t2")]
     by_hand = voxelize(channels, GridSpec(CONFIG.shape, CONFIG.spacing_mm), pose).values
