@@ -60,7 +60,7 @@ def demo(
         typer.echo(line)
     typer.echo(f"Results: {folder}/results/predictions.csv, studies.jsonl, run.json; the studies: {studies}")
     if not work.summary.interrupted:
-        typer.echo(f"To look at: {write_with_progress(folder / 'results').index}")
+        typer.echo(f"To look at: {write_with_progress(folder / 'results', workers=workers).index}")
     typer.echo(f"Took {work.summary.wall_s:.1f} s, model loading included. {DEMONSTRATION}")
     raise typer.Exit(work.summary.exit_code)
 

@@ -115,7 +115,7 @@ def run(
     if report and not summary.interrupted:
         from spine_engine.cli.report import closing_line, write_with_progress
 
-        typer.echo(closing_line(write_with_progress(output)), err=as_json)
+        typer.echo(closing_line(write_with_progress(output, workers=workers)), err=as_json)
     raise typer.Exit(summary.exit_code)
 
 
