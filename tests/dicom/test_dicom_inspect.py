@@ -51,10 +51,10 @@ def test_table_shows_roles_stacks_and_why(folder: Path) -> None:
     assert "JANE" not in shown
 
 
-def test_a_series_table_states_roles(folder: Path, tmp_path: Path) -> None:
+def test_a_series_descriptions_states_roles(folder: Path, tmp_path: Path) -> None:
     roles = tmp_path / "roles.csv"
     roles.write_text("study_id,series_id,role\n1.2.3,t1,sagittal_t2\n1.2.3,t2,sagittal_t1\n")
-    study = json.loads(run(str(folder), "--json", "--series-table", str(roles)).stdout.splitlines()[0])
+    study = json.loads(run(str(folder), "--json", "--series-descriptions", str(roles)).stdout.splitlines()[0])
     stated = {series["path"]: series["role"] for series in study["series"]}
     assert stated["study/t1"] == "sagittal_t2"
     assert stated["study/t2"] == "sagittal_t1"

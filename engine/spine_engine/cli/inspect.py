@@ -21,9 +21,9 @@ from spine_engine.study import Series, Stack, Study
 
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with DICOM files, in any layout.")],
-    series_table: Annotated[
+    series_descriptions: Annotated[
         Path | None,
-        typer.Option("--series-table", help="CSV that states roles: study_id, series_id, series_description."),
+        typer.Option(metavar="CSV", help="Which series plays which part; one beside the input is found by itself."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a study, one a line.")] = False,
     html: Annotated[
@@ -41,7 +41,7 @@ def inspect(
     """
     if with_identity and html is None:
         raise UsageError("--with-identity belongs to --html FILE; add the page, or leave it out")
-    overrides = RoleOverrides.from_csv(series_table) if series_table else RoleOverrides.find(folder)
+    overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else RoleOverrides.find(folder)
     console = Console(highlight=False)
     refused: Counter[str] = Counter()
     met: Counter[str] = Counter()

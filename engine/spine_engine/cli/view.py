@@ -35,9 +35,9 @@ def view(
     study_id: Annotated[
         str | None, typer.Option("--study", metavar="ID", help="Which study, where the folder holds several.")
     ] = None,
-    series_table: Annotated[
+    series_descriptions: Annotated[
         Path | None,
-        typer.Option("--series-table", help="CSV that states roles: study_id, series_id, series_description."),
+        typer.Option(metavar="CSV", help="Which series plays which part; one beside the input is found by itself."),
     ] = None,
     no_png: Annotated[bool, typer.Option("--no-png", help="Write no pictures.")] = False,
     window: Annotated[bool, typer.Option("--window", help="Also open Open3D's window.")] = False,
@@ -57,7 +57,7 @@ def view(
     open3d()
     if not no_png:
         pillow()
-    overrides = RoleOverrides.from_csv(series_table) if series_table else RoleOverrides.find(folder)
+    overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else RoleOverrides.find(folder)
     study = chosen_study(folder, study_id, overrides)
     detection, entry = _detected(study, bundle)
     levels = {} if detection is None else level_results(detection)
