@@ -14,6 +14,7 @@ from spine_engine.backends import TensorInfo
 from spine_engine.detection import detect
 from spine_engine.detection.detect import batch_sizes
 from spine_engine.detection.levels import RANK_OF_LEVEL
+from spine_engine.detection.slices import slices_of_pair
 from spine_engine.errors import StudyError, Warn
 
 
@@ -152,8 +153,36 @@ def test_the_mirrored_patient_gives_the_mirrored_levels():
 def test_batches_are_few_and_hold_every_slice(count):
     sizes = batch_sizes(count)
     assert sum(sizes) == count
-    assert set(sizes) <= {1, 4, 5}
-    assert count in (1, 2, 3, 6, 7, 11) or 1 not in sizes
+    assert set(sizes) <= {3, 4, 5} or (count in (1, 2) and set(sizes) == {1})
+
+
+class CountingBackend(SceneBackend):
+    """Keeps how many slices it was asked for."""
+
+    asked = 0
+
+    def run(self, inputs):
+        self.asked += len(inputs["slices"])
+        return super().run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("step_mm", "alone", "each_of_two"), [(4.0, 15, (8, 7)), (1.0, 20, (10, 10)), (7.0, 15, (15, 15))]
+)
+def test_two_series_share_the_slices_out(step_mm, alone, each_of_two):
+    count = 60 if step_mm == 1.0 else 15
+    one, two = (sagittal_stack(seed, slices=count, step_mm=step_mm) for seed in (1, 2))
+    scene = Scene(column(), [one, two])
+    lone, both = CountingBackend(scene), CountingBackend(scene)
+    detect([[one]], lone)
+    check(detect([[one], [two]], both), scene.discs)
+    assert lone.asked == alone
+    assert both.asked == sum(each_of_two)
+    chosen = [slices_of_pair(stack.positions_mm, n) for n, stack in enumerate(scene.stacks)]
+    assert tuple(map(len, chosen)) == each_of_two
+    if step_mm == 4.0:
+        assert set(chosen[0]) | set(chosen[1]) == set(range(count))
+        assert not set(chosen[0]) & set(chosen[1])
 
 
 def test_a_model_of_one_slice_gets_one_slice(scene):

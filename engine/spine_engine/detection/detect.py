@@ -34,6 +34,7 @@ from spine_engine.detection.slices import (
     field_of_view_center,
     in_fixed_order,
     series_range,
+    slices_of_pair,
     spine_frame,
 )
 from spine_engine.detection.spec import DetectorSpec
@@ -45,8 +46,9 @@ F64 = NDArray[np.float64]
 
 
 BATCH = 4
-"""Slices of a stack go through the detector four or five at a time: 8 % less time than one by one. Runtimes keep a plan
-for every shape they have met, so there are few: these two, and 1 (docs/decisions/0013)."""
+"""Slices of a stack go through the detector three to five at a time: 8 % less time than one by one. Runtimes keep a
+plan for every shape they have met, so there are few: these three, and 1 for the smallest stacks (docs/decisions/0013).
+"""
 
 BODY_MM = 12.0
 """A vertebral body lies this near to the middle between its two discs; bodies are 25 mm high and more."""
@@ -62,10 +64,17 @@ class SliceBackend(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectionOptions:
-    """How detection decides: the box around each level (D, H, W mm) and the weights of the labelling."""
+    """How detection decides.
+
+    Attributes:
+        box_mm: the box around each level (D, H, W).
+        labelling: the weights of the labelling.
+        every_slice: several series are each looked at whole, and do not share the slices out between them.
+    """
 
     box_mm: tuple[float, float, float] = BOX_MM
     labelling: LabellingOptions = field(default_factory=LabellingOptions)
+    every_slice: bool = False
 
 
 def detect(
@@ -76,15 +85,16 @@ def detect(
 ) -> Detection:
     """Find the five disc levels of a study.
 
-    Every slice of every sagittal stack goes through the detector; peaks are joined over slices and series in patient mm
-    and the column is labelled as a whole; each series is also labelled alone, to see whether they agree. The result
-    does not depend on the order of the series or of their stacks.
+    Slices of every sagittal stack go through the detector: all of a lone series, every second of two that show the
+    spine between them (``PAIR_STEP_MM``). Peaks are joined over slices and series in patient mm and the column is
+    labelled as a whole; each series is also labelled alone, to see whether they agree. The result does not depend on
+    the order of the series or of their stacks.
 
     Args:
         series: the stacks of each sagittal series (T1, T2, STIR, ...).
         backend: a loaded detector.
         spec: what the detector takes and gives.
-        options: box size and labelling weights.
+        options: box size, labelling weights, slices.
 
     Raises:
         StudyError: there is no sagittal stack.
@@ -93,10 +103,12 @@ def detect(
     ordered = _some(in_fixed_order(series))
     discs, bodies = [], []
     views: list[list[Canvas]] = [[] for _ in ordered]
+    shared = len(ordered) > 1 and not options.every_slice
     for number, stacks in enumerate(ordered):
         low, high = series_range(stacks, spec)
         for stack in stacks:
-            canvas = canvas_from_stack(stack, low, high, spec)
+            chosen = slices_of_pair(stack.positions_mm, number) if shared else None
+            canvas = canvas_from_stack(stack, low, high, spec, chosen)
             some_discs, some_bodies = peaks_from_maps(_maps_of(canvas, backend), canvas, number, spec)
             discs.append(some_discs)
             bodies.append(some_bodies)
@@ -131,10 +143,13 @@ def _maps_of(canvas: Canvas, backend: SliceBackend) -> Iterator[F32]:
 
 
 def batch_sizes(count: int) -> list[int]:
-    """Split `count` slices into batches of `BATCH` and one more, and single ones where that does not work out."""
-    batches, rest = divmod(count, BATCH)
-    larger = min(batches, rest)
-    return [BATCH + 1] * larger + [BATCH] * (batches - larger) + [1] * (rest - larger)
+    """Split `count` slices into batches of `BATCH` and one more, of `BATCH` and one fewer where that does not work out
+    (3, 6, 7, 11), or into single ones (1, 2)."""
+    batches, more = divmod(count, BATCH)
+    if more <= batches:
+        return [BATCH + 1] * more + [BATCH] * (batches - more)
+    batches, fewer = batches + 1, BATCH - more
+    return [BATCH] * (batches - fewer) + [BATCH - 1] * fewer if fewer <= batches else [1] * count
 
 
 def _decode(

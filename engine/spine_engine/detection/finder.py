@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.detection.detect import detect
+from spine_engine.detection.detect import DetectionOptions, detect
 from spine_engine.detection.levels import Detection
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.detection.spinenet import detect_vertebra_field
@@ -26,16 +26,19 @@ class Network(Protocol):
         ...
 
 
-def level_finder(decoder: str, spec: DetectorSpec | None, networks: Sequence[Network]) -> LevelFinder:
+def level_finder(
+    decoder: str, spec: DetectorSpec | None, networks: Sequence[Network], options: DetectionOptions | None = None
+) -> LevelFinder:
     """Return what finds levels with loaded networks.
 
     Args:
         decoder: ``level_heatmaps``, with one network, or ``vfr``, with three: field, appearance, context.
         spec: of ``level_heatmaps``.
         networks: the loaded networks in that order.
+        options: of ``level_heatmaps``.
     """
     if decoder == "vfr":
         field_net, appearance_net, context_net = networks
         return lambda series: detect_vertebra_field(series, field_net, appearance_net, context_net)
     (network,) = networks
-    return lambda series: detect(series, network, spec)
+    return lambda series: detect(series, network, spec, options)

@@ -24,6 +24,10 @@ F64 = NDArray[np.float64]
 MIN_SLICE_STEP_MM = 3.0
 """Thinner slices are thinned out to this step: the detector learnt 1-5 mm slices, and a disc is 45-55 mm wide."""
 
+PAIR_STEP_MM = 6.0
+"""Where two series show the spine each is thinned out to this step: every second of the usual 4-5 mm slices, of one
+series those that the other leaves out. That halves the detector's time (docs/decisions/0013)."""
+
 MAX_SLICES = 40
 """A sagittal lumbar series has 11-25 slices; more than this only costs time."""
 
@@ -128,11 +132,18 @@ def field_of_view_center(stacks: Sequence[Stack]) -> F64:
     return center
 
 
-def chosen_slices(positions_mm: F64) -> NDArray[np.int64]:
-    """Indices of the slices to look at: all, or thinned to `MIN_SLICE_STEP_MM`, the middle `MAX_SLICES` at most."""
-    kept = [0]
-    for i in range(1, len(positions_mm)):
-        if positions_mm[i] - positions_mm[kept[-1]] >= MIN_SLICE_STEP_MM - 0.05:
+def chosen_slices(positions_mm: F64, step_mm: float = MIN_SLICE_STEP_MM, begin_mm: float = 0.0) -> NDArray[np.int64]:
+    """Indices of the slices to look at, the middle `MAX_SLICES` at most.
+
+    Args:
+        positions_mm: `(S,)` ascending.
+        step_mm: slices nearer to each other are thinned out.
+        begin_mm: the first one lies at least this far behind the first of all.
+    """
+    begin = int(np.searchsorted(positions_mm, positions_mm[0] + begin_mm - 0.05))
+    kept = [min(begin, len(positions_mm) - 1)]
+    for i in range(kept[0] + 1, len(positions_mm)):
+        if positions_mm[i] - positions_mm[kept[-1]] >= step_mm - 0.05:
             kept.append(i)
     surplus = len(kept) - MAX_SLICES
     if surplus > 0:
@@ -140,17 +151,28 @@ def chosen_slices(positions_mm: F64) -> NDArray[np.int64]:
     return np.array(kept)
 
 
-def canvas_from_stack(stack: Stack, low: float, high: float, spec: DetectorSpec) -> Canvas:
-    """Resample the slices of one stack onto their canvas and normalise them.
+def slices_of_pair(positions_mm: F64, number: int) -> NDArray[np.int64]:
+    """Indices of the slices to look at in series `number` of several: see `PAIR_STEP_MM`. Every other series begins
+    half a step later, unless its slices are so far apart that all of them are taken."""
+    spacing_mm = float(np.median(np.diff(positions_mm))) if len(positions_mm) > 1 else PAIR_STEP_MM
+    later_mm = max(0.0, min(PAIR_STEP_MM / 2, PAIR_STEP_MM - spacing_mm))
+    return chosen_slices(positions_mm, PAIR_STEP_MM, begin_mm=later_mm if number % 2 else 0.0)
 
-    A value becomes ``clip((v - low) / (high - low), 0, clip) ** gamma``.
+
+def canvas_from_stack(
+    stack: Stack, low: float, high: float, spec: DetectorSpec, chosen: NDArray[np.int64] | None = None
+) -> Canvas:
+    """Resample slices of one stack onto their canvas and normalise them.
+
+    A value becomes ``clip((v - low) / (high - low), 0, clip) ** gamma``. The slices are those `chosen`, or all that
+    `chosen_slices` takes of a lone series.
     """
     from spine_engine.detection.kernels import draw_slices  # numba takes a second that only a run should pay
 
     down, back, across, which, signs = canvas_axes(stack)
     spacing = np.array(stack.spacing_mm)
     source_shape = np.array(stack.pixels.shape[1:])
-    chosen = chosen_slices(stack.positions_mm)
+    chosen = chosen_slices(stack.positions_mm) if chosen is None else chosen
     extent_px = np.minimum(source_shape[which - 1] * spacing[which - 1], spec.max_extent_mm) / spec.pixel_mm
     shape = np.ceil(extent_px / spec.multiple).astype(int) * spec.multiple
     middle_canvas = (shape - 1) / 2
@@ -222,8 +244,10 @@ def _taps(size: int, source: int, start: float, step: float, spacing_mm: float) 
 
 
 def _shares(positions_mm: F64) -> F64:
-    """Half the distance to both neighbours, mm; at most 8 mm, so that a gap does not outweigh the slices beside it."""
+    """Half the distance to both neighbours, mm; a gap counts as 8 mm, or as the usual distance where that is more, so
+    that it does not outweigh the slices beside it."""
     if len(positions_mm) == 1:
         return np.ones(1)
-    gaps = np.minimum(np.diff(positions_mm), 8.0)
+    gaps = np.diff(positions_mm)
+    gaps = np.minimum(gaps, max(8.0, float(np.median(gaps))))
     return np.concatenate([gaps[:1], (gaps[:-1] + gaps[1:]) / 2, gaps[-1:]])
