@@ -28,7 +28,9 @@ WIDE_LAYERS: Final = (GlobalResponseNorm,)
 _LARGEST: Final = torch.finfo(torch.float16).max
 
 
-PRODUCTS: Final = frozenset({"conv1d", "conv2d", "conv3d", "linear", "matmul", "__matmul__", "bmm", "baddbmm"})
+PRODUCTS: Final = frozenset(
+    {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "__matmul__", "bmm", "baddbmm"}
+)
 """Names of PyTorch's functions that take nearly all of a network's time, and at which its CPU kernels for float16 are
 slow (five times float32 on the packaged grader)."""
 

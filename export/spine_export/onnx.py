@@ -19,7 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spine_export.half import narrowed
 from spine_export.onnx_file import INLINE_BYTES, OPSET, trace, write_onnx
-from spine_training.detector.model import ConvBlock, Deployed, LevelHeatmapNet
+from spine_export.upsampling import SplitUpBlock
+from spine_training.detector.model import Deployed, LevelHeatmapNet, ResidualConvs, UpBlock
 from spine_training.grader.model import Grader
 from spine_training.spinenet import SpineNetKind
 
@@ -28,6 +29,9 @@ PROBABILITIES: Final = "probabilities"
 
 MIN_HALF_ELEMENTS: Final = 512
 """Initialisers of the detector smaller than this stay float32: biases."""
+
+JOINED: Final = 1
+"""The detector's smallest map on the way up stays joined: it takes 4 % of the time, and would add 0.2 MB to a file."""
 
 Width = Literal["f32", "f16"]
 """What a graph computes in; its input, its output and a grader's cumulative link are float32 in both."""
@@ -117,10 +121,11 @@ def grader_face(grader: Grader) -> Face:
 
 
 def folded(net: LevelHeatmapNet) -> LevelHeatmapNet:
-    """A copy in eval mode with every batch norm folded into the convolution before it, weights rounded to float16."""
+    """A copy in eval mode with every batch norm folded into the convolution before it, and without the joining of maps
+    on the way up (``SplitUpBlock``) but for the ``JOINED`` smallest."""
     net = copy.deepcopy(net).eval()
     for block in net.modules():
-        if isinstance(block, ConvBlock):
+        if isinstance(block, ResidualConvs):
             if not isinstance(block.norm_1, nn.BatchNorm2d) or not isinstance(block.norm_2, nn.BatchNorm2d):
                 raise TypeError("the net is folded already")
             block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
@@ -129,6 +134,9 @@ def folded(net: LevelHeatmapNet) -> LevelHeatmapNet:
     conv, norm = net.stem[0], net.stem[1]
     if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
         net.stem[0], net.stem[1] = fuse_conv_bn_eval(conv, norm), nn.Identity()
+    for i, up in enumerate(net.up[: len(net.up) - JOINED]):
+        if isinstance(up, UpBlock):
+            net.up[i] = SplitUpBlock(up)
     return net
 
 

@@ -115,7 +115,7 @@ def detector_entry(model: Path, spec: DetectorSpec) -> DetectorEntry:
         smallest=(1, 1, side, side),
         usual=(BATCH, 1, *USUAL_SLICE),
         largest=(LARGEST_BATCH, 1, widest, widest),
-        batches=(1, BATCH, BATCH + 1),
+        batches=(1, BATCH - 1, BATCH, BATCH + 1),
     )
     facts = _model_facts(model)
     return DetectorEntry(**facts, decoder="level_heatmaps", output_channels=channels, spec=spec, profile=profile)

@@ -14,7 +14,7 @@ from spine_training.checkpoints import fill
 from spine_training.fit import read_checkpoint
 
 
-class ConvBlock(nn.Module):
+class ResidualConvs(nn.Module):
     """Two 3x3 convolutions with batch norm and a residual path."""
 
     def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
@@ -25,10 +25,31 @@ class ConvBlock(nn.Module):
         self.norm_2: nn.Module = nn.BatchNorm2d(outputs)
         self.skip: nn.Module = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def convolved(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` -> `(N, outputs, H, W)`."""
         y = functional.relu(self.norm_1(self.conv_1(x)))
         return functional.relu(self.norm_2(self.conv_2(y)) + self.skip(x))
+
+
+class ConvBlock(ResidualConvs):
+    """Residual convolutions over one map."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(N, inputs, H, W)` -> `(N, outputs, H, W)`."""
+        return self.convolved(x)
+
+
+class UpBlock(ResidualConvs):
+    """Residual convolutions over the map from below, every pixel four times, and the one beside it."""
+
+    def __init__(self, below: int, beside: int, outputs: int) -> None:
+        super().__init__(below + beside, outputs)
+        self.below = below
+
+    def forward(self, x: Tensor, beside: Tensor) -> Tensor:
+        """`(N, below, H / 2, W / 2)` and `(N, beside, H, W)` -> `(N, outputs, H, W)`."""
+        x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        return self.convolved(torch.cat([x, beside], dim=1))
 
 
 class ColumnContext(nn.Module):
@@ -75,7 +96,7 @@ class LevelHeatmapNet(nn.Module):
                 ColumnContext(widths[4], 128, (1, 2, 3)),
             ]
         )
-        self.up = nn.ModuleList(ConvBlock(widths[i] + widths[i + 1], widths[i]) for i in range(len(widths) - 1))
+        self.up = nn.ModuleList(UpBlock(below, beside, beside) for beside, below in pairwise(widths))
         self.head = nn.Conv2d(widths[0], self.spec.channels, 1)
         nn.init.constant_(self.head.bias[:2], -3.0)  # type: ignore[index]
 
@@ -92,8 +113,7 @@ class LevelHeatmapNet(nn.Module):
             skips.append(x)
         x = self.context[2](self.deep(x))
         for i in range(len(self.up) - 1, -1, -1):
-            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
-            x = self.up[i](torch.cat([x, skips[i]], dim=1))
+            x = self.up[i](x, skips[i])
         maps: Tensor = self.head(x)
         return maps
 
