@@ -73,7 +73,7 @@ grader: .venv/.all ## train both graders on phantoms; hours
 	$(BIN)/spine-engine train whole-study --phantoms 600 --cache build/grids --out build/whole-study --epochs 6 --resume
 
 bundle: .venv/.all ## write the packaged bundle from what the two targets above trained, with its card
-	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.2 --out engine/spine_engine/bundles/lumbar-small
+	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.3 --out engine/spine_engine/bundles/lumbar-small
 
 bench: .venv/.bench ## the engine beside what people use today, on phantoms; writes docs/benchmarks.md; 15 minutes on 2 cores
 	mkdir -p build/bench
