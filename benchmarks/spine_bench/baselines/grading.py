@@ -14,7 +14,7 @@ from torch import nn
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Level
 from spine_engine.backends import Backend, Device, TensorInfo
 from spine_engine.bundle import Bundle
-from spine_engine.detection import DiscLevel
+from spine_engine.detection import DetectionOptions, DiscLevel
 from spine_engine.detection.finder import LevelFinder, level_finder
 from spine_engine.grading import calibrated, checked, prior_probabilities
 from spine_engine.manifest import GraderEntry, ModelEntry
@@ -27,11 +27,13 @@ WARM_UP_SLICES: Final = 3
 """Enough that a vertebra is seen in the two slices that SpineNet's detector asks for."""
 
 
-def finder(bundle: Bundle, networks: Mapping[str, Backend]) -> LevelFinder:
-    """Return what finds levels with the networks of a bundle, by role."""
+def finder(bundle: Bundle, networks: Mapping[str, Backend], *, every_slice: bool) -> LevelFinder:
+    """Return what finds levels with the networks of a bundle, by role: in every slice of the sagittal series, as is
+    usual, or in those that the engine looks at."""
     entry = bundle.detector
     roles = ("detector", "vertebra_appearance", "vertebra_context")
-    return level_finder(entry.decoder, entry.spec, [networks[role] for role in roles if role in networks])
+    options = DetectionOptions(every_slice=every_slice)
+    return level_finder(entry.decoder, entry.spec, [networks[role] for role in roles if role in networks], options)
 
 
 def sagittal(study: Study) -> list[tuple[Stack, ...]]:

@@ -198,7 +198,7 @@ def _calls_of(study: Study) -> tuple[Calls, Mapping[Level, DiscLevel]]:
     """Walk a study and return what each network is given, and the levels that were found."""
     models = _models()
     recorders = {role: _Recorder(network) for role, network in models.networks.items()}
-    levels = finder(models.bundle, recorders)(sagittal(study)).levels
+    levels = finder(models.bundle, recorders, every_slice=False)(sagittal(study)).levels
     recorders["grader"].kept = [level_grids(study, levels, models.bundle.grader)[0]]
     return {role: recorder.kept for role, recorder in recorders.items()}, levels
 

@@ -60,7 +60,7 @@ class NotebookSystem(SerialSystem):
         entries = self._bundle.manifest.models.by_role()
         modules = torch_models(self._bundle)
         self._networks = {role: TorchNetwork(module, entries[role]) for role, module in modules.items()}
-        self._find = finder(self._bundle, self._networks)
+        self._find = finder(self._bundle, self._networks, every_slice=True)
         self._resize = torchio.Resize(self._bundle.grader.grid.shape)
         self._rescale = torchio.RescaleIntensity((0, 1))
         self._find(sagittal(warm_up_study()))

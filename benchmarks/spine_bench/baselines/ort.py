@@ -37,7 +37,7 @@ class OnnxRuntimeSystem(SerialSystem):
         """Open a session for every model and grade a phantom."""
         entries = self._bundle.manifest.models.by_role()
         self._networks = {role: session(self._bundle, entry) for role, entry in entries.items()}
-        self._find = finder(self._bundle, self._networks)
+        self._find = finder(self._bundle, self._networks, every_slice=True)
         study = warm_up_study()
         grade(study, self._find(sagittal(study)).levels, self._networks["grader"], self._bundle.grader)
 

@@ -47,6 +47,12 @@ def _tuned_torch(bundle: Bundle) -> SystemUnderTest:
     return TunedTorchSystem(bundle)
 
 
+def _tuned_torch_lean(bundle: Bundle) -> SystemUnderTest:
+    from spine_bench.baselines.tuned import TunedTorchSystem
+
+    return TunedTorchSystem(bundle, every_slice=False)
+
+
 def _onnxruntime(bundle: Bundle) -> SystemUnderTest:
     from spine_bench.baselines.ort import OnnxRuntimeSystem
 
@@ -63,6 +69,7 @@ SYSTEMS: Final[dict[str, Callable[[Bundle], SystemUnderTest]]] = {
     "notebook": _notebook,
     "notebook-lean": _notebook_lean,
     "tuned-torch": _tuned_torch,
+    "tuned-torch-lean": _tuned_torch_lean,
     "onnxruntime": _onnxruntime,
     "limit": _limit,
 }

@@ -7,6 +7,9 @@ on all cores in the main process, since no volume crosses a process and cores ne
 stack in the first call for any of them. Networks with inputs of one size are compiled by ``torch.compile`` with frozen
 weights; the level heat-map detector, whose canvases differ from study to study, is not: compiled, it is 3 % faster in
 batches of a stack and every new size costs 20 s; compiled for any size it is 1.4 times slower.
+
+The detector looks at every slice of every sagittal series, as is usual. ``tuned-torch-lean`` is told which of them the
+engine looks at, and so does the engine's very work.
 """
 
 from __future__ import annotations
@@ -50,10 +53,9 @@ WATCH_S: Final = 1.0
 class TunedTorchSystem:
     """See the module's description."""
 
-    name = "tuned-torch"
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, *, every_slice: bool = True) -> None:
+        self.name = "tuned-torch" if every_slice else "tuned-torch-lean"
+        self._bundle, self._every_slice = bundle, every_slice
         self._workers = usable_cpus()
         self._context = multiprocessing.get_context("spawn")
         self._waiting: Any = self._context.Queue()
@@ -70,7 +72,7 @@ class TunedTorchSystem:
         Raises:
             BackendError: the weights are not the bundle's, or a worker does not start.
         """
-        studies = _Studies(self._bundle, self._waiting, self._ready)
+        studies = _Studies(self._bundle, self._waiting, self._ready, every_slice=self._every_slice)
         loader = DataLoader(
             studies,
             batch_size=None,
@@ -83,7 +85,7 @@ class TunedTorchSystem:
         for _ in range(self._workers):
             said = self._hear(results)
             if isinstance(said, str):
-                raise BackendError(f"a worker of tuned-torch did not start: {said}")
+                raise BackendError(f"a worker of {self.name} did not start: {said}")
             self._compiled = said
         self._thread = threading.Thread(target=self._collect, args=(results,), name=self.name, daemon=True)
         self._thread.start()
@@ -159,15 +161,15 @@ class TunedTorchSystem:
 class _Studies(IterableDataset[tuple[int, Answer]]):
     """What a worker of the loader does: load the networks once, then grade what comes."""
 
-    def __init__(self, bundle: Bundle, waiting: Any, ready: Any) -> None:
-        self._bundle, self._waiting, self._ready = bundle, waiting, ready
+    def __init__(self, bundle: Bundle, waiting: Any, ready: Any, *, every_slice: bool) -> None:
+        self._bundle, self._waiting, self._ready, self._every_slice = bundle, waiting, ready, every_slice
 
     def __iter__(self) -> Iterator[tuple[int, Answer]]:
         end_with_parent()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch warns of what it does itself when it compiles
-                walk = _Walk(self._bundle)
+                walk = _Walk(self._bundle, every_slice=self._every_slice)
         except Exception as error:  # noqa: BLE001 - it is told where it can be raised
             self._ready.put(told(error))
             return
@@ -180,7 +182,7 @@ class _Studies(IterableDataset[tuple[int, Answer]]):
 class _Walk:
     """Networks in bfloat16 and the way of a study through them, on one thread."""
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, *, every_slice: bool) -> None:
         torch.set_num_threads(1)
         entries = bundle.manifest.models.by_role()
         networks: dict[str, Backend] = {}
@@ -196,7 +198,7 @@ class _Walk:
             networks[role] = BatchedStack(network, entries[role]) if role == "detector" else network
         self.compiled = tuple(compiled)
         self._networks, self._entry = networks, bundle.grader
-        self._find = finder(bundle, networks)
+        self._find = finder(bundle, networks, every_slice=every_slice)
         self._overrides: dict[object, RoleOverrides] = {}
         study = warm_up_study()
         found = self._find(sagittal(study))

@@ -40,7 +40,7 @@ SLOW_S: Final = 5.0
 
 SERVER_SHARES: Final = (0.7, 0.85, 1.0)
 """Shares, of what a worker a study can bear by queueing theory, at which a server is tried, by bisection: two runs. Of
-459 studies each they take five to six minutes where six studies a second are graded on two cores."""
+838 studies each they take five to six minutes where ten studies a second are graded on two cores."""
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ class Plan:
     scenarios: tuple[Scenario, ...]
     rounds: int = 5
     seconds: float = 10.0
-    server_queries: int = 459
+    server_queries: int = 838
     stages: bool = True
 
 

@@ -11,7 +11,7 @@ from spine_bench.harness.interfaces import SystemUnderTest
 from spine_bench.harness.library import StudyLibrary
 from spine_engine.errors import UsageError
 
-BASELINES: Final = ("onnxruntime", "notebook", "notebook-lean", "tuned-torch", "limit")
+BASELINES: Final = ("onnxruntime", "notebook", "notebook-lean", "tuned-torch", "tuned-torch-lean", "limit")
 """What people use today, and the bare models; see ``spine_bench.baselines``."""
 
 NAMES: Final = ("engine", *BASELINES, "null")
