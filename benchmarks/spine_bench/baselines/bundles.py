@@ -126,10 +126,10 @@ def _written(out: Path, name: str, entries: dict[str, Any]) -> Bundle:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the bundles that are not there yet and say where they are."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(BUNDLES), choices=list(BUNDLES))
+    parser.add_argument("names", nargs="*", default="all", choices=[*BUNDLES, "all"])
     parser.add_argument("--folder", type=Path, default=FOLDER)
     options = parser.parse_args(arguments)
-    for name in options.names:
+    for name in BUNDLES if "all" in options.names else options.names:
         bundle = open_bundle(name, options.folder)
         size = sum(path.stat().st_size for path in bundle.path.glob("*.onnx"))
         print(f"{bundle.path}: {size / 1e6:.0f} MB, digest {bundle.digest}")
