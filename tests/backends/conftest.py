@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,8 +15,11 @@ from pretended_gpu import PretendedCuda, PretendedTensorRt, plan_of
 from spine_engine.backends import engines
 
 
-def conv_model(seed: int = 0) -> bytes:
-    """Return an ONNX model ``image (n, 2, h, w) -> maps (n, 3, h, w)``: three convolutions and a sigmoid."""
+def conv_model(seed: int = 0, sizes: tuple[int | str, int | str] = ("h", "w")) -> bytes:
+    """Return an ONNX model ``image (n, 2, h, w) -> maps (n, 3, h, w)``: three convolutions and a sigmoid.
+
+    ``sizes`` are h and w, names where they vary.
+    """
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: it builds the test models")
     helper, numpy_helper, f32 = onnx.helper, onnx.numpy_helper, onnx.TensorProto.FLOAT
     rng = np.random.default_rng(seed)
@@ -31,8 +34,8 @@ def conv_model(seed: int = 0) -> bytes:
     graph = helper.make_graph(
         nodes,
         "conv",
-        [helper.make_tensor_value_info("image", f32, ["n", 2, "h", "w"])],
-        [helper.make_tensor_value_info("maps", f32, ["n", 3, "h", "w"])],
+        [helper.make_tensor_value_info("image", f32, ["n", 2, *sizes])],
+        [helper.make_tensor_value_info("maps", f32, ["n", 3, *sizes])],
         weights,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -43,6 +46,11 @@ def conv_model(seed: int = 0) -> bytes:
 @pytest.fixture(scope="session")
 def model() -> bytes:
     return conv_model()
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., bytes]:
+    return conv_model
 
 
 @pytest.fixture(autouse=True)

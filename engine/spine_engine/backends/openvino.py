@@ -21,20 +21,34 @@ INSTALL = "pip install openvino"
 
 
 class OpenVinoBackend:
-    """A model compiled by OpenVINO, one stream, one request. See ``Backend`` for the contract."""
+    """A model compiled by OpenVINO, one stream, one request. See ``Backend`` for the contract.
 
-    def __init__(self, compiled: Any, device: Device) -> None:
-        self.inputs = tuple(_info(port) for port in compiled.inputs)
-        self.outputs = tuple(_info(port) for port in compiled.outputs)
+    Args:
+        compiled: the model.
+        device: what it runs on.
+        singly: it is compiled for one item, and a batch is run item by item.
+    """
+
+    def __init__(self, compiled: Any, device: Device, *, singly: bool = False) -> None:
+        self.inputs = tuple(_info(port, singly) for port in compiled.inputs)
+        self.outputs = tuple(_info(port, singly) for port in compiled.outputs)
         self.device = device
+        self._singly = singly
         self._compiled = compiled
         self._request = compiled.create_infer_request()
 
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """Run the model once on the caller's arrays, without copying them; the outputs are fresh copies."""
+        """Run the model on the caller's arrays, without copying them; the outputs are fresh copies."""
         if self._request is None:
             raise ValueError("this model has been closed")
         check_inputs(self.inputs, inputs)
+        if not self._singly:
+            return self._infer(inputs)
+        (count,) = {len(array) for array in inputs.values()}
+        items = [self._infer({name: array[i : i + 1] for name, array in inputs.items()}) for i in range(count)]
+        return {info.name: np.concatenate([item[info.name] for item in items]) for info in self.outputs}
+
+    def _infer(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         import openvino
 
         for info in self.inputs:
@@ -56,8 +70,9 @@ class OpenVinoBackend:
 def open_model(model: bytes, device: str, precision: str, threads: int, profile: Profile | None) -> Backend:
     """Compile ``model``, or take it compiled from the cache, and check that it runs as asked.
 
-    An int8 model carries its precision in itself; what it leaves wide runs as ``auto`` would. No profile is needed:
-    varying shapes cost OpenVINO nothing.
+    An int8 model carries its precision in itself; what it leaves wide runs as ``auto`` would. On a CPU a model of which
+    nothing but the batch varies, by its profile, is compiled for one item: what has no open size runs faster
+    (docs/decisions/0009-export.md).
     """
     core, version = _core()
     if device not in core.available_devices:
@@ -72,12 +87,14 @@ def open_model(model: bytes, device: str, precision: str, threads: int, profile:
         "ENABLE_CPU_PINNING": False,  # workers of one thread each would all be pinned to the same core
         "EXECUTION_MODE_HINT": "PERFORMANCE",
     }
-    compiled = _compile(core, version, model, device, options)
+    item = _item_shape(profile) if device == "CPU" else None
+    compiled = _compile(core, version, model, device, options, item)
     runs_on = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
     runs_in = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
     if runs_on != [device] or runs_in != wanted:
         raise BackendError(f"asked openvino for {device} in {wanted}, got {'+'.join(runs_on)} in {runs_in}")
-    return OpenVinoBackend(compiled, Device("openvino", device, "int8" if precision == "int8" else runs_in))
+    found = Device("openvino", device, "int8" if precision == "int8" else runs_in)
+    return OpenVinoBackend(compiled, found, singly=_shape(compiled.inputs[0]) == item)
 
 
 def status() -> BackendStatus:
@@ -89,11 +106,20 @@ def status() -> BackendStatus:
     return BackendStatus("openvino", True, version, tuple(core.available_devices), "")
 
 
-def _compile(core: Any, version: str, model: bytes, device: str, options: dict[str, Any]) -> Any:
+def _item_shape(profile: Profile | None) -> tuple[int, ...] | None:
+    """Return the shape of one item where nothing but the batch varies."""
+    if profile is None or profile.smallest[0] != 1 or profile.largest[0] == 1:
+        return None
+    return profile.smallest if profile.smallest[1:] == profile.largest[1:] else None
+
+
+def _compile(
+    core: Any, version: str, model: bytes, device: str, options: dict[str, Any], item: tuple[int, ...] | None
+) -> Any:
     flags = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
     machine = f"{platform.machine()} {' '.join(sorted(instruction_sets()))}"
     hardware = str(core.get_property(device, "FULL_DEVICE_NAME"))
-    key = cache_key(model, "openvino", version, device, hardware, machine, flags)
+    key = cache_key(model, "openvino", version, device, hardware, machine, flags, str(item))
     blob = load_compiled(key)
     if blob is not None:
         try:
@@ -101,7 +127,10 @@ def _compile(core: Any, version: str, model: bytes, device: str, options: dict[s
         except RuntimeError:
             drop_compiled(key)
     try:
-        compiled = core.compile_model(core.read_model(model), device, options)
+        network = core.read_model(model)
+        if item is not None and _shape(network.inputs[0]) == (None, *item[1:]):
+            network.reshape(list(item))
+        compiled = core.compile_model(network, device, options)
     except RuntimeError as error:
         if _short_of_memory(error):
             raise MemoryError from None
@@ -120,11 +149,15 @@ def _core() -> tuple[Any, str]:
     return openvino.Core(), str(openvino.__version__).split("-")[0]
 
 
-def _info(port: Any) -> TensorInfo:
+def _info(port: Any, singly: bool) -> TensorInfo:
     if str(port.get_element_type().get_type_name()) != "f32":
         raise BackendError(f"{port.get_any_name()} must be float32, got {port.get_element_type().get_type_name()}")
-    shape = tuple(None if size.is_dynamic else int(size.get_length()) for size in port.get_partial_shape())
-    return TensorInfo(str(port.get_any_name()), shape)
+    shape = _shape(port)
+    return TensorInfo(str(port.get_any_name()), (None, *shape[1:]) if singly else shape)
+
+
+def _shape(port: Any) -> tuple[int | None, ...]:
+    return tuple(None if size.is_dynamic else int(size.get_length()) for size in port.get_partial_shape())
 
 
 def _short_of_memory(error: RuntimeError) -> bool:
