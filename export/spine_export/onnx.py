@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from spine_export.half import narrowed
 from spine_export.onnx_file import INLINE_BYTES, OPSET, trace, write_onnx
+from spine_export.order import narrow_before_enlarging
 from spine_export.upsampling import SplitUpBlock
 from spine_training.detector.model import Deployed, LevelHeatmapNet, ResidualConvs, UpBlock
 from spine_training.grader.model import Grader
@@ -109,6 +110,8 @@ def export_module(
         dynamic_shapes=face.dynamic,
         opset=opset,
     )
+    if precision == "f32":  # an f16 file computes in the order that its proof in PyTorch did
+        narrow_before_enlarging(graph)
     if isinstance(model, Deployed) and precision == "f32":
         graph = ir.from_proto(half_weights(ir.to_proto(graph)))
     return write_onnx(graph, path, notes={"precision": precision}, inline_bytes=inline_bytes)
