@@ -163,7 +163,7 @@ def _exported(
             if path.with_name(path.name + BESIDE).exists():
                 raise UsageError(f"{path.name} is beyond the 2 GB that a model of a bundle may have")
     entries: Entries = {role: part.describe(files[role]) for role, part in group.items()}
-    ways: dict[Precision, Way] = {"bf16": opened(files, "bf16"), "f16": _in_half(group)}
+    ways: dict[Precision, Way] = {"bf16": opened(files, entries, "bf16"), "f16": _in_half(group)}
     variants: dict[Precision, Mapping[str, Path]] = {"f16": halves}
     first = next(iter(entries.values()))
     if int8 and isinstance(first, GraderEntry):
@@ -171,7 +171,7 @@ def _exported(
         unseen = phantom_samples(CALIBRATION_PHANTOMS, start=len(samples))
         for role, path in own.items():
             quantize(files[role], grader_inputs(first, unseen), path)
-        variants["int8"], ways["int8"] = own, opened(own, "int8")
+        variants["int8"], ways["int8"] = own, opened(own, entries, "int8")
     sizes = [f"{role} {path.stat().st_size / 1e6:.1f} MB" for role, path in files.items()]
     say(f"{', '.join(sizes)} in f32")
     return prove(entries, out, samples, ways, variants, say)

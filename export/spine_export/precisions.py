@@ -56,7 +56,7 @@ def prove(
         BackendError: the models do not run in float32 at all.
     """
     first = next(iter(entries.values()))
-    with opened({role: folder / entry.file for role, entry in entries.items()}, "f32")() as models:
+    with opened({role: folder / entry.file for role, entry in entries.items()}, entries, "f32")() as models:
         reference = ask(first, models, samples)
     found: dict[Precision, Parity | LevelParity] = {}
     for precision, way in ways.items():
@@ -79,15 +79,16 @@ def prove(
     return {role: _said(entry, role, passed, kept, figures) for role, entry in entries.items()}
 
 
-def opened(files: Files, precision: Precision) -> Way:
-    """Return how OpenVINO runs files in a precision."""
+def opened(files: Files, entries: Entries, precision: Precision) -> Way:
+    """Return how OpenVINO runs files in a precision, with the profiles of their entries as the engine does."""
 
     @contextmanager
     def way() -> Iterator[list[Runner]]:
         with ExitStack() as stack:
             models: list[Runner] = []
-            for path in files.values():
-                backend = open_backend(path, name="openvino", precision=precision)
+            for role, path in files.items():
+                profile = entries[role].profile
+                backend = open_backend(path, name="openvino", precision=precision, profile=profile)
                 stack.callback(backend.close)
                 models.append(backend)
             yield models

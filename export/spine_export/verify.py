@@ -102,7 +102,8 @@ def verify(
     found: dict[str, Outcome] = {}
     for runtime, width in WAYS[precision]:
         try:
-            backend = open_backend(path, name=runtime, precision=width, threads=torch.get_num_threads())
+            threads = torch.get_num_threads()
+            backend = open_backend(path, name=runtime, precision=width, threads=threads, profile=entry.profile)
         except BackendError:
             if runtime == "openvino" and width == "f32":
                 raise

@@ -182,7 +182,7 @@ def test_the_shipped_grader_passes_in_int8_and_runs_so_only_when_asked_for(tmp_p
     follow = {name: node.op_type for node in graph.node for name in node.input}
     ends = {follow[node.output[0]] for node in graph.node if node.op_type == "DequantizeLinear"}
     assert ends == {"Conv"}
-    lines, ways = [], {"int8": opened({"grader": file}, "int8")}
+    lines, ways = [], {"int8": opened({"grader": file}, {"grader": entry}, "int8")}
     proven = prove({"grader": entry}, tmp_path, phantom_samples(2), ways, {"int8": {"grader": file}}, lines.append)
     assert proven["grader"].precisions == ("f32", "int8"), lines
     assert 1e-4 < proven["grader"].parity["int8"]["mean"] <= 0.005
@@ -203,7 +203,7 @@ def test_a_precision_that_fails_leaves_no_file_and_says_why(tmp_path):
     entry, file = Bundle.open().grader, tmp_path / "other.onnx"
     grader = Grader(TINY_SHIPPED)
     export_module(grader, file, grader_face(grader))  # random weights: another model altogether
-    lines, ways = [], {"int8": opened({"grader": file}, "f32"), "bf16": nothing_runs}
+    lines, ways = [], {"int8": opened({"grader": file}, {"grader": entry}, "f32"), "bf16": nothing_runs}
     proven = prove({"grader": entry}, tmp_path, phantom_samples(1), ways, {"int8": {"grader": file}}, lines.append)
     assert proven["grader"].precisions == ("f32",)
     assert set(proven["grader"].parity) == {"int8"}
