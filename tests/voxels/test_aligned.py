@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
@@ -37,6 +38,37 @@ def test_kernel_equals_reference(
     assert kernel.call_count == 1
     assert np.abs(grid.values[0] - np.nan_to_num(want)).max() < 2e-4 * STORED_RANGE
     assert grid.coverage[0] == np.isfinite(want).mean()
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 2, 0)], ids=str)
+@pytest.mark.parametrize("pixels_a_voxel", [0.4, 1.6, 3.4, 5.5])
+def test_rows_of_voxels_are_picked_from_one_vector_of_pixels_or_several(
+    make_stack: Make, order: tuple[int, ...], pixels_a_voxel: float
+) -> None:
+    """Up to four vectors of pixels for one of voxels, and more than that, in rows of whole vectors and a rest."""
+    stack = make_stack(1, even=True, plain_tone=True, shape=(5, 40, 215))
+    spacing = [1.3, 0.9, 1.1 * pixels_a_voxel]
+    axes = list(order)
+    shape = [3, 4, 5]
+    shape[axes.index(2)] = 37
+    spec = GridSpec((shape[0], shape[1], shape[2]), (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]))
+    pose = GridPose(stack.center_mm, stack.axes[axes])
+    want = resample(stack, voxel_centers(spec, pose).reshape(-1, 3)).reshape(spec.shape)
+    got = voxelize([[stack]], spec, pose).values[0]
+    assert np.abs(got - np.nan_to_num(want)).max() < 2e-4 * STORED_RANGE
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0)], ids=str)
+def test_a_large_grid_is_the_same_wherever_it_lies_in_memory(make_stack: Make, order: tuple[int, ...]) -> None:
+    """It is written past the caches where its rows begin on a boundary for that, else through them."""
+    stack = make_stack(1, even=True, plain_tone=True, shape=(9, 60, 70))
+    spec, pose = GridSpec((64, 64, 68), (0.5, 0.5, 0.5)), GridPose(stack.center_mm, stack.axes[list(order)])
+    size, grids = math.prod(spec.shape), []
+    for first in range(2):
+        memory = np.full(size + 1, 7.0, np.float32)
+        grids.append(voxelize([[stack]], spec, pose, out=memory[first : first + size].reshape(1, *spec.shape)).values)
+    assert grids[0].nbytes > aligned._STREAM_BYTES
+    np.testing.assert_array_equal(*grids)
 
 
 def test_holes_are_filled_from_an_oblique_stack_as_well(make_stack: Make) -> None:

@@ -1,176 +1,237 @@
 """The numba kernel for grids along a stack's own axes: interpolated one axis after the other.
 
-The general kernel loads eight pixels a voxel. Here each pixel row is interpolated along its columns once, planes of
-such rows are mixed along the outer axis, and rows of the mix along the inner axis: contiguous, vectorised passes. Its
-twin is the same ``reference`` as the general kernel's. ``contract`` allows fused multiply-adds and nothing else.
+The general kernel loads eight pixels a voxel. Here whole rows of pixels are blended across the other axes first, as
+contiguous vectors; what is left is to interpolate along a row, sixteen voxels at once, picked from a few vectors in
+registers. Its twin is the same ``reference`` as the general kernel's. ``contract`` allows fused multiply-adds and
+nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from importlib import import_module
-from typing import Any, cast
-
 import numpy as np
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
-F32 = NDArray[np.float32]
-Axis = tuple[NDArray[np.int32], F32]
+from spine_engine.voxels.placement import Line
+from spine_engine.voxels.vectors import (
+    F32,
+    LANES,
+    MOST_PIECES,
+    STREAM_ALIGN,
+    U16,
+    along_four,
+    along_one,
+    along_two,
+    fence,
+    prefetch,
+    turn,
+)
 
-_ZERO = np.float32(0.0)
-_LOW_HALF, _HIGH_HALF = np.uint32(0xFFFF), np.uint32(16)
-_TILE = 16
-"""Planes whose rows lie across the grid's are turned in tiles of this edge: one vector of 512 bits, or two of 256."""
+I32 = NDArray[np.int32]
+Picks = tuple[I32, I32, F32, int]
+Tone = tuple[np.uint16, np.float32, np.float32]
+Bounds = tuple[np.float32, np.float32]
+Size = tuple[int, int, int]
 
-ir: Any = import_module("llvmlite.ir")  # it has no types
+_ONE = np.float32(1.0)
+_BLOCK = 8
+"""Rows blended before the first of them is read again: what was just written cannot be read in pieces at once."""
+_CACHE_LINE = 32
+"""Pixels that come from memory together: 64 bytes."""
+_STREAM_BYTES = 1 << 20
+"""Grids from this size on are written past the caches, which would not hold them: a quarter less for an axial stack."""
 
 _kernel = njit(nogil=True, cache=True, fastmath={"contract"})
 _inlined = njit(nogil=True, cache=True, fastmath={"contract"}, forceinline=True)
 
 
-def _pair_intrinsic(_context: Any, pixels: Any, _index: Any) -> Any:
-    """Load ``pixels[index]`` (low half) and ``pixels[index + 1]`` (high half) as one 32-bit word."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.gep(data, [arguments[1]])
-        loaded = builder.load(builder.bitcast(address, ir.IntType(32).as_pointer()))
-        loaded.align = 2
-        return loaded
-
-    return types.uint32(pixels, types.uint64), generate
-
-
-def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any, at: Any, stride: Any) -> Any:
-    """Write the tile ``lines[start + row * width + column]`` to ``out[at + column * stride + row]``, turned in
-    registers: four rounds, each of which swaps one bit of the row number with one of the column number."""
-    row, number = ir.VectorType(ir.FloatType(), _TILE), ir.IntType(64)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target = (context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 3))
-        _, start, width, _, at, stride = arguments
-        rows = []
-        for k in range(_TILE):
-            address = builder.gep(source, [builder.add(start, builder.mul(width, number(k)))])
-            rows.append(builder.load(builder.bitcast(address, row.as_pointer())))
-            rows[-1].align = 4
-        for bit in (8, 4, 2, 1):
-            lower = [k if not k & bit else _TILE + (k ^ bit) for k in range(_TILE)]
-            upper = [k | bit if not k & bit else _TILE + k for k in range(_TILE)]
-            lower, upper = (ir.Constant(ir.VectorType(ir.IntType(32), _TILE), mask) for mask in (lower, upper))
-            for k in (k for k in range(_TILE) if not k & bit):
-                one, other = rows[k], rows[k + bit]
-                rows[k] = builder.shuffle_vector(one, other, lower)
-                rows[k + bit] = builder.shuffle_vector(one, other, upper)
-        for k in range(_TILE):
-            address = builder.gep(target, [builder.add(at, builder.mul(stride, number(k)))])
-            builder.store(rows[k], builder.bitcast(address, row.as_pointer())).align = 4
-        return context.get_dummy_value()
-
-    return types.void(lines, start, width, out, at, stride), generate
-
-
-_load_pair = cast(Callable[[NDArray[np.uint16], np.uint64], np.uint32], intrinsic(_pair_intrinsic))
-_turn = cast(Callable[[F32, np.uint64, np.uint64, F32, np.uint64, np.uint64], None], intrinsic(_turn_intrinsic))
+@_inlined
+def _taps(axis: Line) -> tuple[I32, F32]:
+    """Return for each voxel along an axis the pixel below it and the fraction beyond; a pixel above is there unless the
+    fraction is 0."""
+    first, step, voxels, pixels = axis
+    below, beyond = np.empty(voxels, np.int32), np.empty(voxels, np.float32)
+    for v in range(voxels):
+        x = min(max(first + v * step, 0.0), pixels - 1.0)
+        below[v] = min(int(x), max(pixels - 2, 0))
+        beyond[v] = np.float32(x - below[v])
+    return below, beyond
 
 
 @_inlined
-def _columns(
-    flat: NDArray[np.uint16], base: int, at: NDArray[np.int32], fraction: F32, flips: np.uint32, gain: np.float32,
-    offset: np.float32, words: NDArray[np.uint32], plane: F32, start: int,
-) -> None:  # fmt: skip
-    """Interpolate one row of pixels along its columns into ``plane[start :]``."""
-    first, to = np.uint64(base), np.uint64(start)
-    for w in range(len(at)):
-        words[w] = _load_pair(flat, first + np.uint64(at[w]))
-    for w in range(len(at)):
-        p = words[w] ^ flips
-        left = np.float32(np.int32(p & _LOW_HALF))
-        v = left + fraction[w] * (np.float32(np.int32(p >> _HIGH_HALF)) - left)
-        plane[to + np.uint64(w)] = gain * v + offset
+def _picks(axis: Line) -> tuple[int, int, Picks]:
+    """Return the first pixel that an axis needs and how many, and its voxels in whole vectors: where the pixels of each
+    vector begin, counted from the first; each voxel's pixel, counted from there; the fraction beyond it; and how many
+    vectors of pixels a vector of voxels is picked from."""
+    below, beyond = _taps(axis)
+    n, one, other = axis[2], below[0], below[axis[2] - 1]
+    first, last = min(one, other), min(max(one, other) + 1, axis[3] - 1)
+    room, pieces = (n + LANES - 1) // LANES * LANES, 1
+    starts, index, fraction = np.zeros(room, np.int32), np.zeros(room, np.int32), np.zeros(room, np.float32)
+    for w in range(0, n, LANES):
+        end = min(w + LANES, n)
+        start = min(below[w], below[end - 1])
+        starts[w : w + LANES] = start - first
+        for v in range(w, end):
+            index[v], fraction[v] = below[v] - start, beyond[v]
+            pieces = max(pieces, index[v] // LANES + 1)
+    return first, last - first + 1, (starts, index, fraction, pieces)
 
 
 @_inlined
-def _mix(
-    plane: F32, one: int, other: int, t: np.float32, low: np.float32, high: np.float32, out: F32, at: int, n: int
-) -> None:
-    """``out[at : at + n] = clip((1 - t) plane[one :] + t plane[other :])``."""
-    a, b, to = np.uint64(one), np.uint64(other), np.uint64(at)
+def _blend_two(flat: U16, one: int, behind: int, t: np.float32, tone: Tone, out: F32, at: int, n: int) -> None:
+    """Blend ``n`` pixels of a row and of the one ``behind`` it, toned."""
+    (flip, gain, offset), to = tone, np.uint64(at)
+    a, b, p, q = np.uint64(one), np.uint64(one + behind), gain * (_ONE - t), gain * t
     for w in range(n):
-        v = plane[a + np.uint64(w)]
-        out[to + np.uint64(w)] = min(max(v + t * (plane[b + np.uint64(w)] - v), low), high)
+        x = np.uint64(w)
+        out[to + x] = p * np.float32(flat[a + x] ^ flip) + (q * np.float32(flat[b + x] ^ flip) + offset)
 
 
 @_inlined
-def _turn_lines(lines: F32, tall: int, wide: int, room: int, out: F32, at: int, stride: int) -> None:
-    """Write ``tall`` lines of ``wide`` values, ``room`` apart, as ``wide`` rows, ``stride`` apart."""
-    for c in range(0, wide, _TILE):
-        for i in range(0, tall, _TILE):
-            if i + _TILE <= tall and c + _TILE <= wide:
-                first, to = i * room + c, at + c * stride + i
-                _turn(lines, np.uint64(first), np.uint64(room), out, np.uint64(to), np.uint64(stride))
-            else:
-                for v in range(c, min(c + _TILE, wide)):
-                    for j in range(i, min(i + _TILE, tall)):
-                        out[at + v * stride + j] = lines[j * room + v]
+def _blend_four(
+    flat: U16, one: int, behind: int, t: np.float32, under: int, u: np.float32, tone: Tone, out: F32, at: int, n: int
+) -> None:
+    """Blend ``n`` pixels of a row, of the one ``behind`` it, and of those ``under`` both, toned."""
+    (flip, gain, offset), to = tone, np.uint64(at)
+    a, b, c, d = np.uint64(one), np.uint64(one + behind), np.uint64(one + under), np.uint64(one + under + behind)
+    p, q, r, s = gain * (_ONE - t) * (_ONE - u), gain * t * (_ONE - u), gain * (_ONE - t) * u, gain * t * u
+    for w in range(n):
+        x = np.uint64(w)
+        upper = p * np.float32(flat[a + x] ^ flip) + (q * np.float32(flat[b + x] ^ flip) + offset)
+        out[to + x] = r * np.float32(flat[c + x] ^ flip) + (s * np.float32(flat[d + x] ^ flip) + upper)
+
+
+@_inlined
+def _row(
+    line: F32, base: int, starts: I32, index: I32, fraction: F32, pieces: int, clip: Bounds, n: int, out: F32, at: int,
+    streamed: bool,
+) -> None:  # fmt: skip
+    """Interpolate along ``line[base :]`` into ``out[at : at + n]``."""
+    low, high = clip
+    whole = n // LANES * LANES if pieces <= MOST_PIECES else 0
+    for w in range(0, whole, LANES):
+        start, to = np.uint64(base + starts[w]), np.uint64(at + w)
+        if pieces == 1:
+            along_one(line, start, index, fraction, np.uint64(w), low, high, out, to, streamed)
+        elif pieces == 2:
+            along_two(line, start, index, fraction, np.uint64(w), low, high, out, to, streamed)
+        else:
+            along_four(line, start, index, fraction, np.uint64(w), low, high, out, to, streamed)
+    for w in range(whole, n):
+        k = base + starts[w] + index[w]
+        out[at + w] = min(max(line[k] + fraction[w] * (line[k + 1] - line[k]), low), high)
+
+
+@_inlined
+def _ask_for(flat: U16, one: int, other: int, n: int) -> None:
+    """Have ``n`` pixels of two rows fetched: rows are too short for the processor to guess what comes next."""
+    for x in range(0, n, _CACHE_LINE):
+        prefetch(flat, np.uint64(one + x))
+        prefetch(flat, np.uint64(other + x))
+
+
+@_inlined
+def _resample_along(
+    out: F32, start: int, strides: Size, flat: U16, read: Size, steps: tuple[int, int], tone: Tone, outer: Line,
+    inner: Line, n: int, picks: Picks, clip: Bounds, streamed: bool,
+) -> None:  # fmt: skip
+    """Rows of voxels along rows of pixels: four of these are blended for each, and the blend interpolated."""
+    (first, lead, width), (starts, index, fraction, pieces) = read, picks
+    (below, beyond), (rows, weights) = _taps(outer), _taps(inner)
+    room = width + (MOST_PIECES + 1) * LANES
+    lines = np.zeros(_BLOCK * room, np.float32)
+    turns = int(1 / min(max(abs(outer[1]), 0.01), 1.0))  # so many planes share two slices, and the asking for the next
+    for o in range(outer[2]):
+        t, base, behind = beyond[o], first + below[o] * steps[0], steps[0] if beyond[o] > 0 else 0
+        coming = below[min(o + turns, outer[2] - 1)] + (1 if outer[1] > 0 else 0)
+        coming = first + min(coming, outer[3] - 1) * steps[0]
+        for block in range(0, inner[2], _BLOCK):
+            end = min(block + _BLOCK, inner[2])
+            for i in range(block, end):
+                row, under, line = rows[i] * steps[1], steps[1] if weights[i] > 0 else 0, (i - block) * room
+                if (o + i) % turns == 0:
+                    _ask_for(flat, coming + row, coming + row + under, width)
+                _blend_four(flat, base + row, behind, t, under, weights[i], tone, lines, line, width)
+            for i in range(block, end):
+                line, at = (i - block) * room + lead, start + o * strides[0] + i * strides[1]
+                _row(lines, line, starts, index, fraction, pieces, clip, n, out, at, streamed)
+
+
+@_inlined
+def _resample_across(
+    out: F32, start: int, strides: Size, flat: U16, read: Size, steps: tuple[int, int], tone: Tone, outer: Line,
+    inner: Line, n: int, picks: Picks, clip: Bounds, streamed: bool,
+) -> None:  # fmt: skip
+    """Rows of voxels across rows of pixels: a plane is interpolated along the pixels, turned, then along its rows."""
+    (first, lead, width), (starts, index, fraction, pieces) = read, picks
+    below, beyond = _taps(outer)
+    top, rows, (heads, lanes, weights, parts) = _picks(inner)
+    room, wide = width + (MOST_PIECES + 1) * LANES, len(index)
+    deep, unbounded = (rows + LANES - 1) // LANES * LANES, (np.float32(-np.inf), np.float32(np.inf))
+    lines, flat_plane = np.zeros(_BLOCK * room, np.float32), np.zeros(deep * wide, np.float32)
+    turned = np.zeros(wide * deep + (MOST_PIECES + 1) * LANES, np.float32)
+    for o in range(outer[2]):
+        t, behind, base = beyond[o], steps[0] if beyond[o] > 0 else 0, first + top * steps[1]
+        here, coming = base + below[o] * steps[0], base + below[min(o + 1, outer[2] - 1)] * steps[0]
+        for block in range(0, rows, _BLOCK):
+            end = min(block + _BLOCK, rows)
+            for k in range(block, end):
+                _blend_two(flat, here + k * steps[1], behind, t, tone, lines, (k - block) * room, width)
+            for k in range(block, end):
+                line = (k - block) * room + lead
+                _row(lines, line, starts, index, fraction, pieces, unbounded, wide, flat_plane, k * wide, False)
+        for k in range(0, deep, LANES):
+            for c in range(0, wide, LANES):
+                one, other = np.uint64(k * wide + c), np.uint64(c * deep + k)
+                turn(flat_plane, one, np.uint64(wide), turned, other, np.uint64(deep))
+        for c in range(n):
+            for k in range(c * rows // n, (c + 1) * rows // n):  # a share of the next plane's pixels
+                _ask_for(flat, coming + k * steps[1], coming + k * steps[1] + behind, width)
+            at = start + o * strides[0] + c * strides[2]
+            _row(turned, c * deep, heads, lanes, weights, parts, clip, inner[2], out, at, streamed)
 
 
 @_kernel
 def resample_aligned(
     out: F32,
-    strides: tuple[int, int, int],
     start: int,
-    flat: NDArray[np.uint16],
+    strides: Size,
+    flat: U16,
     steps: tuple[int, int],
     flip: int,
     tone: F32,
-    outer: Axis,
-    inner: Axis,
-    column: Axis,
-    rows: NDArray[np.int32],
-    clip: tuple[np.float32, np.float32],
+    outer: Line,
+    inner: Line,
+    column: Line,
+    clip: Bounds,
 ) -> None:
     """Trilinear values of an even stack in a box of voxels along its axes.
 
     Args:
-        out: the grid, flat; the box's first voxel is ``out[start]``.
+        out: the grid, flat.
+        start: the box's first voxel is ``out[start]``.
         strides: distance in ``out`` of neighbours along the outer, inner and column axis; the last or the middle is 1.
-        start: see ``out``.
         flat: stored values, their bits read as unsigned.
         steps: distance in ``flat`` of neighbours along the outer and inner axis; along columns it is 1.
         flip: bits that turn the stored values into unsigned order (int16), else 0.
         tone: ``(2, S)``, gain and offset, the same for all slices.
-        outer, inner, column: for each voxel along the axis the pixel below it and the fraction beyond; a pixel above is
-            there unless the fraction is 0. ``inner`` counts in ``rows``.
-        rows: the pixels along the inner axis that are needed, ascending.
+        outer, inner, column: the box's axes, see ``placement.Line``; ``column`` lies along rows of pixels.
         clip: bounds of the values written.
     """
-    n, room, turned = len(column[0]), (len(column[0]) + _TILE - 1) // _TILE * _TILE, strides[1] == 1 and strides[2] != 1
-    area, flips = len(rows) * room, np.uint32(flip * 0x10001)
-    planes, mixed = np.zeros(2 * area, np.float32), np.empty(area, np.float32)
-    lines = np.empty(len(inner[0]) * room if turned else 0, np.float32)
-    words, held = np.empty(n, np.uint32), np.full(2, -1, np.int64)
-    lowest, highest, last = np.float32(-np.inf), np.float32(np.inf), len(rows) - 1
-    for o in range(len(outer[0])):
-        below = int(outer[0][o])
-        for source in range(below, below + (2 if outer[1][o] > 0 else 1)):
-            if held[source & 1] != source:
-                held[source & 1] = source
-                for k in range(len(rows)):
-                    base = source * steps[0] + rows[k] * steps[1]
-                    to = (source & 1) * area + k * room
-                    _columns(flat, base, column[0], column[1], flips, tone[0, 0], tone[1, 0], words, planes, to)
-        one, other = (below & 1) * area, ((below + 1) & 1) * area
-        _mix(planes, one, other if outer[1][o] > 0 else one, outer[1][o], lowest, highest, mixed, 0, area)
-        at, tall = start + o * strides[0], len(inner[0])
-        for i in range(tall):
-            k = inner[0][i]
-            one, other = k * room, min(k + 1, last) * room
-            if turned:
-                _mix(mixed, one, other, inner[1][i], clip[0], clip[1], lines, i * room, room)
-            else:
-                _mix(mixed, one, other, inner[1][i], clip[0], clip[1], out, at + i * strides[1], n)
-        if turned:
-            _turn_lines(lines, tall, n, room, out, at, strides[2])
+    first, count, picks = _picks(column)
+    width = min((count + LANES - 1) // LANES * LANES, column[3])
+    lead = max(first + width - column[3], 0)
+    read, toning = (first - lead, lead, width), (np.uint16(flip), tone[0, 0], tone[1, 0])
+    aligned = (out.ctypes.data // 4 | start | strides[0] | max(strides[1], strides[2])) % (STREAM_ALIGN // 4) == 0
+    streamed = aligned and 4 * out.size >= _STREAM_BYTES
+    if strides[2] == 1:
+        _resample_along(
+            out, start, strides, flat, read, steps, toning, outer, inner, column[2], picks, clip, streamed
+        )  # fmt: skip
+    else:
+        _resample_across(
+            out, start, strides, flat, read, steps, toning, outer, inner, column[2], picks, clip, streamed
+        )  # fmt: skip
+    if streamed:
+        fence()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,10 @@ class SliceSegments:
     rate: NDArray[np.float32]
 
 
+NO_SEGMENTS = SliceSegments(np.zeros(0, np.float32), np.zeros((2, 0), np.int32), np.zeros(0, np.float32))
+"""What even slices have: they are counted."""
+
+
 def slice_segments(positions_mm: NDArray[np.float64], nominal: float) -> SliceSegments:
     """Cut the normal of a stack, from its first slice, into segments: half a slice beyond each end, pairs of slices,
     and the gaps between slices much further apart than the ``nominal`` mm."""
@@ -65,11 +71,13 @@ def slice_segments(positions_mm: NDArray[np.float64], nominal: float) -> SliceSe
     return SliceSegments(starts, slices, np.array([cut[3] for cut in cuts], np.float32))
 
 
-def slice_shift(stack: Stack) -> NDArray[np.float32]:
-    """Return ``(2, S)``: (rows, columns) by which each slice starts away from the first one's normal, in pixels."""
-    offsets = stack.origins_mm - stack.origins_mm[0]
-    shift = (offsets @ stack.axes[1:].T / np.asarray(stack.spacing_mm)).T
-    return np.ascontiguousarray(np.where(np.abs(shift).max() < MIN_SHIFT_PX, 0.0, shift), np.float32)
+def slice_shift(offsets_mm: NDArray[np.float64], spacing_mm: tuple[float, float]) -> NDArray[np.float32]:
+    """Return ``(2, S)``: (rows, columns) by which each slice starts away from the first one's normal, in pixels; from
+    ``(S, 2)``, the same in mm."""
+    shift = (offsets_mm / spacing_mm).T
+    if np.abs(shift).max() < MIN_SHIFT_PX:
+        return np.zeros(shift.shape, np.float32)
+    return np.ascontiguousarray(shift, np.float32)
 
 
 def scatter_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:
@@ -80,9 +88,10 @@ def scatter_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.fl
     return np.concatenate([first[:, None], np.broadcast_to(steps, (len(first), 2, 3))], axis=1)
 
 
-def pitch_mm(stack: Stack) -> float:
-    """Return the distance of a stack's slices, mm; a single slice has its nominal thickness."""
-    return stack.slice_spacing_mm or SINGLE_SLICE_MM
+def pitch_mm(positions_mm: NDArray[np.float64]) -> float:
+    """Return the (median) distance of a stack's slices, mm; a single slice has its nominal thickness."""
+    positions = positions_mm.tolist()
+    return median(b - a for a, b in pairwise(positions)) if len(positions) > 1 else SINGLE_SLICE_MM
 
 
 def alike(
@@ -95,8 +104,8 @@ def alike(
     return EVEN if even else UNEVEN
 
 
-Taps = tuple[NDArray[np.int32], NDArray[np.float32]]
-"""For each voxel along an axis: the pixel below it, and the fraction beyond."""
+Line = tuple[float, float, int, int]
+"""An axis of a grid along one of a stack's: the first voxel's place in pixels, the step, how many voxels and pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +115,7 @@ class AlignedBox:
     Attributes:
         covered: the box of covered voxels, a slice for D, H and W.
         count: how many voxels that are.
-        start, strides, steps, outer, inner, column, rows: described there.
+        start, strides, steps, outer, inner, column: described there.
     """
 
     covered: tuple[slice, slice, slice]
@@ -114,10 +123,9 @@ class AlignedBox:
     start: int
     strides: tuple[int, int, int]
     steps: tuple[int, int]
-    outer: Taps
-    inner: Taps
-    column: Taps
-    rows: NDArray[np.int32]
+    outer: Line
+    inner: Line
+    column: Line
 
 
 def aligned_box(place: NDArray[np.float64], shape: tuple[int, ...], size: tuple[int, ...]) -> AlignedBox | None:
@@ -129,34 +137,33 @@ def aligned_box(place: NDArray[np.float64], shape: tuple[int, ...], size: tuple[
         shape: ``(D, H, W)`` of the grid.
         size: ``(S, R, C)`` of the stack.
     """
-    steps, reach = place[1:], (np.asarray(shape) - 1) / 2
-    along = np.abs(steps).argmax(axis=1).tolist()
-    drift = np.abs(steps) * reach[:, None]
-    drift[range(3), along] = 0.0
-    if sorted(along) != [0, 1, 2] or drift.sum(axis=0).max() > MIN_SHIFT_PX:
+    first, *steps = place.tolist()
+    reach = [(count - 1) / 2 for count in shape]
+    along = [row.index(max(row, key=abs)) for row in steps]
+    if sorted(along) != [0, 1, 2]:
         return None
-    center, covered, taps = place[0] + reach @ steps, [], []
-    for axis, stack_axis in enumerate(along):
-        position = center[stack_axis] + (np.arange(shape[axis]) - reach[axis]) * steps[axis, stack_axis]
-        end = size[stack_axis] - 1
-        hit = np.flatnonzero((position >= -0.5) & (position <= end + 0.5))
-        covered.append(slice(int(hit[0]), int(hit[-1]) + 1) if hit.size else slice(0, 0))
-        inside = position[hit].clip(0, end)
-        below = np.minimum(inside, max(end - 1, 0)).astype(np.int32)
-        taps.append((below, (inside - below).astype(np.float32)))
+    covered, lines = [], []
+    for axis, k in enumerate(along):
+        moves = [steps[d][k] * reach[d] for d in range(3)]
+        begin, step, end = first[k] + sum(moves) - moves[axis], steps[axis][k], size[k]
+        if sum(map(abs, moves)) - abs(moves[axis]) > MIN_SHIFT_PX:
+            return None
+        enter, leave = (-0.5 - begin) / step, (end - 0.5 - begin) / step
+        start = max(math.ceil(min(enter, leave)), 0)
+        stop = max(min(math.floor(max(enter, leave)) + 1, shape[axis]), start)
+        covered.append(slice(start, stop))
+        lines.append((begin + start * step, step, stop - start, end))
     column = along.index(2)
     inner = 1 if column == 2 else 2
     outer = 3 - column - inner
     area, strides = size[1] * size[2], (shape[1] * shape[2], shape[2], 1)
-    needed = np.unique(np.concatenate([taps[inner][0], np.minimum(taps[inner][0] + 1, size[along[inner]] - 1)]))
     return AlignedBox(
         covered=(covered[0], covered[1], covered[2]),
-        count=math.prod(part.stop - part.start for part in covered),
-        start=sum(part.start * stride for part, stride in zip(covered, strides, strict=True)),
+        count=lines[0][2] * lines[1][2] * lines[2][2],
+        start=covered[0].start * strides[0] + covered[1].start * strides[1] + covered[2].start,
         strides=(strides[outer], strides[inner], strides[column]),
         steps=(area if along[outer] == 0 else size[2], area if along[inner] == 0 else size[2]),
-        outer=taps[outer],
-        inner=(np.searchsorted(needed, taps[inner][0]).astype(np.int32), taps[inner][1]),
-        column=taps[column],
-        rows=needed.astype(np.int32),
+        outer=lines[outer],
+        inner=lines[inner],
+        column=lines[column],
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spine_engine.study import Stack
 from spine_engine.voxels.grid import GridPose, GridSpec
-from spine_engine.voxels.placement import EVEN, alike, pitch_mm, slice_segments, slice_shift
+from spine_engine.voxels.placement import EVEN, NO_SEGMENTS, alike, pitch_mm, slice_segments, slice_shift
 from spine_engine.voxels.window import WindowedStack
 
 Placed = Stack | WindowedStack
@@ -76,16 +76,19 @@ def tone_of(placed: Placed) -> tuple[int, NDArray[np.float32], tuple[np.float32,
     else:
         stack, scale, low, clip = placed, 1.0, 0.0, (np.float32(-np.inf), np.float32(np.inf))
     flip = 0x8000 if stack.pixels.dtype == np.int16 else 0
-    gain = stack.slope * scale
-    offset = (stack.intercept.astype(np.float64) - low) * scale - flip * gain
-    return flip, np.stack([gain, offset]).astype(np.float32), clip
+    gain, tone = stack.slope * scale, np.empty((2, len(stack.slope)), np.float32)
+    tone[0], tone[1] = gain, (stack.intercept.astype(np.float64) - low) * scale - flip * gain
+    return flip, tone, clip
 
 
 def _ready_stack(placed: Placed) -> ReadyStack:
     stack = placed.stack if isinstance(placed, WindowedStack) else placed
     flip, tone, clip = tone_of(placed)
-    positions, pitch, shift = stack.positions_mm - stack.positions_mm[0], pitch_mm(stack), slice_shift(stack)
-    segments = slice_segments(positions, pitch)
+    offsets = (stack.origins_mm - stack.origins_mm[0]) @ stack.axes.T
+    positions, shift = offsets[:, 0], slice_shift(offsets[:, 1:], stack.spacing_mm)
+    pitch = pitch_mm(positions)
+    kind = alike(positions, pitch, tone, shift)
+    segments = NO_SEGMENTS if kind == EVEN else slice_segments(positions, pitch)
     flat = stack.pixels.view(np.uint16).reshape(-1)
     if stack.pixels.shape[2] == 1:
         flat = np.append(flat, flat[-1:])
@@ -96,7 +99,7 @@ def _ready_stack(placed: Placed) -> ReadyStack:
         tone=tone,
         shift=shift,
         segments=(segments.starts, segments.slices, segments.rate),
-        kind=alike(positions, pitch, tone, shift),
+        kind=kind,
         pitch_mm=pitch,
         clip=clip,
     )
@@ -112,6 +115,8 @@ def _in_fixed_order(channel: Sequence[Placed]) -> list[Placed]:
         s = stack(placed)
         return (*s.origins_mm[0].tolist(), *s.axes.ravel().tolist(), *s.spacing_mm, *s.pixels.shape)
 
+    if len(channel) < 2:
+        return list(channel)
     ordered: list[Placed] = []
     for _, group in groupby(sorted(channel, key=place), key=place):
         same = list(group)

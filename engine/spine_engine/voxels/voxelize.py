@@ -132,8 +132,8 @@ def _resample_aligned(stack: ReadyStack, box: AlignedBox, grid: NDArray[np.float
         filled[box.covered] = True
     if box.count:
         aligned.resample_aligned(
-            grid.reshape(-1), box.strides, box.start, stack.flat, box.steps, stack.flip, stack.tone, box.outer,
-            box.inner, box.column, box.rows, stack.clip,
+            grid.reshape(-1), box.start, box.strides, stack.flat, box.steps, stack.flip, stack.tone, box.outer,
+            box.inner, box.column, stack.clip,
         )  # fmt: skip
     return box.count
 
