@@ -103,24 +103,30 @@ def _blend_four(
 
 
 @_inlined
-def _row(
-    line: F32, base: int, starts: I32, index: I32, fraction: F32, pieces: int, clip: Bounds, n: int, out: F32, at: int,
-    streamed: bool,
+def _rows(
+    line: F32, base: int, gap: int, count: int, starts: I32, index: I32, fraction: F32, pieces: int, clip: Bounds,
+    n: int, out: F32, at: int, stride: int, streamed: bool,
 ) -> None:  # fmt: skip
-    """Interpolate along ``line[base :]`` into ``out[at : at + n]``."""
-    low, high = clip
-    whole = n // LANES * LANES if pieces <= MOST_PIECES else 0
-    for w in range(0, whole, LANES):
-        start, to = np.uint64(base + starts[w]), np.uint64(at + w)
-        if pieces == 1:
-            along_one(line, start, index, fraction, np.uint64(w), low, high, out, to, streamed)
-        elif pieces == 2:
-            along_two(line, start, index, fraction, np.uint64(w), low, high, out, to, streamed)
-        else:
-            along_four(line, start, index, fraction, np.uint64(w), low, high, out, to, streamed)
-    for w in range(whole, n):
-        k = base + starts[w] + index[w]
-        out[at + w] = min(max(line[k] + fraction[w] * (line[k + 1] - line[k]), low), high)
+    """Interpolate along ``count`` lines, ``gap`` apart from ``line[base]`` on, into rows of ``n`` voxels, ``stride``
+    apart from ``out[at]`` on. Two rows share the work of finding their pixels; an odd one goes with its neighbour."""
+    (low, high), whole = clip, n // LANES * LANES if pieces <= MOST_PIECES else 0
+    gap, stride = (gap, stride) if count > 1 else (0, 0)
+    over, down = np.uint64(gap), np.uint64(stride)
+    for j in range(0, count, 2):
+        i = max(min(j, count - 2), 0)
+        begin, row = base + i * gap, at + i * stride
+        for w in range(0, whole, LANES):
+            start, to = np.uint64(begin + starts[w]), np.uint64(row + w)
+            if pieces == 1:
+                along_one(line, start, over, index, fraction, np.uint64(w), low, high, out, to, down, streamed)
+            elif pieces == 2:
+                along_two(line, start, over, index, fraction, np.uint64(w), low, high, out, to, down, streamed)
+            else:
+                along_four(line, start, over, index, fraction, np.uint64(w), low, high, out, to, down, streamed)
+        for w in range(whole, n):
+            for k, v in ((begin, row), (begin + gap, row + stride)):
+                one, other = line[k + starts[w] + index[w]], line[k + starts[w] + index[w] + 1]
+                out[v + w] = min(max(one + fraction[w] * (other - one), low), high)
 
 
 @_inlined
@@ -153,9 +159,10 @@ def _resample_along(
                 if (o + i) % turns == 0:
                     _ask_for(flat, coming + row, coming + row + under, width)
                 _blend_four(flat, base + row, behind, t, under, weights[i], tone, lines, line, width)
-            for i in range(block, end):
-                line, at = (i - block) * room + lead, start + o * strides[0] + i * strides[1]
-                _row(lines, line, starts, index, fraction, pieces, clip, n, out, at, streamed)
+            _rows(
+                lines, lead, room, end - block, starts, index, fraction, pieces, clip, n, out,
+                start + o * strides[0] + block * strides[1], strides[1], streamed,
+            )  # fmt: skip
 
 
 @_inlined
@@ -178,18 +185,22 @@ def _resample_across(
             end = min(block + _BLOCK, rows)
             for k in range(block, end):
                 _blend_two(flat, here + k * steps[1], behind, t, tone, lines, (k - block) * room, width)
-            for k in range(block, end):
-                line = (k - block) * room + lead
-                _row(lines, line, starts, index, fraction, pieces, unbounded, wide, flat_plane, k * wide, False)
+            _rows(
+                lines, lead, room, end - block, starts, index, fraction, pieces, unbounded, wide, flat_plane,
+                block * wide, wide, False,
+            )  # fmt: skip
         for k in range(0, deep, LANES):
             for c in range(0, wide, LANES):
                 one, other = np.uint64(k * wide + c), np.uint64(c * deep + k)
                 turn(flat_plane, one, np.uint64(wide), turned, other, np.uint64(deep))
-        for c in range(n):
-            for k in range(c * rows // n, (c + 1) * rows // n):  # a share of the next plane's pixels
+        for c in range(0, n, _BLOCK):
+            end = min(c + _BLOCK, n)
+            for k in range(c * rows // n, end * rows // n):  # a share of the next plane's pixels
                 _ask_for(flat, coming + k * steps[1], coming + k * steps[1] + behind, width)
-            at = start + o * strides[0] + c * strides[2]
-            _row(turned, c * deep, heads, lanes, weights, parts, clip, inner[2], out, at, streamed)
+            _rows(
+                turned, c * deep, deep, end - c, heads, lanes, weights, parts, clip, inner[2], out,
+                start + o * strides[0] + c * strides[2], strides[2], streamed,
+            )  # fmt: skip
 
 
 @_kernel

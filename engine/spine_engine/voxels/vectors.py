@@ -74,46 +74,51 @@ def _picked(builder: Any, vector: Any, lanes: list[Any]) -> Any:
 
 
 def _along_intrinsic(pieces: int) -> Callable[..., Any]:
-    """Return the maker of code that picks sixteen voxels from ``pieces`` vectors of pixels."""
+    """Return the maker of code that picks sixteen voxels of two rows from ``pieces`` vectors of pixels each."""
     number, word, fused = ir.IntType(64), ir.IntType(32), ("contract",)
     floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, index, fraction, out = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 2, 3, 7)
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 3, 4, 8)
         )
-        _, start, _, _, w, low, high, _, at, streamed = arguments
+        _, start, gap, _, _, w, low, high, _, at, stride, streamed = arguments
         places, f = _load(builder, index, w, words), _load(builder, fraction, w, floats)
         inside = builder.and_(places, ir.Constant(words, [LANES - 1] * LANES))
         lanes = [builder.extract_element(inside, word(k)) for k in range(LANES)]
-        ends: list[Any] = []
-        for beyond in range(2):
-            value: Any = None
+
+        def pixels(first: Any) -> Any:
+            found: Any = None
             for piece in range(pieces):
-                first = builder.add(start, number(piece * LANES + beyond))
-                found = _picked(builder, _load(builder, line, first, floats), lanes)
+                vector = _load(builder, line, builder.add(first, number(piece * LANES)), floats)
                 here = builder.icmp_unsigned(">=", places, ir.Constant(words, [piece * LANES] * LANES))
-                value = builder.select(here, found, value) if value else found
-            ends.append(value)
-        value = builder.fmul(f, builder.fsub(ends[1], ends[0]), flags=fused)
-        value = builder.fadd(ends[0], value, flags=fused)
-        low, high = _splat(builder, low), _splat(builder, high)
-        value = builder.select(builder.fcmp_ordered(">", value, low), value, low)
-        value = builder.select(builder.fcmp_ordered("<", value, high), value, high)
-        with builder.if_else(streamed) as (large, small):
-            with large:
-                _stream(builder, value, out, at)
-            with small:
-                _store(builder, value, out, at)
+                picked = _picked(builder, vector, lanes)
+                found = builder.select(here, picked, found) if piece else picked
+            return found
+
+        def voxels(first: Any) -> Any:
+            one, other = pixels(first), pixels(builder.add(first, number(1)))
+            value = builder.fadd(one, builder.fmul(f, builder.fsub(other, one), flags=fused), flags=fused)
+            lowest, highest = _splat(builder, low), _splat(builder, high)
+            value = builder.select(builder.fcmp_ordered(">", value, lowest), value, lowest)
+            return builder.select(builder.fcmp_ordered("<", value, highest), value, highest)
+
+        rows = (voxels(start), at), (voxels(builder.add(start, gap)), builder.add(at, stride))
+        with builder.if_else(streamed) as branches:
+            for branch, store in zip(branches, (_stream, _store), strict=True):
+                with branch:
+                    for values, to in rows:
+                        store(builder, values, out, to)
         return context.get_dummy_value()
 
     def typed(
-        _context: Any, line: Any, start: Any, index: Any, fraction: Any, w: Any, low: Any, high: Any, out: Any, at: Any,
-        streamed: Any,
+        _context: Any, line: Any, start: Any, gap: Any, index: Any, fraction: Any, w: Any, low: Any, high: Any,
+        out: Any, at: Any, stride: Any, streamed: Any,
     ) -> Any:  # fmt: skip
         """``out[at + v] = clip((1 - f) line[start + i] + f line[start + i + 1])`` for sixteen v, where
-        ``i = index[w + v] < 16 pieces`` and ``f = fraction[w + v]``."""
-        return types.void(line, start, index, fraction, w, low, high, out, at, streamed), generate
+        ``i = index[w + v] < 16 pieces`` and ``f = fraction[w + v]``; the same from ``line[start + gap :]`` into
+        ``out[at + stride :]``."""
+        return types.void(line, start, gap, index, fraction, w, low, high, out, at, stride, streamed), generate
 
     return typed
 
