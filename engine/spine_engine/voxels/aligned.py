@@ -154,6 +154,9 @@ def _resample_along(
         coming = first + min(coming, outer[3] - 1) * steps[0]
         for block in range(0, inner[2], _BLOCK):
             end = min(block + _BLOCK, inner[2])
+            for i in range(end, min(end + _BLOCK, inner[2])):  # in the second cache by now, wanted in the first
+                row = base + (rows[i] + 1) * steps[1]
+                _ask_for(flat, row, row + behind, width)
             for i in range(block, end):
                 row, under, line = rows[i] * steps[1], steps[1] if weights[i] > 0 else 0, (i - block) * room
                 if (o + i) % turns == 0:
