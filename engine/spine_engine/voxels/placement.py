@@ -74,10 +74,10 @@ def slice_segments(positions_mm: NDArray[np.float64], nominal: float) -> SliceSe
 def slice_shift(offsets_mm: NDArray[np.float64], spacing_mm: tuple[float, float]) -> NDArray[np.float32]:
     """Return ``(2, S)``: (rows, columns) by which each slice starts away from the first one's normal, in pixels; from
     ``(S, 2)``, the same in mm."""
-    shift = (offsets_mm / spacing_mm).T
-    if np.abs(shift).max() < MIN_SHIFT_PX:
-        return np.zeros(shift.shape, np.float32)
-    return np.ascontiguousarray(shift, np.float32)
+    down, right = np.abs(offsets_mm).max(axis=0).tolist()
+    if max(down / spacing_mm[0], right / spacing_mm[1]) < MIN_SHIFT_PX:
+        return np.zeros(offsets_mm.shape[::-1], np.float32)
+    return np.ascontiguousarray((offsets_mm / spacing_mm).T, np.float32)
 
 
 def scatter_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:

@@ -77,7 +77,8 @@ def tone_of(placed: Placed) -> tuple[int, NDArray[np.float32], tuple[np.float32,
         stack, scale, low, clip = placed, 1.0, 0.0, (np.float32(-np.inf), np.float32(np.inf))
     flip = 0x8000 if stack.pixels.dtype == np.int16 else 0
     gain, tone = stack.slope * scale, np.empty((2, len(stack.slope)), np.float32)
-    tone[0], tone[1] = gain, (stack.intercept.astype(np.float64) - low) * scale - flip * gain
+    offset = (stack.intercept.astype(np.float64) - low) * scale
+    tone[0], tone[1] = gain, offset - flip * gain if flip else offset
     return flip, tone, clip
 
 

@@ -56,10 +56,9 @@ def voxelize(
         ValueError: ``out`` does not fit.
     """
     values = _output(out, len(channels), spec)
-    coverage = []
-    for channel, grid in zip(channels, values, strict=True):
-        covered = _fill(channel if isinstance(channel, ReadyChannel) else ready(channel), spec, pose, grid)
-        coverage.append(covered / grid.size)
+    # all of them first: each grid that is filled leaves the caches empty of the code for this
+    prepared = [channel if isinstance(channel, ReadyChannel) else ready(channel) for channel in channels]
+    coverage = [_fill(channel, spec, pose, grid) / grid.size for channel, grid in zip(prepared, values, strict=True)]
     return VoxelGrid(values, tuple(coverage))
 
 
