@@ -360,6 +360,8 @@ def scatter_stack(
                 voxel = (np.int32(x) * tall + np.int32(y)) * wide + np.int32(z)
                 at[c] = np.uint32(voxel if inside else beside)
             for c in range(n):
+                prefetch(pooled, np.uint64(2) * np.uint64(at[c]))  # each pixel's voxel is a cache line of its own
+            for c in range(n):
                 v = gain * np.float32(flat[start + np.uint64(c)] ^ flips) + offset
                 value[c] = min(max(v, low), high)
             for c in range(n):

@@ -217,5 +217,5 @@ along_one, along_two, along_four = (
     cast(Callable[..., None], intrinsic(_along_intrinsic(pieces))) for pieces in (1, 2, MOST_PIECES)
 )
 turn = cast(Callable[[F32, np.uint64, np.uint64, F32, np.uint64, np.uint64], None], intrinsic(_turn_intrinsic))
-prefetch = cast(Callable[[U16, np.uint64], None], intrinsic(_prefetch_intrinsic))
+prefetch = cast(Callable[[NDArray[Any], np.uint64], None], intrinsic(_prefetch_intrinsic))
 fence = cast(Callable[[], None], intrinsic(_fence_intrinsic))
