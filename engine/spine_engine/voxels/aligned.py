@@ -1,7 +1,7 @@
 """The numba kernel for grids along a stack's own axes: interpolated one axis after the other.
 
 The general kernel loads eight pixels a voxel. Here whole rows of pixels are blended across the other axes first, as
-contiguous vectors; what is left is to interpolate along a row, sixteen voxels at once, picked from a few vectors in
+contiguous vectors; what is left is to interpolate along a row, a vector of voxels at once, picked from a few in
 registers. Its twin is the same ``reference`` as the general kernel's. ``contract`` allows fused multiply-adds and
 nothing else.
 """

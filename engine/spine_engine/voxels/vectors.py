@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 F32 = NDArray[np.float32]
 U16 = NDArray[np.uint16]
 
-LANES = 16
-"""Values a vector: one of 512 bits, or two of 256."""
+ir: Any = import_module("llvmlite.ir")  # they have no types
+codegen: Any = import_module("numba.core.codegen")
+
+LANES = 16 if "+avx512f" in codegen.get_host_cpu_features() else 8
+"""Values a vector: what the processor can permute at once. The results are the same."""
 
 STREAM_ALIGN = 16
 """Bytes on whose boundary values must lie that are written past the caches."""
 
 MOST_PIECES = 4
 """A vector of voxels along an axis is picked from up to this many vectors of pixels."""
-
-ir: Any = import_module("llvmlite.ir")  # it has no types
 
 
 def _load(builder: Any, data: Any, at: Any, kind: Any) -> Any:
@@ -74,7 +75,7 @@ def _picked(builder: Any, vector: Any, lanes: list[Any]) -> Any:
 
 
 def _along_intrinsic(pieces: int) -> Callable[..., Any]:
-    """Return the maker of code that picks sixteen voxels of two rows from ``pieces`` vectors of pixels each."""
+    """Return the maker of code that picks a vector of voxels in each of two rows from ``pieces`` of pixels."""
     number, word, fused = ir.IntType(64), ir.IntType(32), ("contract",)
     floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
 
@@ -115,8 +116,8 @@ def _along_intrinsic(pieces: int) -> Callable[..., Any]:
         _context: Any, line: Any, start: Any, gap: Any, index: Any, fraction: Any, w: Any, low: Any, high: Any,
         out: Any, at: Any, stride: Any, streamed: Any,
     ) -> Any:  # fmt: skip
-        """``out[at + v] = clip((1 - f) line[start + i] + f line[start + i + 1])`` for sixteen v, where
-        ``i = index[w + v] < 16 pieces`` and ``f = fraction[w + v]``; the same from ``line[start + gap :]`` into
+        """``out[at + v] = clip((1 - f) line[start + i] + f line[start + i + 1])`` for a vector of v, where
+        ``i = index[w + v] < LANES pieces`` and ``f = fraction[w + v]``; the same from ``line[start + gap :]`` into
         ``out[at + stride :]``."""
         return types.void(line, start, gap, index, fraction, w, low, high, out, at, stride, streamed), generate
 
@@ -125,7 +126,7 @@ def _along_intrinsic(pieces: int) -> Callable[..., Any]:
 
 def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any, at: Any, stride: Any) -> Any:
     """Write the tile ``lines[start + row * width + column]`` to ``out[at + column * stride + row]``, turned in
-    registers: four rounds, each of which swaps one bit of the row number with one of the column number."""
+    registers: in rounds, each of which swaps one bit of the row number with one of the column number."""
     row, number = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -133,7 +134,7 @@ def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any,
         _, start, width, _, at, stride = arguments
         places = [builder.add(start, builder.mul(width, number(k))) for k in range(LANES)]
         rows = [_load(builder, source, place, row) for place in places]
-        for bit in (8, 4, 2, 1):
+        for bit in (bit for bit in (8, 4, 2, 1) if bit < LANES):
             lower = [k if not k & bit else LANES + (k ^ bit) for k in range(LANES)]
             upper = [k | bit if not k & bit else LANES + k for k in range(LANES)]
             lower, upper = (ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (lower, upper))
