@@ -153,7 +153,7 @@ def test_the_mirrored_patient_gives_the_mirrored_levels():
 def test_batches_are_few_and_hold_every_slice(count):
     sizes = batch_sizes(count)
     assert sum(sizes) == count
-    assert set(sizes) <= {3, 4, 5} or (count in (1, 2) and set(sizes) == {1})
+    assert set(sizes) == {1}
 
 
 class CountingBackend(SceneBackend):

@@ -46,9 +46,7 @@ F64 = NDArray[np.float64]
 
 
 BATCH = 4
-"""Slices of a stack go through the detector three to five at a time: 8 % less time than one by one. Runtimes keep a
-plan for every shape they have met, so there are few: these three, and 1 for the smallest stacks (docs/decisions/0013).
-"""
+"""Slices that engine builders are told to expect in a call, where calls of several studies are joined."""
 
 BODY_MM = 12.0
 """A vertebral body lies this near to the middle between its two discs; bodies are 25 mm high and more."""
@@ -143,13 +141,9 @@ def _maps_of(canvas: Canvas, backend: SliceBackend) -> Iterator[F32]:
 
 
 def batch_sizes(count: int) -> list[int]:
-    """Split `count` slices into batches of `BATCH` and one more, of `BATCH` and one fewer where that does not work out
-    (3, 6, 7, 11), or into single ones (1, 2)."""
-    batches, more = divmod(count, BATCH)
-    if more <= batches:
-        return [BATCH + 1] * more + [BATCH] * (batches - more)
-    batches, fewer = batches + 1, BATCH - more
-    return [BATCH] * (batches - fewer) + [BATCH - 1] * fewer if fewer <= batches else [1] * count
+    """Split `count` slices into batches: one by one. Batches of four take 8 % less time, but runtimes keep a plan for
+    every shape, and memory then grew by more than a tenth from 8 studies to 32 (docs/decisions/0013)."""
+    return [1] * count
 
 
 def _decode(
