@@ -28,7 +28,7 @@ from spine_bench.harness.interfaces import Answer, Sample  # noqa: E402
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES  # noqa: E402
 from spine_engine.backends import Device, TensorInfo  # noqa: E402
 from spine_engine.bundle import Bundle  # noqa: E402
-from spine_engine.detection.detect import batch_sizes, detect  # noqa: E402
+from spine_engine.detection.detect import detect  # noqa: E402
 from spine_engine.detection.spinenet import detect_vertebra_field  # noqa: E402
 from spine_engine.detection.spinenet.decode import polygons_from_maps  # noqa: E402
 from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit  # noqa: E402
@@ -296,7 +296,7 @@ def test_what_is_no_part_of_a_stack_goes_to_the_network_as_it_is():
 def test_who_records_a_study_second_leaves_the_first_recording_alone(bundle, sample, tmp_path, monkeypatch):
     monkeypatch.setattr(limit, "_here", limit._Models(bundle, tmp_path))
     calls, _ = limit._recorded(sample)
-    assert {len(part) for part in calls["detector"]} == set(batch_sizes(SMALL.sagittal_slices))
+    assert {len(part) for part in calls["detector"]} == {1}
     assert [len(part) for part in calls["grader"]] == [len(LEVELS)]
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
     limit._record(sample)

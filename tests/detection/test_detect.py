@@ -10,9 +10,7 @@ import pytest
 from conftest_detection import Scene, SceneBackend, column, rotation, sagittal_stack, turned
 
 from spine_engine.anatomy import Level
-from spine_engine.backends import TensorInfo
 from spine_engine.detection import detect
-from spine_engine.detection.detect import batch_sizes
 from spine_engine.detection.levels import RANK_OF_LEVEL
 from spine_engine.detection.slices import slices_of_pair
 from spine_engine.errors import StudyError, Warn
@@ -149,13 +147,6 @@ def test_the_mirrored_patient_gives_the_mirrored_levels():
         assert np.allclose(a.levels[level].center_mm * flip, b.levels[level].center_mm, atol=1e-4)
 
 
-@pytest.mark.parametrize("count", range(1, 41))
-def test_batches_are_few_and_hold_every_slice(count):
-    sizes = batch_sizes(count)
-    assert sum(sizes) == count
-    assert set(sizes) == {1}
-
-
 class CountingBackend(SceneBackend):
     """Keeps how many slices it was asked for."""
 
@@ -185,18 +176,13 @@ def test_two_series_share_the_slices_out(step_mm, alone, each_of_two):
         assert not set(chosen[0]) & set(chosen[1])
 
 
-def test_a_model_of_one_slice_gets_one_slice(scene):
+def test_the_model_gets_one_slice_at_a_time(scene):
     class One(SceneBackend):
-        inputs = (TensorInfo("slices", (1, 1, None, None)),)
-
         def run(self, inputs):
             assert len(inputs["slices"]) == 1
             return super().run(inputs)
 
-    one, many = detect([scene.stacks], One(scene)), detect([scene.stacks], scene.backend())
-    for level in Level:
-        assert one.levels[level].center_mm.tobytes() == many.levels[level].center_mm.tobytes()
-        assert one.levels[level].confidence == many.levels[level].confidence
+    check(detect([scene.stacks], One(scene)), scene.discs)
 
 
 def test_no_sagittal_stack_is_refused(scene):

@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.backends.base import TensorInfo
 from spine_engine.detection.candidates import (
     Peaks,
     candidates_from_peaks,
@@ -122,28 +121,20 @@ def _some(series: list[list[Stack]]) -> list[list[Stack]]:
 
 
 def _maps_of(canvas: Canvas, backend: SliceBackend) -> Iterator[F32]:
-    """Yield the heat maps `(N, K, h, w)` of a canvas, a batch of its slices after the other.
+    """Yield the heat maps `(1, K, h, w)` of a canvas, slice by slice.
 
-    They depend on the study alone, for the batches do; a model that says that its batch is 1 gets one slice a call.
+    Batches of four take 8 % less time, but runtimes keep a plan for every shape, and memory then grew by more than a
+    tenth from 8 studies to 32 (docs/decisions/0013).
 
     Raises:
         StudyError: the model's numbers are not finite.
     """
-    slices, first = canvas.slices[:, None], 0
-    inputs: Sequence[TensorInfo] = getattr(backend, "inputs", ())  # wrappers need not say
-    singly = bool(inputs) and inputs[0].shape[0] == 1
-    for size in [1] * len(slices) if singly else batch_sizes(len(slices)):
-        maps = backend.run({"slices": slices[first : first + size]})["heatmaps"]
+    slices = canvas.slices[:, None]
+    for n in range(len(slices)):
+        maps = backend.run({"slices": slices[n : n + 1]})["heatmaps"]
         if not np.isfinite(maps).all():
             raise StudyError(Reason.INTERNAL_ERROR, "the detector gave numbers that are not finite")
         yield maps
-        first += size
-
-
-def batch_sizes(count: int) -> list[int]:
-    """Split `count` slices into batches: one by one. Batches of four take 8 % less time, but runtimes keep a plan for
-    every shape, and memory then grew by more than a tenth from 8 studies to 32 (docs/decisions/0013)."""
-    return [1] * count
 
 
 def _decode(
