@@ -19,6 +19,8 @@ from spine_engine.errors import BackendError
 
 INSTALL = "pip install openvino"
 
+Sizes = tuple[tuple[int, int], ...]
+
 
 class OpenVinoBackend:
     """A model compiled by OpenVINO, one stream, one request. See ``Backend`` for the contract.
@@ -42,17 +44,21 @@ class OpenVinoBackend:
         if self._request is None:
             raise ValueError("this model has been closed")
         check_inputs(self.inputs, inputs)
-        if not self._singly:
-            return self._infer(inputs)
         (count,) = {len(array) for array in inputs.values()}
+        if count == 1 or not self._singly:
+            return self._infer(inputs)
         items = [self._infer({name: array[i : i + 1] for name, array in inputs.items()}) for i in range(count)]
         return {info.name: np.concatenate([item[info.name] for item in items]) for info in self.outputs}
 
     def _infer(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
         import openvino
 
-        for info in self.inputs:
-            self._request.set_tensor(info.name, openvino.Tensor(inputs[info.name], shared_memory=True))
+        for info, port in zip(self.inputs, self._compiled.inputs, strict=True):
+            try:
+                self._request.set_tensor(port, openvino.Tensor(inputs[info.name], shared_memory=True))
+            except RuntimeError:  # a size beyond the profile
+                wanted, got = port.get_partial_shape(), inputs[info.name].shape
+                raise ValueError(f"input {info.name} must have the shape {wanted}, got {got}") from None
         try:
             self._request.infer()
         except RuntimeError as error:
@@ -70,8 +76,8 @@ class OpenVinoBackend:
 def open_model(model: bytes, device: str, precision: str, threads: int, profile: Profile | None) -> Backend:
     """Compile ``model``, or take it compiled from the cache, and check that it runs as asked.
 
-    An int8 model carries its precision in itself; what it leaves wide runs as ``auto`` would. On a CPU a model of which
-    nothing but the batch varies, by its profile, is compiled for one item: what has no open size runs faster
+    An int8 model carries its precision in itself; what it leaves wide runs as ``auto`` would. On a CPU a model is
+    compiled for one item, of the sizes in its profile alone: what is known of a size makes it faster
     (docs/decisions/0009-export.md).
     """
     core, version = _core()
@@ -87,14 +93,14 @@ def open_model(model: bytes, device: str, precision: str, threads: int, profile:
         "ENABLE_CPU_PINNING": False,  # workers of one thread each would all be pinned to the same core
         "EXECUTION_MODE_HINT": "PERFORMANCE",
     }
-    item = _item_shape(profile) if device == "CPU" else None
+    item = _item_sizes(profile) if device == "CPU" else None
     compiled = _compile(core, version, model, device, options, item)
     runs_on = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
     runs_in = str(compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name())
     if runs_on != [device] or runs_in != wanted:
         raise BackendError(f"asked openvino for {device} in {wanted}, got {'+'.join(runs_on)} in {runs_in}")
     found = Device("openvino", device, "int8" if precision == "int8" else runs_in)
-    return OpenVinoBackend(compiled, found, singly=_shape(compiled.inputs[0]) == item)
+    return OpenVinoBackend(compiled, found, singly=item is not None and _is_for(item, compiled.inputs[0], batch=1))
 
 
 def status() -> BackendStatus:
@@ -106,16 +112,19 @@ def status() -> BackendStatus:
     return BackendStatus("openvino", True, version, tuple(core.available_devices), "")
 
 
-def _item_shape(profile: Profile | None) -> tuple[int, ...] | None:
-    """Return the shape of one item where nothing but the batch varies."""
+def _item_sizes(profile: Profile | None) -> Sizes | None:
+    """Return the smallest and the largest size of each dimension of one item, where a profile has batches of them."""
     if profile is None or profile.smallest[0] != 1 or profile.largest[0] == 1:
         return None
-    return profile.smallest if profile.smallest[1:] == profile.largest[1:] else None
+    return tuple(zip(profile.smallest[1:], profile.largest[1:], strict=True))
 
 
-def _compile(
-    core: Any, version: str, model: bytes, device: str, options: dict[str, Any], item: tuple[int, ...] | None
-) -> Any:
+def _is_for(item: Sizes, port: Any, *, batch: int | None) -> bool:
+    """Whether an input has this batch and beside it those sizes fixed that every such item shares."""
+    return _shape(port) == (batch, *(low if low == high else None for low, high in item))
+
+
+def _compile(core: Any, version: str, model: bytes, device: str, options: dict[str, Any], item: Sizes | None) -> Any:
     flags = " ".join(f"{name}={value}" for name, value in sorted(options.items()))
     machine = f"{platform.machine()} {' '.join(sorted(instruction_sets()))}"
     hardware = str(core.get_property(device, "FULL_DEVICE_NAME"))
@@ -128,8 +137,8 @@ def _compile(
             drop_compiled(key)
     try:
         network = core.read_model(model)
-        if item is not None and _shape(network.inputs[0]) == (None, *item[1:]):
-            network.reshape(list(item))
+        if item is not None and _is_for(item, network.inputs[0], batch=None):
+            network.reshape([1, *item])
         compiled = core.compile_model(network, device, options)
     except RuntimeError as error:
         if _short_of_memory(error):
