@@ -44,8 +44,10 @@ class OpenVinoBackend:
         if self._request is None:
             raise ValueError("this model has been closed")
         check_inputs(self.inputs, inputs)
+        if not self._singly:
+            return self._infer(inputs)
         (count,) = {len(array) for array in inputs.values()}
-        if count == 1 or not self._singly:
+        if count == 1:
             return self._infer(inputs)
         items = [self._infer({name: array[i : i + 1] for name, array in inputs.items()}) for i in range(count)]
         return {info.name: np.concatenate([item[info.name] for item in items]) for info in self.outputs}
