@@ -60,6 +60,7 @@ eval-detector: .venv/.all ## five detectors, each judged on the fifth of DATA it
 	$(BIN)/python -m spine_training.detector cross-validate "build/fold{fold}/last.pt" --data $(DATA) --crops --markdown docs/detector.md
 
 eval-grader: .venv/.all ## the packaged bundle on 400 phantoms that no training saw, from DICOM on disk, then scored
+	rm -rf build/eval
 	$(BIN)/spine-engine phantom --studies 400 --seed 7700 --output build/eval/set
 	$(BIN)/spine-engine run --input build/eval/set --output build/eval/results
 	$(BIN)/spine-engine evaluate --predictions build/eval/results/predictions.csv --truth build/eval/set/train.csv --out build/eval/report

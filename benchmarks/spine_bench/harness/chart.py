@@ -18,7 +18,7 @@ LABELS: Final = {
     "onnxruntime": "ONNX Runtime,\none study at a time",
     "notebook": "notebook: pydicom, Open3D,\nTorchIO, PyTorch eager",
     "tuned-torch": "PyTorch tuned: compiled,\nbf16, DataLoader",
-    "tuned-torch-lean": "the same, told which slices\nthe engine looks at",
+    "tuned-torch-lean": "PyTorch tuned, told which\nslices the engine looks at",
     "limit": "bare models\n(no reading, no voxels)",
 }
 """What the bars are called; other systems keep their name."""
