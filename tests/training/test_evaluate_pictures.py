@@ -165,6 +165,8 @@ def test_without_matplotlib_the_numbers_are_written_and_it_is_said(small, tmp_pa
     options, *_ = small
     whole = called(*options, "--json")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "scores.svg").write_text("of an earlier report")
     said = called(*options, "--out", tmp_path / "out")
     assert said.count("no pictures: matplotlib is not installed; pip install") == 1
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "confusion.csv", "reliability.csv"}

@@ -95,17 +95,20 @@ def _write(folder: Path, text: str, report: Report) -> tuple[str, ...]:
 def _draw(
     folder: Path, report: Report, other: Report | None, comparison: dict[str, Difference] | None
 ) -> tuple[str, ...]:
-    """Write the pictures of a report and return their names; without matplotlib say so, the numbers being written.
+    """Write the pictures of a report and return their names; without matplotlib say so, the numbers being written, and
+    leave none of an earlier report beside them.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     from spine_training.drawing import NoMatplotlibError
-    from spine_training.evaluation.pictures import write_pictures
+    from spine_training.evaluation.pictures import PICTURES, write_pictures
 
     try:
         return write_pictures(folder, report, other, comparison)
     except NoMatplotlibError as error:
+        for name in PICTURES:
+            (folder / name).unlink(missing_ok=True)
         typer.echo(str(error), err=True)
         return ()
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+PICTURES: Final = ("scores.svg", "levels.svg", "confusion.svg", "reliability.svg", "reliability-unweighted.svg")
+"""The files of a report's pictures."""
+
 FEW_ROWS: Final = 10
 """A bin with fewer rows is drawn hollow: its share is known to no better than 0.3 (95 % interval of one half)."""
 
@@ -50,16 +53,16 @@ def write_pictures(
         NoMatplotlibError: matplotlib is not installed.
         OutputError: the folder cannot be written.
     """
-    pictures = {
-        "scores.svg": scores_figure(report, comparison, other),
-        "levels.svg": levels_figure(report),
-        "confusion.svg": confusion_figure(report),
-        "reliability.svg": reliability_figure(report, other),
-        "reliability-unweighted.svg": reliability_figure(report, other, weighed=False),
-    }
-    for name, drawn in pictures.items():
+    pictures = (
+        scores_figure(report, comparison, other),
+        levels_figure(report),
+        confusion_figure(report),
+        reliability_figure(report, other),
+        reliability_figure(report, other, weighed=False),
+    )
+    for name, drawn in zip(PICTURES, pictures, strict=True):
         write_svg(drawn, folder / name)
-    return tuple(pictures)
+    return PICTURES
 
 
 def scores_figure(
