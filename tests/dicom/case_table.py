@@ -9,13 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from dicom_builder import (
-    T2,
-    SeriesSpec,
-    image,
-    normal,
-    read_one,
-)
+from dicom_builder import T2, SeriesSpec, image, normal, read_one
 from pydicom.dataset import Dataset
 
 from spine_engine.errors import Reason, Warn

@@ -3,10 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up import (
-    graded,
-    graded_as,
-)
+from made_up import graded, graded_as
 
 from spine_engine.anatomy import CONDITIONS, SEVERITIES, Level
 from spine_engine.errors import Reason, Warn

@@ -39,8 +39,8 @@ STUDIES: Final = 16
 """Studies that a process walks: they stay in its memory, 20 to 30 MB each."""
 
 JOINED: Final = (1, 2, 4, 8)
-"""Calls of the engine put together into one when the fastest way is looked for. The engine gives the detector 4 or 5
-slices a call and the grader the grids of a study, so that 8 of them are up to 40 slices, or 40 grids."""
+"""Calls of the engine put together into one when the fastest way is looked for. The engine gives the detector a slice a
+call and the grader the grids of a study, so that 8 of them are 8 slices, or up to 40 grids."""
 
 TRIED: Final = 16
 """Calls of the engine that this is tried with: twice the most that are put together."""
