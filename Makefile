@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/python -m uv --quiet
-INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
+INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes --compile-bytecode
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
 BENCH_SECONDS ?= 5
@@ -19,7 +19,7 @@ help: ## list the targets
 	touch $@
 
 .venv/.run: requirements/run.txt pyproject.toml .venv/.bootstrap
-	$(INSTALL) --compile-bytecode -r requirements/run.txt
+	$(INSTALL) -r requirements/run.txt
 	$(EDITABLE)
 	touch $@
 
