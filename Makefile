@@ -7,7 +7,11 @@ EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolat
 DATA ?= $(SPINE_REAL_DATA)
 BENCH_SECONDS ?= 5
 
-.PHONY: help demo test check lint accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
+# Tests start many processes; without bytecode each would compile its imports anew.
+unexport PYTHONDONTWRITEBYTECODE
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: help demo test test-fast test-named check check-all lint accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -38,8 +42,14 @@ help: ## list the targets
 demo: .venv/.run ## make three phantom studies, grade them, show the grades
 	$(BIN)/spine-engine demo
 
-test: .venv/.dev ## the tests that need no PyTorch and no GPU
-	$(BIN)/python -m pytest -m "not gpu" -n 2
+test: .venv/.dev ## the quick tests; those of training and export only where PyTorch is installed (make test-fast)
+	$(PYTEST) -m "not slow and not gpu"
+
+test-fast: .venv/.all ## the quick tests, training and export included (installs PyTorch); 3 minutes on 2 cores
+	$(PYTEST) -m "not slow and not gpu"
+
+test-named: .venv/.all ## the slow tests that every change must pass
+	$(PYTEST) @tests/slow_tests_of_ci.txt
 
 lint: .venv/.all ## ruff, mypy --strict, import-linter
 	$(BIN)/ruff check .
@@ -47,8 +57,10 @@ lint: .venv/.all ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint ## everything: lint and all tests, training included (installs PyTorch)
-	$(BIN)/python -m pytest -m "not gpu" -n 2
+check: lint test-fast ## lint and the quick tests
+
+check-all: lint ## lint and every test that needs no GPU; half an hour
+	$(PYTEST) -m "not gpu"
 
 accept: .venv/.dev ## measure what the project promises and write docs/acceptance.md (SPINE_REAL_DATA for the real exams)
 	$(BIN)/python -m spine_bench.acceptance

@@ -1,9 +1,18 @@
-"""What every test may ask for."""
+"""What every test may ask for, and what a run of the suite says at its end."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The same examples every time: a failure tells of the change. `--hypothesis-profile search` draws others.
+settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.register_profile(
+    "search", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +24,17 @@ def real_data() -> Path:
     path = Path(folder)
     assert (path / "studies" / "truth.json").is_file(), f"SPINE_REAL_DATA={folder} holds no studies/truth.json"
     return path
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Say what this run did not show, a line for each reason."""
+    skipped = defaultdict(set)
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2].removeprefix("Skipped: ")
+        skipped[reason].add(report.nodeid)
+    if skipped:
+        terminalreporter.section("not shown here")
+    for reason, places in sorted(skipped.items()):
+        names = sorted(places)
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        terminalreporter.write_line(f"{reason}: {names[0]}{more}")
