@@ -35,6 +35,10 @@ help: ## list the targets
 	$(INSTALL) -r requirements/bench.txt
 	touch $@
 
+.venv/.mutants: requirements/mutants.txt .venv/.all
+	$(INSTALL) -r requirements/mutants.txt
+	touch $@
+
 demo: .venv/.run ## make three phantom studies, grade them, show the grades
 	$(BIN)/spine-engine demo
 
@@ -114,6 +118,7 @@ lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev -c requirements/run.txt -o requirements/dev.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra viz --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra bench --extra baselines -c requirements/all.txt -o requirements/bench.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra mutants -c requirements/all.txt -o requirements/mutants.txt
 
 clean: ## remove what the targets made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
