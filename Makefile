@@ -6,11 +6,14 @@ INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
 BENCH_SECONDS ?= 5
+JOBS ?= 2
+TESTS ?= tests
+PLANTED ?= tests/mutants/planted
 
-.PHONY: help demo test check lint accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
+.PHONY: help demo test check lint mutants mutants-planted accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .venv/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"spine-engine needs Python 3.11 or newer; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
@@ -53,6 +56,12 @@ lint: .venv/.all ## ruff, mypy --strict, import-linter
 
 check: lint ## everything: lint and all tests, training included (installs PyTorch)
 	$(BIN)/python -m pytest -m "not gpu" -n 2
+
+mutants: .venv/.mutants ## do the fast tests notice small faults? in what differs from BASE, or SAMPLE=1000 SEED=1 of the core
+	$(BIN)/python tests/mutants mutants --jobs $(JOBS) --tests $(TESTS) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(if $(BASE),--base $(BASE))
+
+mutants-planted: .venv/.mutants ## do the fast tests notice the faults of PLANTED, patches that people wrote?
+	$(BIN)/python tests/mutants planted --jobs $(JOBS) --tests $(TESTS) --folder $(PLANTED)
 
 accept: .venv/.dev ## measure what the project promises and write docs/acceptance.md (SPINE_REAL_DATA for the real exams)
 	$(BIN)/python -m spine_bench.acceptance

@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher, unified_diff
 from functools import partial
 from pathlib import Path
@@ -113,35 +113,37 @@ def planted(tree: Tree, options: argparse.Namespace) -> list[Fault]:
     return faults
 
 
+def _described(fault: Fault, texts: dict[str, str], tree: Tree, code: Code) -> tuple[str, str]:
+    """Return what names a change in accepted.md, and its diff."""
+    diff: list[str] = []
+    for path, text in texts.items():
+        diff += list(unified_diff(tree.read(path).splitlines(), text.splitlines(), lineterm="", n=0))[2:]
+    removed = " ".join(line[1:].strip() for line in diff if line.startswith("-"))
+    added = " ".join(line[1:].strip() for line in diff if line.startswith("+"))
+    path, lines = next(iter(fault.lines.items()))
+    return f"{path} {code.place(path, lines[0]).qualname or 'module'}: `{removed}` => `{added}`", "\n".join(diff)
+
+
 def attempt(fault: Fault, trees: "queue.Queue[Tree]", chooser: Chooser, code: Code, rest: bool) -> Result:
     """Plant a fault in a free tree and run its tests; ``rest`` adds all others when those pass."""
-    result = Result(fault.name, fault.area, "does not apply")
     if not fault.lines:
-        return result
+        return Result(fault.name, fault.area, "does not apply")
+    tests = list(dict.fromkeys(test for path, lines in fault.lines.items() for test in chooser.tests(path, lines)))
+    cold = any(chooser.cold(path, lines) for path, lines in fault.lines.items())
+    texts = fault.texts()
+    outcome = Outcome("no tests")
+    seconds = 0.0
     tree = trees.get()
     try:
-        texts = fault.texts()
-        diff: list[str] = []
-        for path, text in texts.items():
-            diff += unified_diff(tree.read(path).splitlines(), text.splitlines(), path, path, lineterm="", n=0)
-        removed, added = (
-            " ".join(line[1:].strip() for line in diff if line[:1] == sign and line[:3] != sign * 3) for sign in "-+"
-        )
-        path, lines = next(iter(fault.lines.items()))
-        key = f"{path} {code.place(path, lines[0]).qualname or 'module'}: `{removed}` => `{added}`"
-        tests = list(dict.fromkeys(test for path, lines in fault.lines.items() for test in chooser.tests(path, lines)))
-        cold = any(chooser.cold(path, lines) for path, lines in fault.lines.items())
-        outcome = Outcome("no tests")
-        seconds = 0.0
+        key, diff = _described(fault, texts, tree, code)
         with tree.changed(texts):
             for batch in (tests, chooser.rest(tests) if rest else []):
                 if batch and outcome.verdict not in NOTICED:
                     outcome = tree.test(batch, limit_s=60 + 5 * chooser.seconds(batch), cold=cold)
                     seconds += outcome.seconds
-        shown = {"tests": len(tests), "seconds": round(seconds, 1), "key": key, "diff": "\n".join(diff)}
-        return replace(result, verdict=outcome.verdict, by=outcome.failure, **shown)
     finally:
         trees.put(tree)
+    return Result(fault.name, fault.area, outcome.verdict, outcome.failure, len(tests), round(seconds, 1), key, diff)
 
 
 def run(faults: list[Fault], trees: list[Tree], file: Path, attempt_in: Callable[..., Result]) -> list[Result]:

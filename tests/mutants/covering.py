@@ -7,6 +7,7 @@ import pickle
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from coverage import CoverageData
@@ -42,14 +43,14 @@ def _places(node: ast.AST, qualname: str = "", runs: bool = False) -> Iterator[t
         end = child.end_lineno or child.lineno
         body = getattr(child, "body", None)
         header_end = max(first, body[0].lineno - 1) if body else end
-        defines = isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        inner = f"{qualname}.{child.name}".strip(".") if defines else qualname
+        function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef)
+        inner = f"{qualname}.{child.name}".strip(".") if hasattr(child, "name") else qualname
         stored = [name.id for name in ast.walk(child) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
         plain = [name for name in inner.split(".") if not name.startswith("__")]
         names = tuple(stored) if stored and not runs and not body else tuple(plain[-1:])
         place = Place(range(first, header_end + 1), inner, runs, names)
         yield from ((line, place) for line in range(first, end + 1))
-        yield from _places(child, inner, runs or (defines and not isinstance(child, ast.ClassDef)))
+        yield from _places(child, inner, runs or function)
 
 
 class Code:
@@ -122,24 +123,25 @@ class Record:
 def recorded(tree: Tree, code: Code, kept: Path, folders: list[str], jobs: int) -> Record:
     """Bring the kept record up to date with the tree: test files that are new or changed run again, with coverage."""
     record: Record = pickle.loads(kept.read_bytes()) if kept.is_file() else Record()
-    files = {path: text for path, text in code.texts.items() if Path(path).name.startswith("test_")}
-    digests = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in files.items()}
-    stale = {path for path in files if path.startswith(tuple(folders)) and digests[path] != record.files.get(path)}
-    record.forget(stale | (set(record.files) - set(files)))
-    if stale:
-        print(f"recording which lines {len(stale)} test files run ...", flush=True)
-        folder = tree.root.with_name("record")
+    tests = {path: text for path, text in code.texts.items() if Path(path).name.startswith("test_")}
+    digests = {path: hashlib.sha256(text.encode()).hexdigest() for path, text in tests.items()}
+    stale = [path for path in tests if path.startswith(tuple(folders)) and digests[path] != record.files.get(path)]
+    record.forget({*stale, *(set(record.files) - set(tests))})
+    for room, files in groupby(sorted(stale), key=lambda path: Path(path).parent):
+        names = list(files)
+        print(f"recording which lines {len(names)} files of {room} run", end=" ... ", flush=True)
+        folder = tree.root.with_name(f"record-{'-'.join(room.parts)}")
         folder.mkdir()
         source = ", ".join(str(tree.root / name) for name in (*PACKAGES, "tests"))
         (folder / "rc").write_text(_RC.format(source=source, record=folder))
         env = {"COVERAGE_PROCESS_START": str(folder / "rc"), "RECORDED_TO": str(folder), "RECORDED_TEST": ""}
-        outcome = tree.test(sorted(stale), limit_s=7200, more=("-p", "recording", "-n", str(jobs)), env=env)
+        outcome = tree.test(names, limit_s=7200, more=("-p", "recording", "-n", str(jobs)), env=env)
         record.add(folder, tree.root, code)
-        record.files |= {path: digests[path] for path in stale}
-        print(f"{len(record.seconds)} tests recorded in {outcome.seconds:.0f} s {outcome.failure}", flush=True)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.with_suffix(".partial").write_bytes(pickle.dumps(record))
-    kept.with_suffix(".partial").replace(kept)
+        record.files |= {path: digests[path] for path in names}
+        print(f"{outcome.verdict} in {outcome.seconds:.0f} s {outcome.failure}", flush=True)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.with_suffix(".partial").write_bytes(pickle.dumps(record))
+        kept.with_suffix(".partial").replace(kept)
     return record
 
 
