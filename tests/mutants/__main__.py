@@ -198,8 +198,35 @@ def report(results: list[Result], words: dict[str, str]) -> bool:
     return bool(results) and enough and even and not overall["does not apply"]
 
 
-def main() -> int:
+def tried(options: argparse.Namespace, place: Path) -> tuple[list[Fault], list[Result]]:
     """Copy the tree, record or update what tests run, see that they pass, and try the faults."""
+    trees = [Tree(place / f"tree-{index}") for index in range(options.jobs)]
+    trees[0].take(ROOT)
+    code = Code(trees[0].root)
+    chooser = Chooser(code, recorded(trees[0], code, BUILD / "record", options.tests, options.jobs))
+    faults = (planted if options.kind == "planted" else mutants)(trees[0], options)
+    needed = {test for fault in faults for path, lines in fault.lines.items() for test in chooser.tests(path, lines)}
+    if options.kind == "planted":
+        needed |= set(chooser.rest([]))
+    if not needed:
+        return faults, []
+    before = trees[0].test(sorted(needed), limit_s=3600, more=("-n", str(options.jobs)))
+    if before.verdict != "passed":
+        sys.exit(f"nothing can be tried, because tests fail without any fault: {before.verdict} {before.failure}")
+    print(f"without a fault {len(needed)} tests pass in {before.seconds:.0f} s", flush=True)
+    for tree in trees[1:]:
+        shutil.copytree(trees[0].root, tree.root)
+    state = hashlib.sha256(options.kind.encode())
+    for path, text in code.texts.items():
+        state.update(b"" if path.startswith("tests/mutants") else f"{path}\0{text}".encode())
+    file = BUILD / f"{options.kind}-{state.hexdigest()[:12]}.jsonl"
+    return faults, run(
+        faults, trees, file, partial(attempt, chooser=chooser, code=code, rest=options.kind == "planted")
+    )
+
+
+def main() -> int:
+    """Read the options, try the faults and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["mutants", "planted"])
     parser.add_argument("--sample", type=int, default=0, help="so many mutants over all modules, not those of a change")
@@ -213,27 +240,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     place = Path(tempfile.mkdtemp(prefix="spine-mutants-"))
     try:
-        trees = [Tree(place / f"tree-{index}") for index in range(options.jobs)]
-        trees[0].take(ROOT)
-        code = Code(trees[0].root)
-        chooser = Chooser(code, recorded(trees[0], code, BUILD / "record", options.tests, options.jobs))
-        faults = (planted if options.kind == "planted" else mutants)(trees[0], options)
-        needed = {
-            test for fault in faults for path, lines in fault.lines.items() for test in chooser.tests(path, lines)
-        }
-        needed |= set(chooser.rest([])) if options.kind == "planted" else set()
-        before = trees[0].test(sorted(needed), limit_s=3600, more=("-n", str(options.jobs)))
-        if before.verdict != "passed":
-            print("nothing can be tried: without any fault the tests do not pass:", before.verdict, before.failure)
-            return 2
-        for tree in trees[1:]:
-            shutil.copytree(trees[0].root, tree.root)
-        state = hashlib.sha256(f"{options.kind} {options.tests}".encode())
-        for path, text in code.texts.items():
-            state.update(b"" if path.startswith("tests/mutants") else f"{path}\0{text}".encode())
-        file = BUILD / f"{options.kind}-{state.hexdigest()[:12]}.jsonl"
-        attempt_in = partial(attempt, chooser=chooser, code=code, rest=options.kind == "planted")
-        results = run(faults, trees, file, attempt_in)
+        faults, results = tried(options, place)
     finally:
         shutil.rmtree(place, ignore_errors=True)
     enough = report(results, {fault.name: fault.words for fault in faults})
