@@ -190,10 +190,9 @@ class Chooser:
         by_file: dict[str, list[str]] = defaultdict(list)
         for test in sorted(chosen or self._record.tests.get((path,), set()), key=lambda test: self.seconds([test])):
             by_file[test.split("::")[0]].append(test)
-        near = {Path(path).stem, Path(path).parent.name} - {"spine_engine", "spine_training", "__init__"}
 
-        def rank(file: str) -> tuple[bool, float]:
-            return not any(word in file for word in near), self.seconds(by_file[file])
+        def rank(file: str) -> tuple[bool, bool, float]:
+            return Path(path).stem not in file, Path(path).parent.name not in file, self.seconds(by_file[file])
 
         return [test for file in sorted(by_file, key=rank) for test in by_file[file]]
 

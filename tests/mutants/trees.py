@@ -39,9 +39,10 @@ class Tree:
     root: Path
 
     def take(self, source: Path) -> None:
-        """Copy the files that git knows or would add."""
+        """Copy the files that git knows or would add, and kernels that are compiled already."""
         listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=source, text=True)
-        for name in listed.splitlines():
+        kernels = [str(file.relative_to(source)) for file in (source / "engine").rglob("*.nb[ci]")]
+        for name in listed.splitlines() + kernels:
             if (source / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source / name, self.root / name)
