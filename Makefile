@@ -6,15 +6,18 @@ INSTALL := $(UV) pip install --python $(BIN)/python --require-hashes --compile-b
 EDITABLE := $(UV) pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 DATA ?= $(SPINE_REAL_DATA)
 BENCH_SECONDS ?= 5
+JOBS ?= 2
+TESTS ?= tests
+PLANTED ?= tests/mutants/planted
 
 # Tests start many processes; without bytecode each would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-fast test-named check check-all lint accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
+.PHONY: help demo test test-fast test-named check check-all lint mutants mutants-planted accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .venv/.bootstrap: requirements/bootstrap.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"spine-engine needs Python 3.11 or newer; this is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
@@ -39,6 +42,10 @@ help: ## list the targets
 	$(INSTALL) -r requirements/bench.txt
 	touch $@
 
+.venv/.mutants: requirements/mutants.txt .venv/.all
+	$(INSTALL) -r requirements/mutants.txt
+	touch $@
+
 demo: .venv/.run ## make three phantom studies, grade them, show the grades
 	$(BIN)/spine-engine demo
 
@@ -61,6 +68,12 @@ check: lint test-fast ## lint and the quick tests
 
 check-all: lint ## lint and every test that needs no GPU; half an hour
 	$(PYTEST) -m "not gpu"
+
+mutants: .venv/.mutants ## do the fast tests notice small faults? in what differs from BASE, or SAMPLE=1000 SEED=1 of the core
+	$(BIN)/python tests/mutants mutants --jobs $(JOBS) --tests $(TESTS) $(if $(SAMPLE),--sample $(SAMPLE)) $(if $(SEED),--seed $(SEED)) $(if $(BASE),--base $(BASE))
+
+mutants-planted: .venv/.mutants ## do the fast tests notice the faults of PLANTED, patches that people wrote?
+	$(BIN)/python tests/mutants planted --jobs $(JOBS) --tests $(TESTS) --folder $(PLANTED)
 
 accept: .venv/.dev ## measure what the project promises and write docs/acceptance.md (SPINE_REAL_DATA for the real exams)
 	$(BIN)/python -m spine_bench.acceptance
@@ -126,6 +139,7 @@ lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev -c requirements/run.txt -o requirements/dev.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra viz --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra bench --extra baselines -c requirements/all.txt -o requirements/bench.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra mutants -c requirements/all.txt -o requirements/mutants.txt
 
 clean: ## remove what the targets made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
