@@ -44,7 +44,7 @@ def mr(i: int = 0, **changes: Any) -> dict[str, Any]:
 
     ``at_mm`` moves it along the normal; pixels follow from ``i`` unless ``PixelData`` is among the changes.
     """
-    rows, columns = changes.get("Rows") or 8, changes.get("Columns") or 6
+    rows, columns = (size if isinstance(size := changes.get(k), int) else n for k, n in (("Rows", 8), ("Columns", 6)))
     orientation = changes.get("ImageOrientationPatient") or SAGITTAL
     normal = np.cross(orientation[:3], orientation[3:]) if isinstance(orientation, tuple) else np.zeros(3)
     at_mm = changes.pop("at_mm", 4.0 * i)
@@ -81,8 +81,13 @@ def mr(i: int = 0, **changes: Any) -> dict[str, Any]:
     return {keyword: value for keyword, value in header.items() if value is not None}
 
 
-def dicom(header: Mapping[str, Any], syntax: str = EXPLICIT, *, meta: bool = True, meta_class: str = "") -> bytes:
-    """A whole file: preamble, meta information and data set in ``syntax``; ``PixelData`` bytes go in as they are."""
+def dicom(
+    header: Mapping[str, Any], syntax: str = EXPLICIT, *, meta: bool = True, meta_class: str = "", said: str = ""
+) -> bytes:
+    """A whole file: preamble, meta information and data set in ``syntax``; ``PixelData`` bytes go in as they are.
+
+    ``said`` is the transfer syntax of the meta information, where that is another.
+    """
     body = dataset(header, syntax)
     if syntax == DEFLATED:
         squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -90,7 +95,7 @@ def dicom(header: Mapping[str, Any], syntax: str = EXPLICIT, *, meta: bool = Tru
     if not meta:
         return body
     information = element(0x00020002, "UI", meta_class.encode(), "<", True) if meta_class else b""
-    information += element(0x00020010, "UI", syntax.encode(), "<", True)
+    information += element(0x00020010, "UI", (said or syntax).encode(), "<", True)
     length = element(0x00020000, "UL", struct.pack("<L", len(information)))
     return bytes(128) + b"DICM" + length + information + body
 
