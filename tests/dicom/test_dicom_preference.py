@@ -139,6 +139,58 @@ def test_an_axial_t1_or_stir_plays_none() -> None:
     assert [(one.role, one.contrast) for one in study.series] == [(None, "t1"), (None, "stir")]
 
 
+@pytest.mark.parametrize(
+    ("changes", "contrast"),
+    [
+        (STIR | {"SeriesDescription": "SAG T2"}, "stir"),
+        ({"EchoTime": 45, "SeriesDescription": "SAG T2"}, "t2"),
+        ({"EchoTime": 44.9, "SeriesDescription": "SAG T2"}, "pd"),
+        ({"EchoTime": 45, "SeriesDescription": "SAG T1"}, "pd"),
+        ({"EchoTime": 45, "SeriesDescription": "SAG"}, "pd"),
+        (T1 | {"SeriesDescription": "SAG T2"}, "t1"),
+        ({"EchoTime": None, "RepetitionTime": None, "SeriesDescription": "SAG STIR"}, "stir"),
+        ({"EchoTime": 20, "RepetitionTime": 2000, "SeriesDescription": "SAG T2"}, "t2"),
+        ({"EchoTime": 20, "RepetitionTime": 2000, "SeriesDescription": "SAG"}, None),
+    ],
+)
+def test_text_tells_only_where_numbers_do_not(changes: dict[str, Any], contrast: str | None) -> None:
+    (series,) = assemble("1", [read("a", **changes)], RoleOverrides()).series
+    assert series.contrast == contrast
+
+
+@pytest.mark.parametrize(
+    ("changes", "evidence"),
+    [
+        ({}, "sagittal (normal 1.00 0.00 0.00), TE 100 ms, TR 3500 ms: T2"),
+        (T1, "sagittal (normal 1.00 0.00 0.00), TE 10 ms, TR 550 ms: T1"),
+        (STIR, "sagittal (normal 1.00 0.00 0.00), TE 60 ms, TR 4000 ms, TI 160 ms: STIR"),
+        ({"EchoTime": 35.5}, "sagittal (normal 1.00 0.00 0.00), TE 35.5 ms, TR 3500 ms: proton density"),
+        (
+            {"EchoTime": 50, "SeriesDescription": "T2"},
+            "sagittal (normal 1.00 0.00 0.00), TE 50 ms, TR 3500 ms, text says T2: T2",
+        ),
+        (
+            {"EchoTime": None, "RepetitionTime": None, "SeriesDescription": "t1"},
+            "sagittal (normal 1.00 0.00 0.00), no TE, TR or TI, text says T1: T1",
+        ),
+        (
+            {"EchoTime": None, "RepetitionTime": None, "SeriesDescription": "tirm"},
+            "sagittal (normal 1.00 0.00 0.00), no TE, TR or TI, text says STIR: STIR",
+        ),
+        ({"EchoTime": None}, "sagittal (normal 1.00 0.00 0.00), TR 3500 ms, no telling text: contrast unknown"),
+        (
+            {"ImageOrientationPatient": (0.7071068, 0.7071068, 0.0, -0.4082483, 0.4082483, 0.8164966)},
+            "oblique (normal 0.58 0.58 0.58), TE 100 ms, TR 3500 ms: T2",
+        ),
+        ({"ScanningSequence": "GR"}, "gradient echo"),
+        ({"count": 4}, "4 slices a stack at most, 5 are needed"),
+    ],
+)
+def test_the_evidence(changes: dict[str, Any], evidence: str) -> None:
+    (series,) = assemble("1", [read("a", **changes)], RoleOverrides()).series
+    assert series.evidence == evidence
+
+
 # --- a series table ---------------------------------------------------------------------------------------------------
 
 
