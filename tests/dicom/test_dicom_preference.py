@@ -111,6 +111,14 @@ def test_height_is_counted_along_the_body_whatever_the_storage(rows: int, levels
     assert winner({"path": "a", **transposed}, {"path": "b", **short}) == ("a" if levels else "b")
 
 
+@pytest.mark.parametrize(("spacing", "chosen"), [(4.2, "a"), (4.1, "b")])
+def test_height_includes_that_of_slices_one_above_the_other(spacing: float, chosen: str) -> None:
+    """Sagittal, 30 degrees aslant: seven rows span 0.866 of their length, five distances of 4 mm one half of theirs."""
+    aslant = {"ImageOrientationPatient": (0.0, 1.0, 0.0, 0.5, 0.0, -(0.75**0.5)), "PixelSpacing": (spacing, 0.75)}
+    upright = {"PixelSpacing": (4.9, 0.75), "AcquisitionDate": "20240101", "count": 7}
+    assert winner({"path": "a", **aslant}, {"path": "b", **upright}) == chosen
+
+
 def test_a_contrast_agent_speaks_against_a_t1_only() -> None:
     agent = {"ContrastBolusAgent": "GD", "AcquisitionDate": "20240101"}
     assert winner({"path": "a", **T1}, {"path": "b", **T1, **agent}, Role.SAGITTAL_T1) == "a"
