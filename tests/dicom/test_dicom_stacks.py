@@ -80,6 +80,12 @@ def test_orientations_within_a_thousandth_are_renormalised(
     np.testing.assert_allclose(axes, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]], atol=1e-3)
 
 
+def test_axes_that_slices_share_cannot_be_written() -> None:
+    axes = place(slice_of()).axes
+    with pytest.raises(ValueError, match="read-only"):
+        axes[0] = 0.0
+
+
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
