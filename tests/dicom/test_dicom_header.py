@@ -35,6 +35,7 @@ def frame_of(**changes: Any) -> Frame:
         ("bits_stored", {"BitsStored": None}, 16),
         ("bits_stored", {"BitsStored": None, "BitsAllocated": 8}, 8),
         ("high_bit", {}, 11),
+        ("high_bit", {"HighBit": 15}, 15),
         ("high_bit", {"HighBit": None}, 11),
         ("high_bit", {"HighBit": None, "BitsStored": 10}, 9),
         ("signed", {}, False),
@@ -208,6 +209,18 @@ def test_every_functional_group_is_read() -> None:
     assert (frame.position_mm, frame.orientation) == ((1, 2, 3), (1, 0, 0, 0, 1, 0))
     assert (frame.stack_id, frame.slope, frame.b_value, frame.spacing_mm) == ("9", 3, 500, (0.5, 0.25))
     assert frame.image_type == ("ORIGINAL", "A")
+
+
+def test_a_frames_time_is_its_own_else_that_of_the_file() -> None:
+    own = [{"FrameContentSequence": [{"FrameAcquisitionDateTime": "20240505"}]}, {"FrameContentSequence": []}]
+    image = image_of(
+        NumberOfFrames=2,
+        AcquisitionDate="20240101",
+        AcquisitionTime="0930",
+        PerFrameFunctionalGroupsSequence=own,
+        SharedFunctionalGroupsSequence=group(RepetitionTime=2000),
+    )
+    assert [frame.acquired for frame in image.frames] == ["20240505", "202401010930"]
 
 
 def test_only_the_first_shared_group_counts() -> None:

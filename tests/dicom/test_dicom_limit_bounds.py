@@ -97,11 +97,16 @@ def test_declared_sizes(syntax: str, inside: dict[str, int], outside: dict[str, 
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)
-def test_the_default_matrix_and_frames(syntax: str) -> None:
+def test_the_default_matrix_and_frame(syntax: str) -> None:
     assert outcome(stored(syntax, Rows=16_384, PixelData=b"")) is None
     assert outcome(stored(syntax, Rows=16_385, PixelData=b"")) is Reason.TOO_LARGE
-    assert outcome(stored(syntax, NumberOfFrames=10_000)) is None
+    assert outcome(stored(syntax, Rows=16_384, Columns=8_192, PixelData=b"")) is None
+    assert outcome(stored(syntax, Rows=16_384, Columns=8_193, PixelData=b"")) is Reason.TOO_LARGE
     assert outcome(stored(syntax, NumberOfFrames=10_001)) is Reason.TOO_LARGE
+
+
+def test_the_default_number_of_frames() -> None:
+    assert outcome(stored(RLE, NumberOfFrames=10_000)) is None
 
 
 @pytest.mark.parametrize("last", ["short", "long"])
