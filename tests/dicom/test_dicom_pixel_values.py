@@ -171,6 +171,18 @@ def test_a_length_that_is_too_short_for_the_matrix() -> None:
     assert read(PixelData=b"") == [Reason.CORRUPT_PIXELS]
 
 
+@pytest.mark.parametrize(("length", "whole"), [(96, True), (95, False), (94, False)])
+def test_what_follows_the_pixels_is_none(length: int, whole: bool) -> None:
+    """A length that is too short is not made up for with other bytes of the file."""
+    data = (
+        dicom(mr(PixelData=None)) + b"\xe0\x7f\x10\0OW\0\0" + struct.pack("<L", length) + image(0).tobytes() + bytes(99)
+    )
+    walked = walk(data, WANTED)
+    assert walked.pixel_data is not None
+    (found,) = pixels.frames(read_image(walked), walked.pixel_data)
+    assert isinstance(found, np.ndarray) is whole
+
+
 def test_more_pixels_than_declared_are_left_alone() -> None:
     np.testing.assert_array_equal(one(PixelData=image(1).tobytes() + bytes(500)), image(1))
 

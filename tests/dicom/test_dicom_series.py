@@ -153,6 +153,13 @@ def test_planes_of_equal_length_come_by_name() -> None:
     assert words == ["axial", "coronal", "sagittal"]
 
 
+def test_stacks_whose_plane_nobody_knows_come_first() -> None:
+    oblique = (0.7071068, 0.7071068, 0.0, -0.4082483, 0.4082483, 0.8164966)
+    found = [*slices(5), *slices(5, 10, ImageOrientationPatient=oblique)]
+    words = [one.evidence.split()[0] for one in study_of(read("a", found)).series]
+    assert words == ["oblique", "sagittal"]
+
+
 def test_stacks_of_one_plane_belong_together() -> None:
     blocks = [
         slice_of(10 * k + i, ImageOrientationPatient=AXIAL, base_mm=(0, 0, -40 * k + 4 * i), at_mm=0, StackID=str(k))
@@ -167,6 +174,12 @@ def test_a_stack_too_short_takes_no_role_unless_a_table_names_its_series() -> No
     assert only(read("a", slices(4))).role is None
     assert only(read("a", slices(5))).role is Role.SAGITTAL_T2
     assert only(read("a", slices(2)), stated={"a": Role.SAGITTAL_T1}).role is Role.SAGITTAL_T1
+
+
+def test_a_table_gives_no_role_to_a_lone_slice() -> None:
+    found = [*slices(6), slice_of(20, ImageOrientationPatient=AXIAL)]
+    study = study_of(read("a", found), stated={"a": Role.AXIAL_T2})
+    assert [(one.role, one.slices) for one in study.series] == [(Role.SAGITTAL_T2, 6), (None, 1)]
 
 
 def test_dropped_slices_are_said_where_they_were_lost() -> None:
