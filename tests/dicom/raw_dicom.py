@@ -16,6 +16,7 @@ from spine_engine.dicom import FileEntry, Limits, RoleOverrides, UnitReading, Wo
 from spine_engine.dicom.elements import walk
 from spine_engine.dicom.geometry import Slice
 from spine_engine.dicom.header import WANTED, Image, read_image
+from spine_engine.errors import Reason, StudyError
 
 EXPLICIT = "1.2.840.10008.1.2.1"
 IMPLICIT = "1.2.840.10008.1.2"
@@ -184,6 +185,20 @@ def rle16(values: NDArray[Any]) -> bytes:
 def image_of(syntax: str = EXPLICIT, limits: Limits | None = None, **changes: Any) -> Image:
     """The typed header of a slice with changes."""
     return read_image(walk(dicom(mr(**changes), syntax), WANTED), limits or Limits())
+
+
+def pixels_of(syntax: str = EXPLICIT, **changes: Any) -> list[NDArray[Any] | Reason]:
+    """The pixels of each declared frame of a file, or why there are none."""
+    walked = walk(dicom(mr(**changes), syntax), WANTED)
+    assert walked.pixel_data is not None
+    found = pixels.frames(read_image(walked), walked.pixel_data)
+    return [one.reason if isinstance(one, StudyError) else np.array(one) for one in found]
+
+
+def only_pixels(syntax: str = EXPLICIT, **changes: Any) -> NDArray[Any]:
+    (values,) = pixels_of(syntax, **changes)
+    assert isinstance(values, np.ndarray), values
+    return values
 
 
 def slice_of(i: int = 0, path: str = "", **changes: Any) -> Slice:

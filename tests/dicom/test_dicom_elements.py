@@ -207,7 +207,9 @@ def test_short_vrs_have_short_lengths(vr: str) -> None:
 
 def test_an_unknown_sequence_of_undefined_length_is_implicit_inside() -> None:
     """PS3.5 6.2.2 note 2: UN of undefined length holds implicit little endian items."""
+    length_like_a_vr = int.from_bytes(b"DA", "little")
     inside = element(0x00080060, "CS", b"CT", explicit=False) + element(0x00291011, "LO", b"x" * 30, explicit=False)
+    inside += element(0x00291012, "LO", b"x" * length_like_a_vr, explicit=False)
     data = whole(element(0x00291010, "UN", item(inside) + sequence_end(), undefined=True))
     assert reason_of(data) is None
     assert read_image(walk(data, WANTED)).modality == "MR"
