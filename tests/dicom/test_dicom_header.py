@@ -223,6 +223,12 @@ def test_a_frames_time_is_its_own_else_that_of_the_file() -> None:
     assert [frame.acquired for frame in image.frames] == ["20240505", "202401010930"]
 
 
+def test_only_the_first_item_of_a_group_counts() -> None:
+    groups = [{"MREchoSequence": [{"EffectiveEchoTime": 10.0}, {"EffectiveEchoTime": 20.0, "RepetitionTime": 7}]}]
+    frame = image_of(PerFrameFunctionalGroupsSequence=groups).frames[0]
+    assert (frame.echo_time_ms, frame.repetition_time_ms) == (10, 3500)
+
+
 def test_only_the_first_shared_group_counts() -> None:
     groups = [*group(RepetitionTime=1), *group(EffectiveEchoTime=2.0)]
     frame = image_of(SharedFunctionalGroupsSequence=groups).frames[0]

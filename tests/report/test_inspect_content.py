@@ -147,10 +147,14 @@ def test_a_group_shows_the_middle_one_of_its_stacks(monkeypatch: pytest.MonkeyPa
         return really(one, window)
 
     monkeypatch.setattr(page_module, "thumbnail", thumbnail)
+    seen: list[int] = []
+    window_of = page_module.robust_window
+    monkeypatch.setattr(page_module, "robust_window", lambda stacks: (seen.append(len(stacks)), window_of(stacks))[1])
     stacks = [stack((10.0 * i, 10.0 * i + 4), value=100 * i) for i in range(4)]
     of(series(Role.SAGITTAL_T2, *stacks, stack(rows=31, value=900)))
     assert [any(one is given for given in stacks[2:3]) for one in shown] == [True, False]
     assert len({id(window) for window in windows}) == 1, "one window for all the stacks of a series"
+    assert seen == [5]
 
 
 def test_the_drawings_hold_every_stack_under_the_numbers_of_the_list() -> None:
