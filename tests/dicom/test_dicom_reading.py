@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -136,6 +137,28 @@ def test_nothing_more_is_decoded_of_a_study_too_large(
     assert len(decoded) == (4 if limits.study_files == 4 else 5_000 // len(dicom(mr())))
 
 
+def test_what_was_decoded_of_a_study_given_up_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    frames, identify = reading.pixels.frames, reading._identify
+
+    def watched(*arguments: Any) -> Any:
+        for values in frames(*arguments):
+            own = np.array(values)
+            decoded.append(weakref.ref(own))
+            yield own
+
+    def counted(*arguments: Any) -> Any:
+        alive.append(sum(one() is not None for one in decoded))
+        return identify(*arguments)
+
+    monkeypatch.setattr(reading.pixels, "frames", watched)
+    monkeypatch.setattr(reading, "_identify", counted)
+    assert only(read_files(tmp_path, series(), Limits(study_files=4))).reason is Reason.TOO_LARGE
+    assert len(decoded) == 4
+    assert alive == [0, 0, 0]
+
+
 # --- patients ---------------------------------------------------------------------------------------------------------
 
 A = {"PatientID": "A", "PatientName": "DOE^JANE", "PatientBirthDate": "19600102"}
@@ -198,10 +221,11 @@ def test_a_unit_of_several_studies_is_split(tmp_path: Path) -> None:
 
 
 def test_files_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name, uid in (("b", "1"), ("a", "2")):
+    for name, uid in (("c", "1"), ("b", "1"), ("a", "2")):
         (tmp_path / name).write_bytes(dicom(mr(StudyInstanceUID=uid)))
-    unit = WorkUnit(".", (FileEntry("b", 1), FileEntry("a", 1)))
-    assert [part.study_id for part in read_unit(tmp_path, unit).split] == ["2", "1"]
+    unit = WorkUnit(".", tuple(FileEntry(name, 1) for name in "cba"))
+    parts = read_unit(tmp_path, unit).split
+    assert [(part.study_id, [file.path for file in part.files]) for part in parts] == [("2", ["a"]), ("1", ["b", "c"])]
 
 
 def test_files_that_are_only_identified_are_read_at_their_beginning(tmp_path: Path) -> None:

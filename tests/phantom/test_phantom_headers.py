@@ -16,6 +16,7 @@ from spine_engine.dicom import RefusedFile, discover, read_unit
 from spine_engine.phantom import PhantomSeries, PhantomStudy, Protocol, draw_spine, write_study
 from spine_engine.phantom.dicom_out import numbered_slices
 from spine_engine.phantom.render import render
+from spine_engine.phantom.rsna import _pixel_of
 from spine_engine.phantom.signal import Sequence
 from spine_engine.study import Role, Stack
 
@@ -231,6 +232,33 @@ def test_the_reader_finds_in_the_files_what_was_rendered(tmp_path: Path) -> None
             np.testing.assert_allclose(one.origins_mm, other.origins_mm, atol=1e-5)
             np.testing.assert_allclose(one.axes, other.axes, atol=1e-8)
             assert one.spacing_mm == pytest.approx(other.spacing_mm)
+
+
+@pytest.mark.parametrize(
+    ("point", "marked"),
+    [
+        ((1.5, -1.5, 2.0), (1, 0.96, 0.9)),  # in the first stack's first plane, inside it
+        ((1.5, 98.5, 2.0), (4, 0.96, 0.9)),  # that plane is a hundred millimetres aside: the second stack, 1 mm off
+        ((-2.9, -1.5, 2.0), (2, 0.96, 0.9)),
+        ((-2.9, 98.5, 2.0), (5, 0.96, 0.9)),
+        ((1.5, -1.5, 3.125), (1, 0.96, 0.0)),
+        ((0.5, -2.25, 3.125), (1, 0.0, 0.0)),
+    ],
+)
+def test_a_point_is_marked_on_the_slice_that_holds_it(point: tuple[float, ...], marked: tuple[float, ...]) -> None:
+    aside = stack(2, 1.0)
+    aside = replace(aside, origins_mm=aside.origins_mm + np.array([0.0, 100.0, 0.0]))
+    made = study("t2", stack(2), stack(1, 50.0), aside)
+    found: Any = None
+    for study_id in range(20):  # one whose instances run upwards
+        made = replace(made, study_id=f"1.{study_id}")
+        series = made.series[0]
+        if next(iter(numbered_slices(made, series)))[0] == 1:
+            found = _pixel_of(made, series, np.array(point), False)
+            break
+    assert found is not None
+    assert found[0] == marked[0]
+    assert found[1:] == pytest.approx(marked[1:], abs=1e-9)
 
 
 def by_height(stack: Stack) -> float:
