@@ -194,7 +194,7 @@ def image_kind(image_type: tuple[str, ...]) -> str:
 def build_stacks(slices: Sequence[Slice]) -> tuple[list[BuiltStack], Counter[Reason]]:
     """Sort one contrast's slices into stacks of parallel slices, and count the slices that have no usable geometry.
 
-    Stacks come in a fixed spatial order: of falling height (superior first), then left, then front.
+    Stacks come in a fixed spatial order: of falling height (superior first), then from the left, then from the back.
     """
     placed: list[Placed] = []
     refused: Counter[Reason] = Counter()
