@@ -89,7 +89,7 @@ def test_the_belief_is_that_of_the_series_in_its_own_names() -> None:
 def column(odds: float, *, upper: float | None = None, bottom_mm: float = -500.0) -> NamedColumn:
     """Four discs whose net gives the numbering one higher the log odds `odds` each, the upper two `upper`."""
     votes = [{rank: 0.0, rank + 1: odds if rank < 3 or upper is None else upper} for rank in (1, 2, 3, 4)]
-    votes = [{rank: vote[rank] if rank in vote else -60.0 for rank in range(RANKS)} for vote in votes]
+    votes = [{rank: vote.get(rank, -60.0) for rank in range(RANKS)} for vote in votes]
     made = named([1, 2, 3, 4], votes=votes, bottom_mm=bottom_mm)
     return NamedColumn(made.candidates, labelled(made.labelling.column), made.picture)
 

@@ -230,7 +230,7 @@ def test_the_order_goes_by_place_before_content(what: str) -> None:
     stack = sagittal_stack(0, slices=2)
     bright, dark = stack.pixels | 0x8000, stack.pixels & 0
     other = {
-        "origins_mm": {"origins_mm": stack.origins_mm + [1e-6, 0, 0]},
+        "origins_mm": {"origins_mm": stack.origins_mm + np.array([1e-6, 0, 0])},
         "axes": {"axes": stack.axes + 1e-9},
         "spacing_mm": {"spacing_mm": (1.0, 1.001)},
         "shape": {"pixels": np.zeros((2, stack.pixels.shape[1], stack.pixels.shape[2] + 1), np.uint16)},
