@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_resample import column, line_stack
+from test_resample import line_stack
 
 from spine_engine.study import Stack
 from spine_engine.voxels import GridPose, GridSpec, ready, reference, voxelize
