@@ -82,9 +82,9 @@ def test_what_cannot_be_placed_is_refused(changes, message):
 
 def test_axes_may_be_off_by_a_ten_thousandth():
     sound = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
-    assert stack(axes=sound + [[0, 0.9e-4, 0], [0, 0, 0], [0, 0, 0]]).axes[0, 1] == 0.9e-4
+    assert stack(axes=sound + np.array([[0, 0.9e-4, 0], [0, 0, 0], [0, 0, 0]])).axes[0, 1] == 0.9e-4
     with pytest.raises(ValueError, match="orthonormal"):
-        stack(axes=sound + [[0, 1.1e-4, 0], [0, 0, 0], [0, 0, 0]])
+        stack(axes=sound + np.array([[0, 1.1e-4, 0], [0, 0, 0], [0, 0, 0]]))
 
 
 def test_a_study_knows_its_series_by_their_roles():
