@@ -171,7 +171,9 @@ def named(*ranks: int, shift: float = 0.0, cost: float = 1.0, confidence: float 
     """Discs 40 mm apart, L5/S1 at z = shift; the body above each is called by its rank."""
     places = {rank: np.array([0.0, y, 40.0 * rank + shift]) for rank in ranks}
     found = {rank: Found(place, np.array([0.0, 1.0, 0.0]), confidence) for rank, place in places.items()}
-    bodies = {f"v{rank}": Vertebra(f"v{rank}", place + np.array([0, 0, 20.0]), confidence) for rank, place in places.items()}
+    bodies = {
+        f"v{rank}": Vertebra(f"v{rank}", place + np.array([0, 0, 20.0]), confidence) for rank, place in places.items()
+    }
     return _Column(found, bodies, cost)
 
 
@@ -194,7 +196,9 @@ def test_columns_agree_where_every_disc_that_both_show_has_one_name(other: _Colu
 
 def test_how_far_discs_lie_across_the_slices_does_not_matter() -> None:
     one = named(0, 1)
-    far = {rank: Found(d.center_mm + np.array([30.0, 0, 0]), d.direction, d.confidence) for rank, d in one.found.items()}
+    far = {
+        rank: Found(d.center_mm + np.array([30.0, 0, 0]), d.direction, d.confidence) for rank, d in one.found.items()
+    }
     assert _agree(one, _Column(far, {}, 1.0), FRAME)
 
 

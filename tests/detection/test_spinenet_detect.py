@@ -240,7 +240,7 @@ def test_a_vertebra_of_one_slice_is_none():
     spine = spine_of()
     stack = painted(spine, seen_by(spine))
     single = replace(stack, pixels=np.where(np.arange(7)[:, None, None] == 3, stack.pixels, 0).astype(np.uint16))
-    assert all(level.source == "prior" for level in detected(single).levels.values())
+    assert [level.source for level in detected(single).levels.values()] == ["prior"] * 5
 
 
 def test_where_nothing_is_found_the_field_of_view_places_the_levels():
