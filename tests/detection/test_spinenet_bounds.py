@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from conftest_columns import FRAME
+from conftest_detection import sagittal_stack
 from test_spinenet_joining import box, groups
 
+from spine_engine.detection import DetectionOptions
 from spine_engine.detection.levels import Found, Vertebra
+from spine_engine.detection.spinenet import detect as vfr
 from spine_engine.detection.spinenet.beam import named_column, step_costs
 from spine_engine.detection.spinenet.decode import Polygons, polygons_from_maps
 from spine_engine.detection.spinenet.detect import _agree, _Column, _disc_between, _joined, _missed_between
@@ -231,3 +234,67 @@ def test_a_column_without_a_lumbar_disc_comes_last_whatever_its_cost() -> None:
     assert warnings == {Warn.SERIES_DISAGREE}
     found, _, _ = _joined([named(4, 5, cost=2.0), named(0, 1, shift=160.0, cost=3.0)], FRAME)
     assert sorted(found) == [4, 5]  # L1/L2 is lumbar
+
+
+# ---- from columns to a detection ----------------------------------------------------------------------------------
+
+
+def found_in(
+    monkeypatch: pytest.MonkeyPatch, *columns: _Column | None, box_mm: tuple[float, float, float] | None = None
+):
+    """What is detected where the stacks of a study, one a series, say these columns."""
+    stacks = [sagittal_stack(n, slices=2, spacing_mm=8.0, middle_mm=(n, 0, 0)) for n in range(len(columns))]
+    said = {stack.pixels.tobytes(): column for stack, column in zip(stacks, columns, strict=True)}
+    shown: list[bytes] = []
+
+    def viewed(stack):
+        shown.append(stack.pixels.tobytes())
+        return stack.pixels.tobytes()
+
+    monkeypatch.setattr(vfr, "view_from_stack", viewed)
+    monkeypatch.setattr(vfr, "_column_of", lambda view, *nets: said[view])
+    options = None if box_mm is None else DetectionOptions(box_mm=box_mm)
+    detection = vfr.detect_vertebra_field([[stack] for stack in stacks], None, None, None, options)
+    assert len(shown) == len(columns)
+    return detection
+
+
+def test_a_whole_column_has_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = found_in(monkeypatch, named(*range(6)))
+    assert made.warnings == ()
+    assert [round(entry.center_mm[2]) for entry in made.levels.values()] == [160, 120, 80, 40, 0]
+    assert [entry.size_mm.tolist() for entry in made.levels.values()] == [[40, 96, 96]] * 5
+    assert [body.name for body in made.vertebrae] == ["v5", "v4", "v3", "v2", "v1", "v0"]
+    assert made.alternative is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "warnings"),
+    [
+        ([named(0, 1, 3, 4)], [Warn.LEVEL_INTERPOLATED]),
+        ([named(*range(5), confidence=0.501)], []),
+        ([named(*range(5), confidence=0.499)], [Warn.LOW_CONFIDENCE]),
+        ([named(*range(4))], [Warn.LEVEL_INTERPOLATED, Warn.LOW_CONFIDENCE]),
+        ([named(*range(5)), named(*range(5), shift=-40, cost=2.0)], [Warn.LOW_CONFIDENCE, Warn.SERIES_DISAGREE]),
+        ([named(*range(5)), None], []),
+    ],
+    ids=["a gap", "even chance", "less than even", "an end", "dispute", "one shows nothing"],
+)
+def test_warnings_are_what_the_levels_say(monkeypatch: pytest.MonkeyPatch, columns, warnings: list[Warn]) -> None:
+    made = found_in(monkeypatch, *columns)
+    assert made.warnings == tuple(warnings)
+    assert {entry.source for entry in made.levels.values()} <= {"detector", "interpolated"}
+
+
+@pytest.mark.parametrize("column", [None, named(), named(5, 6, 7)], ids=["nothing", "no disc", "thoracic"])
+def test_without_a_lumbar_disc_the_field_of_view_places_the_levels(monkeypatch: pytest.MonkeyPatch, column) -> None:
+    made = found_in(monkeypatch, column, box_mm=(10.0, 20.0, 30.0))
+    assert [entry.source for entry in made.levels.values()] == ["prior"] * 5
+    assert [entry.size_mm.tolist() for entry in made.levels.values()] == [[10, 20, 30]] * 5
+    assert made.warnings == (Warn.LOW_CONFIDENCE,)
+
+
+def test_l1_l2_alone_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = found_in(monkeypatch, named(4, 5), box_mm=(10.0, 20.0, 30.0))
+    assert [entry.source[0] for entry in made.levels.values()] == ["d", "i", "i", "i", "i"]
+    assert [entry.size_mm.tolist() for entry in made.levels.values()] == [[10, 20, 30]] * 5
