@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -163,6 +164,13 @@ def test_pictures_end_ten_millimetres_before_their_edges() -> None:
     assert shown(places).tolist() == [True, True, False, True, False, True, False, True, False]
     both = Picture([picture(100.0, 20.0), picture(-20.0, -100.0)], FRAME)
     assert both(np.array([(-50.0, 0), (0, 0), (50.0, 0)])).tolist() == [True, False, True]
+
+
+def test_of_slices_that_are_staggered_the_middle_one_is_the_picture() -> None:
+    straight = picture(100.0, -100.0)
+    upwards = np.array([(0.0, 0.0, 15.0 * n) for n in range(5)])
+    shown = Picture([replace(straight, origins_mm=straight.origins_mm + upwards)], FRAME)  # 130 to -70 in the middle
+    assert shown(np.array([(-119.0, 0), (-121.0, 0), (59.0, 0), (61.0, 0)])).tolist() == [True, False, True, False]
 
 
 def test_a_column_without_a_labelled_disc_shows_no_sacrum() -> None:
