@@ -137,8 +137,8 @@ def test_what_lies_beside_counts_as_near_too_and_the_heaviest_neighbour_decides(
     column = [candidate(z, mass=10) for z in (0, 100, 140, 180)]
     beside = candidate(0, y=20, mass=5.9)
     assert beside not in clear_candidates([*column, beside], FRAME)
-    # 6.1 stays beside 10; 6 would stay beside 6.1 but goes beside 10.1
-    three = [candidate(0, mass=10.1), candidate(20, mass=6.1), candidate(-20, mass=6.0)]
+    # 6.1 stays beside 10.1; 6 would stay beside 6.1 but goes beside 10.1
+    three = [candidate(0, mass=10.1), candidate(20, mass=6.1), candidate(10, mass=6.0)]
     kept = clear_candidates([*three, candidate(100, mass=10), candidate(140, mass=10)], FRAME)
     assert [c.position_mm[2] for c in kept] == [0, 20, 100, 140]
 
