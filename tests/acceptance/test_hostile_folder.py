@@ -159,7 +159,8 @@ def test_nothing_of_the_patient_is_in_the_results(outcome):
     file = next((output.parent / "in" / lines["sound"]["study_id"]).rglob("*.dcm"))
     name = str(pydicom.dcmread(file).PatientName)
     assert name
-    for path in output.iterdir():
-        if path.is_file():
-            assert name.encode() not in path.read_bytes(), path.name
+    written = [path for path in output.iterdir() if path.is_file()]
+    assert {"predictions.csv", "studies.jsonl", "run.json", "ledger.sqlite"} <= {path.name for path in written}
+    for path in written:
+        assert name.encode() not in path.read_bytes(), path.name
     assert json.loads((output / "run.json").read_text())["note"].startswith("Research use only")

@@ -57,6 +57,7 @@ def test_a_series_that_names_the_column_otherwise_is_told(shift):
     first = believing(column(), {shift: 0.96, 0: 0.04})
     second = believing(column(), {0: 0.99, shift: 0.003})
     result = seen((first, sagittal_stack(1)), (second, sagittal_stack(2)))
+    assert len(result.levels) == 5
     for level, entry in result.levels.items():
         assert np.linalg.norm(entry.center_mm - column()[RANK_OF_LEVEL[level]].center_mm) < 1.5
     assert Warn.SERIES_DISAGREE in result.warnings

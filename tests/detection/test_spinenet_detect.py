@@ -45,12 +45,19 @@ def painted(spine, stack: Stack, *, shift=0.0, without=(), height=1.0) -> Stack:
         if index not in without:
             boxes.append((BASE + STEP * (SACRUM - index + shift), center, axes, half))
     for value, center, axes, half in boxes:
-        inside = np.ones(pixels.shape, bool)
+        offset, reach = center - stack.origins_mm[0], np.linalg.norm(half)
+        near = [
+            np.abs(along - offset @ axis) <= reach for along, axis in zip((rows, columns), stack.axes[1:], strict=True)
+        ]
+        window = np.ix_(np.arange(len(pixels)), *map(np.flatnonzero, near))
+        inside = np.ones(tuple(len(index.ravel()) for index in window), bool)
         for k in range(3):
             start = (stack.origins_mm - center) @ axes[k]
             down, right = stack.axes[1] @ axes[k], stack.axes[2] @ axes[k]
-            inside &= np.abs(start[:, None, None] + down * rows[:, None] + right * columns) <= half[k]
-        pixels[inside] = round(value)
+            inside &= np.abs(start[:, None, None] + down * rows[near[0]][:, None] + right * columns[near[1]]) <= half[k]
+        part = pixels[window]
+        part[inside] = round(value)
+        pixels[window] = part
     return replace(stack, pixels=pixels)
 
 
@@ -119,8 +126,12 @@ def check(detection, spine, within_mm=3.0, skip=()):
         assert entry.axes[2] @ spine.disc_axes[k][2] > 0.97, level
 
 
+FINE = {"slices": 15, "step_mm": 4.0}  # for a spine that bows to the side
+
+
 def seen_by(spine, seed=0, **settings) -> Stack:
-    settings = {"middle_mm": (0, 8, 15), "spacing_mm": 0.9, "slices": 15, "height_mm": 320.0} | settings
+    """Seven slices 6 mm apart: enough where the spine is straight, and every slice takes the played networks' time."""
+    settings = {"middle_mm": (0, 8, 15), "spacing_mm": 0.9, "slices": 7, "step_mm": 6.0, "height_mm": 320.0} | settings
     return sagittal_stack(seed, **settings)
 
 
@@ -148,7 +159,7 @@ STORAGES = {
 @pytest.mark.parametrize("storage", STORAGES.values(), ids=STORAGES.keys())
 def test_storage_of_the_picture_does_not_matter(storage):
     spine = spine_of(scoliosis_mm=9.0)
-    check(detected(painted(spine, seen_by(spine, **storage))), spine)
+    check(detected(painted(spine, seen_by(spine, **FINE | storage))), spine)
 
 
 @pytest.mark.parametrize("spacing", [(0.6, 1.0), (1.1, 0.7)])
@@ -164,7 +175,7 @@ def test_a_tilted_patient_and_a_lateral_curve():
     turn = rotation(pitch=12, yaw=-8, roll=6)
     spine = spine_of(7, scoliosis_mm=12.0).posed(turn, np.array([30.0, -20.0, 55.0]))
     middle = turn.T @ np.array([30.0, -20.0, 55.0]) + [0, 8, 15]
-    stack = seen_by(spine, turn=turn, middle_mm=middle, slices=15)
+    stack = seen_by(spine, turn=turn, middle_mm=middle, **FINE)
     check(detected(painted(spine, stack)), spine)
     mirrored = spine.mirrored()
     flip = np.diag([-1.0, 1, 1])
@@ -176,7 +187,7 @@ def test_a_tilted_patient_and_a_lateral_curve():
 
 def test_two_series_are_averaged_and_their_order_does_not_matter():
     spine = spine_of(scoliosis_mm=6.0)
-    first = painted(spine, seen_by(spine))
+    first = painted(spine, seen_by(spine, **FINE))
     second = painted(
         spine, seen_by(spine, spacing_mm=0.7, slices=11, step_mm=4.6, turn=rotation(roll=3), right=(0, -1, 0))
     )
@@ -228,15 +239,15 @@ def test_a_missed_vertebra_moves_no_name_and_its_levels_are_interpolated():
 def test_a_vertebra_of_one_slice_is_none():
     spine = spine_of()
     stack = painted(spine, seen_by(spine))
-    single = replace(stack, pixels=np.where(np.arange(15)[:, None, None] == 6, stack.pixels, 0).astype(np.uint16))
-    assert all(level.source == "prior" for level in detected(single).levels.values())
+    single = replace(stack, pixels=np.where(np.arange(7)[:, None, None] == 3, stack.pixels, 0).astype(np.uint16))
+    assert [level.source for level in detected(single).levels.values()] == ["prior"] * 5
 
 
 def test_where_nothing_is_found_the_field_of_view_places_the_levels():
     stack = seen_by(spine_of())
     field = FieldNet(deaf=True)
     result, wanted = detected(stack, field_net=field), undetected([[stack]])
-    assert field.calls == 15 * 2
+    assert field.calls == 7 * 2
     assert result.warnings == wanted.warnings == (Warn.LOW_CONFIDENCE,)
     for level in Level:
         assert result.levels[level].source == "prior"

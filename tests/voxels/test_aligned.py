@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from plainly import grid_of
 
 from spine_engine.study import Stack
 from spine_engine.voxels import GridPose, GridSpec, aligned, voxelize
-from spine_engine.voxels.placement import MIN_SHIFT_PX, aligned_box
-from spine_engine.voxels.reference import resample, voxel_centers
+from spine_engine.voxels.placement import aligned_box
 
 STORED_RANGE = 65535.0
 SHAPES = [(5, 14, 17), (7, 25, 40), (1, 20, 20), (6, 2, 1)]
@@ -32,7 +32,7 @@ def test_kernel_equals_reference(
     signs = np.random.default_rng(seed).choice([-1.0, 1.0], 3)
     pose = GridPose(stack.center_mm + np.array([0.3, -0.2, 0.1]), stack.axes[list(order)] * signs[:, None])
     spec = GridSpec(shape, (2.1, 1.7, 1.9) if seed % 3 else (0.7, 0.8, 0.6))
-    want = resample(stack, voxel_centers(spec, pose).reshape(-1, 3)).reshape(shape)
+    want = grid_of(stack, spec, pose)
     with patch.object(aligned, "resample_aligned", wraps=aligned.resample_aligned) as kernel:
         grid = voxelize([[stack]], spec, pose, out=np.full((1, *shape), 7.0, np.float32))
     assert kernel.call_count == 1
@@ -53,7 +53,7 @@ def test_rows_of_voxels_are_picked_from_one_vector_of_pixels_or_several(
     shape[axes.index(2)] = 37
     spec = GridSpec((shape[0], shape[1], shape[2]), (spacing[axes[0]], spacing[axes[1]], spacing[axes[2]]))
     pose = GridPose(stack.center_mm, stack.axes[axes])
-    want = resample(stack, voxel_centers(spec, pose).reshape(-1, 3)).reshape(spec.shape)
+    want = grid_of(stack, spec, pose)
     got = voxelize([[stack]], spec, pose).values[0]
     assert np.abs(got - np.nan_to_num(want)).max() < 2e-4 * STORED_RANGE
 
@@ -77,8 +77,7 @@ def test_holes_are_filled_from_an_oblique_stack_as_well(make_stack: Make) -> Non
     other = replace(other, origins_mm=other.origins_mm + 18 * best.axes[0])
     pose, spec = GridPose(best.center_mm, best.axes), GridSpec((8, 14, 16), (3.0, 1.0, 1.0))
     grid = voxelize([[other, best]], spec, pose)
-    points = voxel_centers(spec, pose).reshape(-1, 3)
-    first, second = (resample(stack, points).reshape(spec.shape) for stack in (best, other))
+    first, second = (grid_of(stack, spec, pose) for stack in (best, other))
     want = np.where(np.isfinite(first), first, second)
     assert np.isfinite(first).sum() > np.isfinite(second).sum() > 100
     assert np.isfinite(first).sum() < np.isfinite(want).sum() < want.size
@@ -88,6 +87,6 @@ def test_holes_are_filled_from_an_oblique_stack_as_well(make_stack: Make) -> Non
 
 def test_a_thousandth_of_a_pixel_over_the_grid_is_still_aligned() -> None:
     place = np.array([[1.0, 2.0, 3.0], [0.5, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
-    for turn, found in ((0.9 * MIN_SHIFT_PX / 5, True), (1.1 * MIN_SHIFT_PX / 5, False)):
+    for turn, found in ((0.9e-3 / 5, True), (1.1e-3 / 5, False)):
         place[3, 1] = turn
         assert (aligned_box(place, (11, 11, 11), (9, 30, 30)) is not None) == found

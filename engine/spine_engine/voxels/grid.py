@@ -23,7 +23,7 @@ class GridSpec:
     def __post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ValueError(f"shape must be three positive integers (D, H, W), got {self.shape}")
-        if len(self.spacing_mm) != 3 or not min(self.spacing_mm) > 0:
+        if len(self.spacing_mm) != 3 or not all(step > 0 for step in self.spacing_mm):  # also where one is no number
             raise ValueError(f"spacing_mm must be three positive numbers (D, H, W), got {self.spacing_mm}")
 
     @property
