@@ -53,6 +53,12 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="module")
+def two(folder):
+    """The two exams of the folder."""
+    return load_exams(folder)
+
+
 def test_a_sample_is_its_seed_and_its_targets_fit(exam):
     for seed in range(8):
         image, target = sample(exam, (160, 128), np.random.default_rng(seed), SPEC)
@@ -117,9 +123,9 @@ def quick(exams, out, *, epochs=2, **more):
     return training.train(exams, out, options, machine=machine, steps=2, **more)
 
 
-def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch):
+def test_a_resumed_training_gives_the_same_weights(two, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
-    exams = training.TrainingExams.of(load_exams(folder), -1)
+    exams = training.TrainingExams.of(two, -1)
     assert exams.data == "2 VB3 exams"
     whole = quick(exams, tmp_path / "whole").state_dict()
     watched = []
@@ -144,9 +150,9 @@ def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch
     assert all(torch.equal(w, latest[name]) for name, w in read_checkpoint(tmp_path / "whole/last.pt")["model"].items())
 
 
-def test_a_training_begins_with_the_averaged_weights_of_another(folder, tmp_path, monkeypatch):
+def test_a_training_begins_with_the_averaged_weights_of_another(two, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
-    exams = training.TrainingExams.of(load_exams(folder), -1)
+    exams = training.TrainingExams.of(two, -1)
     net, averaged = LevelHeatmapNet(), LevelHeatmapNet()
     torch.save({"config": {}, "model": net.state_dict(), "ema": averaged.state_dict()}, tmp_path / "start.pt")
     begun = []
@@ -162,10 +168,10 @@ def test_a_training_begins_with_the_averaged_weights_of_another(folder, tmp_path
     assert not torch.equal(begun[1]["stem.0.weight"], begun[0]["stem.0.weight"])
 
 
-def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(folder, tmp_path, monkeypatch):
+def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(two, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
-    monkeypatch.setattr(training, "WATCHED_STEPS", 2)
-    exams = training.TrainingExams.of(load_exams(folder), 0)
+    monkeypatch.setattr(training, "WATCHED_STEPS", 1)
+    exams = training.TrainingExams.of(two, 0)
     assert {name: len(found) for name, found in exams.held_out.items()} == {"VB3": 1}
     assert exams.held_out["VB3"][0].volume.tolist() != exams.groups["VB3"][0].volume.tolist()
     net = LevelHeatmapNet().eval()
@@ -174,7 +180,7 @@ def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(folder, tmp_p
     assert found == task.figures(net)
     assert list(found) == ["held_out_loss", "held_out_level_right"]
     assert found["held_out_loss"] > 0
-    assert training.DetectorTask(net, training.TrainingExams.of(load_exams(folder), -1)).figures(net) == {}
+    assert training.DetectorTask(net, training.TrainingExams.of(two, -1)).figures(net) == {}
     quick(exams, tmp_path / "run", epochs=1)
     (row,) = read_checkpoint(tmp_path / "run/last.pt")["history"]
     assert np.isfinite(row["held_out_level_right"])

@@ -17,7 +17,7 @@ from made_grids import SHAPE, bright_blobs  # noqa: E402
 
 from spine_engine.errors import UsageError  # noqa: E402
 from spine_training.fit import FitOptions, Machine, read_checkpoint  # noqa: E402
-from spine_training.grader.augment import AugmentOptions  # noqa: E402
+from spine_training.grader.augment import NOTHING, AugmentOptions  # noqa: E402
 from spine_training.grader.evaluate import predict  # noqa: E402
 from spine_training.grader.loss import grading_loss  # noqa: E402
 from spine_training.grader.model import GraderConfig, load_grader  # noqa: E402
@@ -41,8 +41,12 @@ def same(first, second):
 
 
 def test_a_short_training_learns_what_can_be_seen(tmp_path):
-    seen, unseen = bright_blobs(tmp_path / "seen", 40, 0), bright_blobs(tmp_path / "unseen", 20, 1)
-    grader = quick(seen, tmp_path / "run", replace(SHORT, epochs=6))
+    seen, unseen = bright_blobs(tmp_path / "seen", 24, 0), bright_blobs(tmp_path / "unseen", 20, 1)
+    options, grading = (
+        replace(SHORT, epochs=6, learning_rate=2e-2),
+        replace(GRADING, augment=replace(NOTHING, mirror=0.5)),
+    )
+    grader = train(seen, TINY, options, tmp_path / "run", grading=grading, machine=HERE)
     grades = torch.from_numpy(unseen.grades.reshape(-1, 5))
     uniform = float(grading_loss(torch.full((100, 5, 3), 1 / 3), grades))
     trained = float(grading_loss(torch.from_numpy(predict(grader, unseen.box_set(0))), grades))
