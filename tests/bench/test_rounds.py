@@ -2,70 +2,16 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from spine_bench.harness import memory, rounds
 from spine_bench.harness.figures import failed, rate, speedup
-from spine_bench.harness.host import SystemFailedError, WarmUp
-from spine_bench.harness.loadgen import Outcome, Scenario
+from spine_bench.harness.loadgen import Scenario
 from spine_bench.harness.memory import MemoryWatch
 from spine_bench.harness.rounds import Plan, measure
 from spine_bench.harness.tables import tables
 
 TWO = (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
-GRADES = np.full((5, 5, 3), 1 / 3)
-
-
-class MadeHost:
-    """A system that takes ``service_s`` a study, on one worker; what becomes of it is in ``deeds``."""
-
-    deeds: dict
-    opened: list
-    closed: list
-
-    def __init__(self, name, library, bundle):
-        self.name, self.peak_memory_bytes = name, 0
-        self._deed = dict(self.deeds[name])
-        self._turns = 0
-
-    def open(self):
-        if "broken" in self._deed:
-            raise SystemFailedError(self._deed["broken"])
-        self.opened.append(self.name)
-        service_s = self._deed["service_s"]
-        answers = {0: GRADES + self._deed.get("away", 0.0)}
-        return WarmUp(
-            facts={"workers": "1"}, open_s=2.0, alone_s=service_s, studies_per_s=1 / service_s, answers=answers
-        )
-
-    def measure(self, load):
-        self._turns += 1
-        if self._turns > self._deed.get("dies_after", 10**9):
-            raise SystemFailedError("its process died")
-        self.peak_memory_bytes = max(self.peak_memory_bytes, 1_000_000 * self._turns)
-        service_s, failures = self._deed["service_s"], load.queries if "failing" in self._deed else 0
-        late = load.rate is not None and load.rate > self._deed.get("bears", 1e9)
-        return Outcome(
-            wall_s=service_s * load.queries,
-            latencies_s=(service_s,) * load.queries,
-            failures={"corrupt_file": failures} if failures else {},
-            stage_seconds={},
-            valid=not failures and not late,
-            doubts=(),
-            cpu_s=service_s,
-        )
-
-    def close(self):
-        self.closed.append(self.name)
-
-
-@pytest.fixture
-def hosts(monkeypatch):
-    MadeHost.deeds, MadeHost.opened, MadeHost.closed = {}, [], []
-    monkeypatch.setattr(rounds, "Host", MadeHost)
-    monkeypatch.setattr(rounds, "usable_cpus", lambda: 2)
-    return MadeHost
 
 
 def race(library, hosts, deeds, **plan):
