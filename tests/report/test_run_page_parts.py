@@ -223,6 +223,8 @@ def test_a_timeline_tells_the_busiest_step_and_the_longest_pause():
     assert shown.counts[:2] == (3, 0)
     assert shown.most == 180.0
     assert shown.longest_pause_s == pytest.approx(24.1)
+    slow = timeline([0.0, 1.0, 2.0, 300.0])
+    assert (slow.step_s, slow.most) == (10, 18.0)  # three in ten seconds
     years = timeline([0.0, 86_400 * 365.0])
     assert len(years.counts) <= 60
     assert years.step_s == 525_601  # 31,536,001 s in sixty steps

@@ -126,6 +126,14 @@ def test_every_batch_is_asked_for_once_in_order_with_how_far_the_training_is(tmp
     assert task.modes == [True] * 6
 
 
+def test_a_model_that_was_only_read_is_trained_as_one(tmp_path):
+    """A checkpoint to begin with is read in evaluation mode, without dropout and with frozen norms."""
+    task = Toy()
+    task.model.eval()
+    train(task, tmp_path, replace(OPTIONS, epochs=1))
+    assert task.modes == [True] * 3
+
+
 def test_the_history_holds_the_means_of_an_epoch_and_what_was_watched(tmp_path):
     task = Toy()
     task.watch = lambda epoch: {"metric": 10.0 * epoch}

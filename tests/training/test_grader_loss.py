@@ -86,6 +86,12 @@ def test_the_loss_is_the_mean_of_three_groups_each_weighted_by_its_labels():
     assert float(grading_loss(rows, grades)) == pytest.approx((foraminal + subarticular + canal) / 3, rel=1e-5)
 
 
+def test_a_single_normal_label_counts_in_full():
+    rows, grades = torch.tensor([0.5, 0.3, 0.2]).repeat(1, 5, 1), torch.full((1, 5), -1)
+    grades[0, 4] = 0
+    assert float(grading_loss(rows, grades)) == pytest.approx(-log(0.5) / 3, rel=1e-5)
+
+
 def test_the_loss_of_a_whole_study_takes_condition_by_condition():
     rows = torch.tensor([0.5, 0.3, 0.2]).repeat(1, 25, 1)
     for head, count in ((0, 1), (4, 1), (5, 1), (9, 1), (20, 1), (24, 1)):
