@@ -4,11 +4,14 @@ import os
 import queue
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 
+from spine_bench.harness.host import SystemFailedError, WarmUp
 from spine_bench.harness.interfaces import Answer
 from spine_bench.harness.library import StudyLibrary
+from spine_bench.harness.loadgen import Outcome
 from spine_engine.dicom import WorkUnit
 from spine_engine.dicom.discovery import FileEntry
 
@@ -136,3 +139,49 @@ class _Later:
         if self._left < 0:
             os._exit(3)
         return Answer(probabilities=GRADES)
+
+
+# -- a system that needs no process
+
+
+class MadeHost:
+    """A system that takes ``service_s`` a study, on one worker; what becomes of it is in ``deeds``."""
+
+    deeds: ClassVar[dict[str, dict[str, object]]] = {}
+    opened: ClassVar[list[str]] = []
+    closed: ClassVar[list[str]] = []
+
+    def __init__(self, name, library, bundle):
+        self.name, self.peak_memory_bytes = name, 0
+        self._deed = dict(self.deeds[name])
+        self._turns = 0
+
+    def open(self):
+        if "broken" in self._deed:
+            raise SystemFailedError(self._deed["broken"])
+        self.opened.append(self.name)
+        service_s = self._deed["service_s"]
+        answers = {0: GRADES + self._deed.get("away", 0.0)}
+        return WarmUp(
+            facts={"workers": "1"}, open_s=2.0, alone_s=service_s, studies_per_s=1 / service_s, answers=answers
+        )
+
+    def measure(self, load):
+        self._turns += 1
+        if self._turns > self._deed.get("dies_after", 10**9):
+            raise SystemFailedError("its process died")
+        self.peak_memory_bytes = max(self.peak_memory_bytes, 1_000_000 * self._turns)
+        service_s, failures = self._deed["service_s"], load.queries if "failing" in self._deed else 0
+        late = load.rate is not None and load.rate > self._deed.get("bears", 1e9)
+        return Outcome(
+            wall_s=service_s * load.queries,
+            latencies_s=(service_s,) * load.queries,
+            failures={"corrupt_file": failures} if failures else {},
+            stage_seconds={},
+            valid=not failures and not late,
+            doubts=(),
+            cpu_s=service_s,
+        )
+
+    def close(self):
+        self.closed.append(self.name)

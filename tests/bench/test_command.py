@@ -14,7 +14,8 @@ def bench(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-def test_measure_show_compare(phantoms, tmp_path):
+def test_measure_show_compare(phantoms, hosts, tmp_path):
+    hosts.deeds = {"bench_fakes:fast": {"service_s": 0.01}, "null": {"service_s": 0.001}}
     asked = ["--input", phantoms.root, "--scenario", "offline", "--rounds", 2, "--seconds", 0.1, "--no-stages"]
     out = tmp_path / "a.json"
     done = bench(*asked, "--systems", "bench_fakes:fast,null", "--out", out, "--markdown", tmp_path / "a.md")
@@ -33,7 +34,8 @@ def test_measure_show_compare(phantoms, tmp_path):
     assert "1.000" in compared.stdout
 
 
-def test_failures_of_the_engine_are_told_and_end_with_1(phantoms, monkeypatch):
+def test_failures_of_the_engine_are_told_and_end_with_1(phantoms, hosts, monkeypatch):
+    hosts.deeds = {"bench_fakes:failing_all": {"service_s": 0.01, "failing": True}}
     monkeypatch.setattr("spine_bench.harness.figures.ENGINE", "bench_fakes:failing_all")
     asked = ["--input", phantoms.root, "--scenario", "offline", "--rounds", 1, "--seconds", 0.1, "--no-stages"]
     done = bench(*asked, "--systems", "bench_fakes:failing_all")

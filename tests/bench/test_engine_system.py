@@ -13,6 +13,7 @@ from spine_engine.anatomy import CONDITIONS, LEVELS, prior
 from spine_engine.engine import Engine
 from spine_engine.errors import Reason, UsageError
 from spine_engine.options import RunOptions
+from spine_engine.phantom import Protocol, write_studies
 from spine_engine.results import Status, ungraded
 from spine_engine.scheduler import UnitOutcome
 
@@ -84,12 +85,21 @@ def test_stages_are_for_an_engine_on_the_cpu():
         check_runtime({"backend": "tensorrt", "device": "cuda:0"})
 
 
-def test_phantoms_are_made_once_and_kept(tmp_path):
+def test_phantoms_are_made_once_and_kept(tmp_path, monkeypatch):
+    asked = []
+
+    def small(folder, count, seed, *, rle):
+        asked.append((count, seed, rle))
+        tiny = Protocol(axial="none", sagittal=("t2",), sagittal_matrix=96)
+        yield from write_studies(folder, count, seed, protocol=tiny)
+
+    monkeypatch.setattr("spine_bench.harness.library.write_studies", small)
     made = phantom_library(1, tmp_path)
     assert [path.name[0] for path in tmp_path.iterdir()] == ["p"]  # no draft is left
     stamp = made.root.stat().st_mtime_ns
     again = phantom_library(1, tmp_path)
     assert (again, again.root.stat().st_mtime_ns) == (made, stamp)
     assert len(made) == 1
+    assert asked == [(1, 920_000, True)]
     with pytest.raises(UsageError, match="cannot make phantoms"):
         phantom_library(1, made.root / made[0].unit.files[0].path)

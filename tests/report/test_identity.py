@@ -71,3 +71,17 @@ def test_what_a_run_would_not_read_is_not_read_for_its_names(tmp_path):
     (tmp_path / "a" / "bomb").write_bytes(meta + packed.compress(grown) + packed.flush())
     entries = [FileEntry(path="a/fifo", size=1), bomb, FileEntry(path="a/gone", size=1)]
     assert identity_of(tmp_path, entries).patient_name == ""
+
+
+def test_every_text_is_that_of_its_own_element_and_the_first_file_s(tmp_path):
+    texts = {
+        "PatientName": "Doe^J", "PatientID": "ID7", "PatientBirthDate": "19700203", "PatientSex": "F",
+        "StudyDate": "20240506", "SeriesDate": "20240507", "StudyDescription": "LUMBAR", "SeriesDescription": "T2",
+    }  # fmt: skip
+    first = write(tmp_path / "a" / "1.dcm", **texts)
+    second = write(tmp_path / "a" / "2.dcm", PatientName="Roe^R", StudyDate="19990101", SeriesDescription="T1")
+    third = write(tmp_path / "a" / "3.dcm", SeriesDescription="T2")
+    found = identity_of(tmp_path, [first, second, third])
+    assert (found.patient_name, found.patient_id, found.birth_date) == ("Doe^J", "ID7", "19700203")
+    assert (found.study_date, found.study_description) == ("20240506", "LUMBAR")
+    assert dict(found.series) == {"a": "T2, T1"}

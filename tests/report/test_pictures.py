@@ -17,7 +17,6 @@ from spine_engine.dicom import RefusedFile, RoleOverrides, discover, read_unit
 from spine_engine.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.report.content import Picture
 from spine_engine.report.pictures import (
-    DISC_MM,
     FORAMEN_MM,
     OVERVIEW_PX,
     THUMBNAIL_PX,
@@ -256,7 +255,7 @@ def test_an_outline_is_the_middle_of_the_box_in_pixels_of_the_picture() -> None:
     assert corners.mean(axis=0) == pytest.approx((100 / 2 + 5.0 / 0.5, 80 / 2 + 10.0), abs=0.01)
     in_mm = corners * (0.5, 1.0)
     lengths = sorted(np.linalg.norm(in_mm - np.roll(in_mm, 1, axis=0), axis=1))
-    assert lengths == pytest.approx([DISC_MM[0]] * 2 + [DISC_MM[1]] * 2, abs=0.02)
+    assert lengths == pytest.approx([12.0, 12.0, 40.0, 40.0], abs=0.02)  # a little more than a disc
     longest = max(np.roll(in_mm, 1, axis=0) - in_mm, key=np.linalg.norm)
     assert abs(longest[1] / longest[0]) == pytest.approx(np.tan(np.deg2rad(30)), abs=0.01)
 

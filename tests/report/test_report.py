@@ -10,86 +10,31 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from made_run import first_graded, recorded, source
 from typer.testing import CliRunner
 
-from spine_engine import Engine
 from spine_engine.anatomy import LEVELS
 from spine_engine.bundle import Bundle
 from spine_engine.cli import app
 from spine_engine.dicom import RoleOverrides
 from spine_engine.errors import OutputBusyError, OutputError, Reason, UsageError
-from spine_engine.ledger import LEDGER_FILE, LedgerReader
+from spine_engine.ledger import LEDGER_FILE
 from spine_engine.opened import OpenModel
 from spine_engine.options import RunOptions
 from spine_engine.output import held
-from spine_engine.phantom import write_studies
 from spine_engine.report import reading, write
 from spine_engine.report.page import write_page
-from spine_engine.report.pictures import OVERVIEW_PX
-from spine_engine.report.reading import CHANGED, LOST, NO_ROLE, NOT_READ, StudySource, study_content
+from spine_engine.report.reading import CHANGED, LOST, NO_ROLE, NOT_READ, study_content
 from spine_engine.report.write import page_name, write_report
 from spine_engine.scheduler import WorkerError
-from spine_engine.scheduler.slots import Slot
 from spine_engine.walk import StudyWalk
-
-HOSTILE = "<script>alert(1)</script>^=cmd()"
-
-
-@pytest.fixture(scope="module")
-def graded(tmp_path_factory):
-    """A folder with two phantom studies of a hostile patient, one of them cut short, and the output of a run."""
-    folder = tmp_path_factory.mktemp("report")
-    for _ in write_studies(folder / "studies", 2, 5):
-        pass
-    for path in (folder / "studies").rglob("*.dcm"):
-        header = pydicom.dcmread(path)
-        header.PatientName, header.SeriesDescription = HOSTILE, HOSTILE + "-series"
-        header.save_as(path)
-    broken = folder / "studies" / "broken"
-    broken.mkdir()
-    source = next((folder / "studies").rglob("*.dcm"))
-    header = pydicom.dcmread(source)
-    header.StudyInstanceUID, header.PixelData = "1.2.3.4", header.PixelData[:40]
-    del header.ImagePositionPatient
-    header.save_as(broken / "1.dcm")
-    Engine.open(options=RunOptions(workers=1)).run(folder / "studies", folder / "results").finish()
-    return folder
-
-
-@pytest.fixture
-def output(graded, tmp_path):
-    """A copy of the run's output, so that tests do not meet each other's reports."""
-    return Path(shutil.copytree(graded / "results", tmp_path / "results"))
-
-
-def recorded(output):
-    reader = LedgerReader(output / LEDGER_FILE)
-    try:
-        return list(reader.studies())
-    finally:
-        reader.close()
-
-
-def source(graded, **changes):
-    facts = {
-        "root": graded / "studies",
-        "overrides": RoleOverrides.find(graded / "studies"),
-        "grader": Bundle.open().grader,
-        "provenance": (),
-        "with_identity": False,
-    }
-    return StudySource(**{**facts, **changes})
-
-
-def first_graded(output):
-    return next(study for study in recorded(output) if study.result.status == "graded")
 
 
 def test_a_run_becomes_an_index_and_a_page_for_each_study(output):
     told = []
     written = write_report(output, workers=1, on_page=lambda done, of: told.append((done, of)))
     ids = [study.result.study_id for study in recorded(output)]
-    assert (written.index, written.studies) == (output / "report" / "index.html", len(ids) == 3 and 3)
+    assert (written.index, written.studies, len(ids)) == (output / "report" / "index.html", 3, 3)
     assert written.without_pictures == 1
     assert told == [(1, 3), (2, 3), (3, 3)]
     index = written.index.read_text()
@@ -159,12 +104,13 @@ def test_pictures_that_would_make_a_page_too_large_are_fewer_and_smaller(graded,
     study = first_graded(output)
     full = study_content(study, source(graded), run_page=None)
     monkeypatch.setattr(reading, "MOST_PICTURE_BYTES", 30_000)
+    monkeypatch.setattr(reading, "OVERVIEW_PX", 200)
     small = study_content(study, source(graded), run_page=None)
     for level in LEVELS:
         middle = {"Sagittal T2, middle", "Sagittal T1, middle", "Axial T2, through the disc"}
         assert [picture for picture in full.crops[level] if picture.name in middle] == list(small.crops[level])
         assert len(small.crops[level]) < len(full.crops[level])
-    assert all(max(picture.width, picture.height) <= OVERVIEW_PX // 2 for picture in small.overview)
+    assert [max(picture.width, picture.height) <= 100 for picture in small.overview] == [True] * len(full.overview)
     assert sum(len(picture.png) for picture in small.overview) < sum(len(picture.png) for picture in full.overview)
 
 
@@ -183,9 +129,9 @@ def test_without_the_images_every_study_still_has_a_page(graded, output):
 
 def test_nothing_names_the_patient_unless_asked_and_then_it_is_inert(output):
     write_report(output, workers=1)
-    for page in (output / "report").rglob("*.html"):
-        assert "alert(1)" not in page.read_text()
-        assert "cmd()" not in page.read_text()
+    pages = [page.read_text() for page in (output / "report").rglob("*.html")]
+    assert len(pages) == 4
+    assert not any("alert(1)" in page or "cmd()" in page for page in pages)
     index = write_report(output, workers=1, with_identity=True).index.read_text()
     assert "&lt;script&gt;alert(1)&lt;/script&gt;^=cmd()" in index
     name = page_name(first_graded(output).result.study_id)
@@ -195,16 +141,15 @@ def test_nothing_names_the_patient_unless_asked_and_then_it_is_inert(output):
     assert "<script>alert" not in text
 
 
-def test_a_study_that_kills_the_process_costs_its_pictures_alone(output, monkeypatch):
-    victim, walk = first_graded(output).result.study_id, Slot.walk
+def test_a_study_that_kills_the_process_costs_its_pictures_alone(output, in_this_process, monkeypatch):
+    victim, walk = first_graded(output).result.study_id, in_this_process.walk
 
     async def dying(self, unit):
         if unit.study_id == victim:
-            self.kill()
             raise WorkerError(Reason.WORKER_DIED)
         return await walk(self, unit)
 
-    monkeypatch.setattr(Slot, "walk", dying)
+    monkeypatch.setattr(in_this_process, "walk", dying)
     written = write_report(output, workers=1)
     assert (written.studies, written.without_pictures) == (3, 2)
     assert LOST in (output / "report" / "studies" / page_name(victim)).read_text()
@@ -281,7 +226,8 @@ def test_an_interrupted_report_leaves_no_index_and_no_half_page(output):
     with pytest.raises(RuntimeError):
         write_report(output, workers=1, on_page=stop)
     assert not (output / "report" / "index.html").exists()
-    assert all(page.read_text().rstrip().endswith("</html>") for page in (output / "report").rglob("*.html"))
+    pages = [page.read_text().rstrip() for page in (output / "report").rglob("*.html")]
+    assert [page.endswith("</html>") for page in pages] == [True] * 3
     write_report(output, workers=1)
     assert not list((output / "report").rglob("*.part"))
 

@@ -85,3 +85,15 @@ def test_table_and_picture_hold_the_same_rows(tmp_path):
     write_picture(tmp_path / "two.svg", rows)
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert "Training, 3 epochs" in (tmp_path / "one.svg").read_text()
+
+
+def test_a_table_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(tmp_path):
+    path = tmp_path / "curves.csv"
+    write_table(path, GRADER[:2])
+    before = path.read_text()
+    with pytest.raises(ValueError, match="format"):
+        write_table(path, [*GRADER, {**GRADER[2], "loss": "not a number"}])
+    assert path.read_text() == before
+    write_table(path, GRADER)
+    assert len(path.read_text().splitlines()) == 4
+    assert [file.name for file in tmp_path.iterdir()] == ["curves.csv"]

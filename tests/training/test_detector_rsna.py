@@ -26,6 +26,8 @@ from spine_training.detector.stacks import volume_from_stack  # noqa: E402
 from spine_training.fit import FitOptions, Machine, read_checkpoint  # noqa: E402
 from spine_training.folds import fold_of_study  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SMALL = Protocol(sagittal_matrix=128, axial_matrix=96, sagittal_slices=11)
 
 

@@ -21,6 +21,8 @@ from spine_training.detector.model import LevelHeatmapNet, load_detector  # noqa
 from spine_training.detector.truth import column_from_bodies  # noqa: E402
 from spine_training.fit import Machine, read_checkpoint  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 SPEC = DetectorSpec()
 
 
@@ -49,6 +51,12 @@ def folder(tmp_path_factory):
         for suffix, volume in (("image", image + np.uint8(k)), ("levels", labels)):
             nib.save(nib.Nifti1Image(volume, np.eye(4)), root / "lumbar-mri" / f"{name}_{suffix}.nii.gz")
     return root
+
+
+@pytest.fixture(scope="module")
+def two(folder):
+    """The two exams of the folder."""
+    return load_exams(folder)
 
 
 def test_a_sample_is_its_seed_and_its_targets_fit(exam):
@@ -115,32 +123,55 @@ def quick(exams, out, *, epochs=2, **more):
     return training.train(exams, out, options, machine=machine, steps=2, **more)
 
 
-def test_a_resumed_training_gives_the_same_weights(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CANVASES", (((96, 64), 3, 1.0),))
-    exams = training.TrainingExams.of(load_exams(folder), -1)
+def test_a_resumed_training_gives_the_same_weights(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
+    exams = training.TrainingExams.of(two, -1)
     assert exams.data == "2 VB3 exams"
     whole = quick(exams, tmp_path / "whole").state_dict()
-    interrupted = training.DetectorTask.figures
+    watched = []
 
     def stop(task, averaged):
-        monkeypatch.setattr(training.DetectorTask, "figures", interrupted)
-        raise KeyboardInterrupt
+        watched.append(task)
+        if len(watched) > 1:
+            raise KeyboardInterrupt
+        return {}
 
-    monkeypatch.setattr(training.DetectorTask, "figures", stop)
-    with pytest.raises(KeyboardInterrupt):
-        quick(exams, tmp_path / "parts")
+    with monkeypatch.context() as patch:
+        patch.setattr(training.DetectorTask, "figures", stop)
+        with pytest.raises(KeyboardInterrupt):
+            quick(exams, tmp_path / "parts")
+    assert read_checkpoint(tmp_path / "parts/last.pt")["epoch"] == 1, "there is something to go on with"
+    torch.manual_seed(99)
     parts = quick(exams, tmp_path / "parts", resume=True).state_dict()
     assert all(torch.equal(weights, parts[name]) for name, weights in whole.items())
     kept = load_detector(tmp_path / "parts/last.pt").state_dict()
     assert all(torch.equal(weights, kept[name]) for name, weights in whole.items())
-    begun = quick(exams, tmp_path / "begun", epochs=1, start=tmp_path / "parts/last.pt").state_dict()
-    assert not all(torch.equal(weights, begun[name]) for name, weights in whole.items())
+    latest = read_checkpoint(tmp_path / "parts/last.pt")["model"]
+    assert all(torch.equal(w, latest[name]) for name, w in read_checkpoint(tmp_path / "whole/last.pt")["model"].items())
 
 
-def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CANVASES", (((96, 64), 3, 1.0),))
-    monkeypatch.setattr(training, "WATCHED_STEPS", 2)
-    exams = training.TrainingExams.of(load_exams(folder), 0)
+def test_a_training_begins_with_the_averaged_weights_of_another(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
+    exams = training.TrainingExams.of(two, -1)
+    net, averaged = LevelHeatmapNet(), LevelHeatmapNet()
+    torch.save({"config": {}, "model": net.state_dict(), "ema": averaged.state_dict()}, tmp_path / "start.pt")
+    begun = []
+
+    def only_look(task, options, out, **more):
+        begun.append(task.model.state_dict())
+        return task.model
+
+    monkeypatch.setattr(training, "fit", only_look)
+    quick(exams, tmp_path / "begun", start=tmp_path / "start.pt")
+    assert all(torch.equal(weights, begun[0][name]) for name, weights in averaged.state_dict().items())
+    quick(exams, tmp_path / "fresh")
+    assert not torch.equal(begun[1]["stem.0.weight"], begun[0]["stem.0.weight"])
+
+
+def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(two, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
+    monkeypatch.setattr(training, "WATCHED_STEPS", 1)
+    exams = training.TrainingExams.of(two, 0)
     assert {name: len(found) for name, found in exams.held_out.items()} == {"VB3": 1}
     assert exams.held_out["VB3"][0].volume.tolist() != exams.groups["VB3"][0].volume.tolist()
     net = LevelHeatmapNet().eval()
@@ -149,10 +180,10 @@ def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(folder, tmp_p
     assert found == task.figures(net)
     assert list(found) == ["held_out_loss", "held_out_level_right"]
     assert found["held_out_loss"] > 0
-    assert training.DetectorTask(net, training.TrainingExams.of(load_exams(folder), -1)).figures(net) == {}
-    quick(exams, tmp_path / "run")
-    history = read_checkpoint(tmp_path / "run/last.pt")["history"]
-    assert all(np.isfinite(row["held_out_level_right"]) for row in history)
+    assert training.DetectorTask(net, training.TrainingExams.of(two, -1)).figures(net) == {}
+    quick(exams, tmp_path / "run", epochs=1)
+    (row,) = read_checkpoint(tmp_path / "run/last.pt")["history"]
+    assert np.isfinite(row["held_out_level_right"])
 
 
 def test_a_fold_that_leaves_nothing_is_refused():
