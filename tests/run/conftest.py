@@ -3,4 +3,31 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture
+def root(tmp_path):
+    """An empty input folder."""
+    folder = tmp_path / "input"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def out(tmp_path):
+    """The output folder, not there yet."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Workers without processes; see ``inprocess``."""
+    from inprocess import Workers
+
+    workers = Workers()
+    monkeypatch.setattr("spine_engine.scheduler.slots.ProcessPoolExecutor", workers.pool)
+    monkeypatch.setattr("spine_engine.scheduler.slots.limit_memory", workers.limit_memory)
+    return workers

@@ -1,8 +1,10 @@
 """A folder of one-line 'exams' and a walk that does what the line says: grade, fail, die, hang, ...
 
-An exam is ``<study id> <deed> [argument]``. Each opening of a unit is logged, so a test can count attempts.
+An exam is ``<study id> <deed> [argument]``. Each opening of a unit is logged, so a test can count attempts. In a worker
+process a deed is done for real; in the tests' own process (``inprocess``) a death or a hang is only told.
 """
 
+import multiprocessing
 import os
 import signal
 import time
@@ -18,6 +20,22 @@ from spine_engine.errors import BackendError, Reason
 from spine_engine.options import RunOptions
 from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, ungraded
 from spine_engine.scheduler import UnitOutcome
+
+
+class Died(BaseException):
+    """Told instead of dying, where the worker is no process of its own."""
+
+
+class Hung(BaseException):
+    """Told instead of never coming back."""
+
+
+class Later(BaseException):
+    """Told by a walk that takes a while: some turns of the event loop, or until a test lets it go on by its name."""
+
+    def __init__(self, until: str) -> None:
+        super().__init__(until)
+        self.until = until
 
 
 def write_exam(root: Path, folder: str, study_id: str, deed: str = "grade", name: str = "exam") -> Path:
@@ -59,6 +77,8 @@ class FakeWalk:
     root: Path
     log: Path
     devices: dict[str, Device] = field(default_factory=lambda: {"grader": Device("fake", "cpu", "f32")})
+    limit_bytes: int | None = None
+    waited: bool = False
 
     def __call__(self, unit: WorkUnit) -> UnitOutcome:
         with self.log.open("a") as log:
@@ -90,27 +110,46 @@ class FakeWalk:
 
     def do(self, deed: str) -> None:
         word, _, argument = deed.partition(" ")
+        in_process = multiprocessing.parent_process() is None
         if word == "die":
-            os._exit(3)
+            self.die(in_process)
         elif word == "segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            self.die(in_process, signal.SIGSEGV)
         elif word == "die-once":
             marker = self.log.with_name("died-" + argument)
             if not marker.exists():
                 marker.touch()
-                os._exit(3)
+                self.die(in_process)
         elif word == "hang":
+            if in_process:
+                raise Hung
             time.sleep(600)
         elif word == "sleep":
-            time.sleep(float(argument))
+            time.sleep(0.0 if in_process else float(argument))
+        elif word in ("turns", "wait"):
+            if not self.waited:
+                raise Later(argument)
         elif word == "open":
             self.devices[argument] = Device("fake", "cpu", "f32")
         elif word == "no-model":
             raise BackendError(f"no {argument} here")
         elif word == "allocate":
-            bytearray(int(argument) << 20)
+            self.allocate(int(argument) << 20, in_process)
         elif word == "raise":
             raise ZeroDivisionError("NAME OF PATIENT")
+
+    def die(self, in_process: bool, number: int | None = None) -> None:
+        if in_process:
+            raise Died
+        if number is None:
+            os._exit(3)
+        os.kill(os.getpid(), number)
+
+    def allocate(self, size: int, in_process: bool) -> None:
+        if not in_process:
+            bytearray(size)
+        elif self.limit_bytes is not None and size > self.limit_bytes:
+            raise MemoryError
 
 
 def no_backend() -> FakeWalk:
@@ -118,11 +157,22 @@ def no_backend() -> FakeWalk:
 
 
 def dies_at_start() -> FakeWalk:
+    if multiprocessing.parent_process() is None:
+        raise Died
     os._exit(9)
 
 
 def start(
-    root: Path, output: Path | None, *, factory=None, discover=discover, bundle="b1", resources=None, **options
+    root: Path,
+    output: Path | None,
+    *,
+    factory=None,
+    discover=discover,
+    bundle="b1",
+    resources=None,
+    series="none",
+    models=None,
+    **options,
 ) -> Run:
     log = root.parent / "opened.log"
     return Run(
@@ -131,11 +181,12 @@ def start(
         identity=RunIdentity(
             bundle={"name": "fake", "version": "1", "digest": bundle},
             options=RunOptions(**{"workers": 1, **options}),
-            series_descriptions="none",
+            series_descriptions=series,
         ),
         discover=discover,
         factory=factory or partial(FakeWalk, root, log),
         resources=resources,
+        models=models,
     )
 
 
