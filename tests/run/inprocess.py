@@ -6,6 +6,7 @@ the pool as they break a real one.
 
 import asyncio
 import os
+import time
 from collections import defaultdict
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -34,6 +35,13 @@ class Workers:
     def limit_memory(self, pid, limit_bytes, most_bytes):
         self.limits.append((pid, limit_bytes, most_bytes))
         self.pools[-1 - pid].walk.limit_bytes = limit_bytes
+
+    def await_wait(self, name):
+        """Return once a walk waits under ``name``."""
+        deadline = time.monotonic() + 60
+        while name not in self.waiting:
+            assert time.monotonic() < deadline, f"no walk came to wait for {name}"
+            time.sleep(0.001)
 
     def let_go(self, name):
         """Let the walk that waits under ``name`` go on. Callable from any thread."""
@@ -87,7 +95,7 @@ class Pool:
             pass
         except Later as later:
             self._later(later.until, lambda: self._again(future, call, arguments))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - as a real pool does
             future.set_exception(error)
         finally:
             self.walk, slots._walk = slots._walk, before

@@ -48,6 +48,7 @@ def test_leaving_the_loop_ends_the_run_before_the_loop_goes_on(root, out, in_pro
     async def leave():
         run = start(root, out)
         async for _ in (results := aiter(run)):
+            in_process.await_wait("a")
             break
         await results.aclose()
         return run

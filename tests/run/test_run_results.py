@@ -1,12 +1,9 @@
 import csv
 import io
 import json
-import math
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, prior
 from spine_engine.errors import OutputError, Reason, Warn
@@ -18,7 +15,6 @@ from spine_engine.results import (
     SeriesResult,
     Status,
     StudyResult,
-    in_millionths,
     prediction_rows,
     study_from_line,
     study_key,
@@ -44,23 +40,6 @@ ODD_IDS = [
     "'",
     "",
 ]
-
-
-@given(st.tuples(*[st.floats(0, 1e6, allow_nan=False)] * 3).filter(lambda values: sum(values) > 1e-9))
-def test_rounded_probabilities_sum_to_one_and_stay_close(values):
-    row = in_millionths(values)
-    assert sum(row) == 1_000_000
-    assert all(abs(count / 1e6 - value / sum(values)) <= 1e-6 + 1e-12 for count, value in zip(row, values, strict=True))
-
-
-@pytest.mark.parametrize("values", [(0, 0, 0), (math.nan, 0, 1), (-0.1, 0.6, 0.5), (math.inf, 0, 0), (1, 0)])
-def test_what_is_no_probability_is_refused(values):
-    with pytest.raises(ValueError, match="probabilities"):
-        in_millionths(values)
-
-
-def test_ties_go_to_the_milder_grade():
-    assert in_millionths((1 / 3, 1 / 3, 1 / 3)) == (333_334, 333_333, 333_333)
 
 
 def test_rows_come_in_rsna_order_with_six_decimals():
@@ -137,22 +116,6 @@ def test_a_result_that_contradicts_itself_is_refused():
         StudyResult(study_id="1", status=Status.GRADED, reason=Reason.TIMEOUT, rows=PRIOR_ROWS)
     with pytest.raises(ValueError, match="rows"):
         StudyResult(study_id="1", status=Status.GRADED, rows=((1, 2, 3),) * 25)
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    write_lines(path, ["old"])
-
-    def lines():
-        yield "new"
-        raise RuntimeError("in the middle")
-
-    with pytest.raises(RuntimeError):
-        write_lines(path, lines())
-    assert path.read_text() == "old\n"
-    write_lines(path, ["new"])
-    assert path.read_text() == "new\n"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_output_error(tmp_path):
