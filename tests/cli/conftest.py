@@ -14,12 +14,14 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "run"))
 @pytest.fixture
 def in_process(monkeypatch):
     """Workers without processes; see ``inprocess``."""
+    from fakes import end_all
     from inprocess import Workers
 
     workers = Workers()
     monkeypatch.setattr("spine_engine.scheduler.slots.ProcessPoolExecutor", workers.pool)
     monkeypatch.setattr("spine_engine.scheduler.slots.limit_memory", workers.limit_memory)
-    return workers
+    yield workers
+    end_all()
 
 
 @pytest.fixture

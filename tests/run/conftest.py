@@ -25,9 +25,11 @@ def out(tmp_path):
 @pytest.fixture
 def in_process(monkeypatch):
     """Workers without processes; see ``inprocess``."""
+    from fakes import end_all
     from inprocess import Workers
 
     workers = Workers()
     monkeypatch.setattr("spine_engine.scheduler.slots.ProcessPoolExecutor", workers.pool)
     monkeypatch.setattr("spine_engine.scheduler.slots.limit_memory", workers.limit_memory)
-    return workers
+    yield workers
+    end_all()

@@ -176,7 +176,7 @@ def start(
     **options,
 ) -> Run:
     log = root.parent / "opened.log"
-    return Run(
+    run = Run(
         root,
         output,
         identity=RunIdentity(
@@ -189,6 +189,21 @@ def start(
         resources=resources,
         models=models,
     )
+    STARTED.append(run)
+    return run
+
+
+STARTED: list[Run] = []
+"""Every run that was begun, for :func:`end_all`."""
+
+
+def end_all() -> None:
+    """End the runs that a failed test has left behind: they would hold up the end of the program."""
+    for run in STARTED:
+        if run._thread is not None and run._thread.is_alive():
+            run.abort()
+            run._thread.join(60)
+    STARTED.clear()
 
 
 def opened(root: Path) -> list[str]:

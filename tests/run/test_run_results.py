@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import math
 from fractions import Fraction
 
 import pytest
@@ -150,3 +151,10 @@ def test_a_study_comes_back_from_its_line_as_it_was():
     assert study_from_line(study_line(result), result.rows) == result
     failed = ungraded("x", Status.FAILED, Reason.INTERNAL_ERROR, detail="ValueError at walk:7")
     assert study_from_line(study_line(failed), [list(row) for row in failed.rows]) == failed
+
+
+def test_what_json_cannot_hold_is_refused_and_not_written():
+    level = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=math.nan, source="prior")
+    result = StudyResult(study_id="1", status=Status.GRADED, rows=PRIOR_ROWS, levels={LEVELS[0]: level})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        study_line(result)
