@@ -323,9 +323,22 @@ def test_a_study_in_several_places_comes_once_more_from_all_of_them(root, out, i
     assert (run.progress.found, run.progress.walked, run.summary.studies) == (4, 4, 2)
     assert opened(root)[-1] == "//merged/1"
     assert len((out / "studies.jsonl").read_text().splitlines()) == 2
-    alone = start(root, out, discover=lambda root: (unit for unit in discover(root) if unit.key != "b"))
-    assert ended(alone) == {}
-    assert alone.summary.studies == 2
+
+
+@pytest.mark.parametrize("gone", ["b", "ab"])
+def test_what_came_of_all_places_is_forgotten_when_one_of_them_is_gone(root, out, tmp_path, in_process, gone):
+    write_exam(root, "a", "1")
+    write_exam(root, "b", "1", "second half")
+    write_exam(root, "c", "2")
+    start(root, out).finish()
+
+    def fewer(root):
+        return (unit for unit in discover(root) if unit.key not in gone)
+
+    assert ended(start(root, out, discover=fewer)) == {}
+    start(root, tmp_path / "fresh", discover=fewer).finish()
+    for file in ("predictions.csv", "studies.jsonl"):
+        assert (out / file).read_bytes() == (tmp_path / "fresh" / file).read_bytes()
 
 
 @pytest.mark.parametrize("deed", ["die", "hang"])

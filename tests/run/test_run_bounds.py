@@ -149,13 +149,24 @@ def test_memory_does_not_hold_the_results(root, out, in_process):
 
 
 def test_a_stopped_discovery_is_not_asked_for_more(root, in_process):
-    write_exam(root, "a", "1")
-    found = Pulled(expected=0, count=5000)
-    run = start(root, None, discover=found)
-    for _ in run:
-        run.stop()
-    assert found.number <= 1 + 64 + 64 + 2
-    assert run.summary.interrupted
+    write_exam(root, "a", "1", "wait w")
+    stopped, more = threading.Event(), threading.Event()
+
+    def slow(root):
+        yield WorkUnit("u0", (FileEntry("a/exam", 9),), "0")
+        assert stopped.wait(60)
+        yield WorkUnit("u1", (FileEntry("a/exam", 9),), "1")
+        more.set()
+
+    run = start(root, None, discover=slow)
+    finished = in_thread(run)
+    in_process.await_wait("w")
+    run.stop()
+    stopped.set()
+    assert not more.wait(SHORT_S)
+    in_process.let_go("w")
+    finished.join()
+    assert run.summary.walked == 1
 
 
 def test_the_order_of_the_input_is_the_order_of_work(root, in_process):

@@ -104,6 +104,23 @@ def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root,
     assert opened(root)[5:] == ["//merged/2"]
 
 
+def test_a_run_stopped_there_keeps_what_earlier_runs_put_together(root, out, in_process):
+    class Stopping(FakeWalk):
+        def __call__(self, unit):
+            if unit.key.startswith("//"):
+                run.stop()
+            return super().__call__(unit)
+
+    for name, study in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "2")):
+        write_exam(root, name, study, name)
+    start(root, out).finish()
+    write_exam(root, "b", "1", "otherwise")
+    run = start(root, out, factory=lambda: Stopping(root, root.parent / "opened.log"))
+    run.finish()
+    assert opened(root)[6:] == ["b", "//merged/1"]
+    assert start(root, out).finish().walked == 0
+
+
 def test_a_second_stop_and_a_stop_after_the_end_do_nothing(root, in_process):
     exams(root, "grade")
     run = start(root, None)
