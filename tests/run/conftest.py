@@ -8,6 +8,13 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def pytest_collection_modifyitems(items):
+    """Give runs without processes 40 s: one that waits for ever is noticed soon."""
+    for item in items:
+        if "in_process" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(40))
+
+
 @pytest.fixture
 def root(tmp_path):
     """An empty input folder."""

@@ -158,6 +158,13 @@ def test_parts_of_a_part_belong_to_it_alone(ledger):
     assert ledger.meet(unit("a#1")).split == ()
 
 
+def test_a_part_met_by_itself_still_belongs_to_its_whole(ledger):
+    ledger.meet(unit())
+    ledger.split(unit(), [unit("a#1")], [])
+    ledger.meet(unit("a#1"))
+    assert ledger.meet(unit()).split == (unit("a#1"),)
+
+
 @pytest.mark.parametrize("merged", [True, False])
 def test_a_sweep_forgets_units_of_its_kind_that_this_run_did_not_meet(path, merged):
     whole = WorkUnit("//merged/1", unit().files, "1")

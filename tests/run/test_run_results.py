@@ -158,3 +158,33 @@ def test_what_json_cannot_hold_is_refused_and_not_written():
     result = StudyResult(study_id="1", status=Status.GRADED, rows=PRIOR_ROWS, levels={LEVELS[0]: level})
     with pytest.raises(ValueError, match="JSON compliant"):
         study_line(result)
+
+
+def test_a_study_that_is_not_graded_keeps_all_that_is_known_of_it():
+    series = (SeriesResult(path="a", role=None, evidence="why", stacks=0, slices=3, reason=Reason.NOT_A_VOLUME),)
+    level = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0.5, source="prior")
+    other = AlternativeResult(shift=1, probability=0.5, centers_mm={})
+    given = {
+        "warnings": (Warn.GAP,), "series": series, "levels": {LEVELS[0]: level}, "alternative": other,
+        "timings_ms": {"read": 2.0}, "detail": "E at x:1",
+    }  # fmt: skip
+    result = ungraded("7", Status.PRIOR, Reason.NOT_LOCALIZED, **given)
+    assert {name: getattr(result, name) for name in given} == given
+    assert (result.study_id, result.status, result.reason) == ("7", Status.PRIOR, Reason.NOT_LOCALIZED)
+    names = [f"{condition}_{level}" for condition in sorted(CONDITIONS) for level in LEVELS]
+    assert list(result.not_assessed) == names
+    bare = ungraded("7", Status.FAILED, Reason.TIMEOUT)
+    assert (bare.warnings, bare.series, bare.levels, bare.alternative, bare.timings_ms, bare.detail) == (
+        (), (), {}, None, {}, None,
+    )  # fmt: skip
+
+
+def test_probabilities_are_those_of_the_rows():
+    rows = tuple((count, 10, 999_990 - count) for count in range(25))
+    result = StudyResult(study_id="1", status=Status.GRADED, rows=rows)
+    assert result.probabilities(CONDITIONS[0], LEVELS[1]) == {
+        "normal_mild": rows[ROW_ORDER.index((CONDITIONS[0], LEVELS[1]))][0] / 1e6, "moderate": 1e-5,
+        "severe": rows[ROW_ORDER.index((CONDITIONS[0], LEVELS[1]))][2] / 1e6,
+    }  # fmt: skip
+    last = result.probabilities("spinal_canal_stenosis", "l5_s1")
+    assert last == {"normal_mild": 24e-6, "moderate": 1e-5, "severe": 0.999966}
