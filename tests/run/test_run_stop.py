@@ -99,6 +99,7 @@ def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root,
     run = start(root, out, factory=lambda: Stopping(root, root.parent / "opened.log"))
     summary = run.finish()
     assert opened(root) == ["a", "b", "c", "d", "//merged/1"]
+    assert run.progress.found == 5
     assert summary.interrupted
     start(root, out).finish()
     assert opened(root)[5:] == ["//merged/2"]
