@@ -4,7 +4,7 @@ import threading
 import weakref
 
 import pytest
-from fakes import FakeWalk, discover, opened, start, write_exam
+from fakes import FakeWalk, Later, discover, opened, start, write_exam
 
 from spine_engine.dicom.discovery import FileEntry, WorkUnit
 
@@ -86,6 +86,33 @@ def test_no_study_is_begun_while_64_results_wait_for_a_reader(root, in_process, 
     assert len(opened(root)) == begun
     assert len(list(results)) == 99
     assert run.summary.walked == 100
+
+
+def test_studies_that_lay_in_one_folder_do_not_let_discovery_run_further_ahead(root, in_process):
+    class Held(FakeWalk):
+        def __call__(self, unit):
+            if unit.key == "u080" and not self.waited:
+                raise Later("w")
+            return super().__call__(unit)
+
+    for name in "abcdefgh":
+        write_exam(root, "flat", f"1.{name}", name=name)
+    write_exam(root, "a", "1")
+    (flat,) = (unit for unit in discover(root) if unit.key == "flat")
+    found = Pulled(expected=80 + 1 + 1 + 64 + 1)  # done before, at work, taken, waiting, in discovery's hand
+
+    def both(root):
+        yield flat
+        yield from found(root)
+
+    run = start(root, None, discover=both, factory=lambda: Held(root, root.parent / "opened.log"))
+    finished = in_thread(run)
+    in_process.await_wait("w")
+    assert sum(key.startswith("flat#") for key in opened(root)) == 8
+    assert found.reached.wait(30)
+    assert not found.passed.wait(SHORT_S)
+    run.abort()
+    finished.join()
 
 
 def test_a_reader_that_leaves_while_results_wait_ends_the_run(root, out, in_process):

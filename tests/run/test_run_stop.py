@@ -94,15 +94,15 @@ def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root,
                 run.stop()
             return super().__call__(unit)
 
-    for name, study in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "2")):
+    for name, study in zip("abcdef", "112233", strict=True):
         write_exam(root, name, study, name)
     run = start(root, out, factory=lambda: Stopping(root, root.parent / "opened.log"))
     summary = run.finish()
-    assert opened(root) == ["a", "b", "c", "d", "//merged/1"]
-    assert run.progress.found == 5
+    assert opened(root) == [*"abcdef", "//merged/1"]
+    assert run.progress.found == 6 + 2  # one was put together and one was next
     assert summary.interrupted
     start(root, out).finish()
-    assert opened(root)[5:] == ["//merged/2"]
+    assert opened(root)[7:] == ["//merged/2", "//merged/3"]
 
 
 def test_a_run_stopped_there_keeps_what_earlier_runs_put_together(root, out, in_process):
