@@ -262,6 +262,15 @@ def test_a_study_beyond_its_share_is_begun_again_alone_with_all_the_memory(
     assert [limit[1:] for limit in in_process.limits] == given[:tries]
 
 
+def test_a_suspect_that_had_all_the_memory_is_not_begun_again(root, out, in_process):
+    write_exam(root, "a", "1", "allocate 900")
+    memory = MemoryShare(usual_bytes=400 * MIB, alone_bytes=800 * MIB)
+    run = start(root, out, resources=Resources(workers=2, memory=memory))
+    begun(run, out, "a")
+    assert ended(run) == {"1": ("failed", "out_of_memory")}
+    assert opened(root) == ["a"]
+
+
 def test_a_study_that_ran_out_of_memory_is_done(root, out, in_process):
     write_exam(root, "a", "1", "allocate 900")
     memory = MemoryShare(usual_bytes=400 * MIB, alone_bytes=800 * MIB)

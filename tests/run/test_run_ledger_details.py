@@ -210,17 +210,20 @@ def test_scattered_studies_come_sorted_each_with_its_files_once(ledger):
     ]
 
 
-def test_a_study_counts_once_by_the_outcome_of_all_its_files_or_else_of_the_first_unit(ledger):
-    for key, reason in (("b", Reason.TIMEOUT), ("a", Reason.NO_SAGITTAL)):
+def test_a_study_counts_once_by_the_outcome_of_all_its_files_or_else_of_the_first_unit(path, ledger):
+    for key, reason in (("b", Reason.TIMEOUT), (".", Reason.NO_SAGITTAL)):  # the input itself sorts before all else
         ledger.meet(unit(key))
         ledger.finish(unit(key), [ungraded("1", Status.FAILED, reason)], [])
     assert [dict(counts) for counts in ledger.counts()] == [{"failed": 1}, {"no_sagittal": 1}]
-    whole = WorkUnit("//merged/1", (*unit("a").files, *unit("b").files), "1")
+    whole = WorkUnit("//merged/1", (*unit(".").files, *unit("b").files), "1")
     ledger.meet(whole)
     ledger.finish(whole, [graded("1", b"whole")], [])
     assert [dict(counts) for counts in ledger.counts()] == [{"graded": 1}, {}]
     ((_, rows, _),) = ledger.outcomes()
     assert tuple(map(tuple, rows)) == graded("1", b"whole").rows
+    reader = LedgerReader(path)
+    assert [study.unit for study in reader.studies()] == [reader.study("1").unit] == [whole]
+    reader.close()
 
 
 def test_a_ledger_of_another_version_is_refused(path):

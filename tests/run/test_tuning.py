@@ -89,6 +89,7 @@ def test_a_setting_is_said_in_words():
     [
         # (workers, threads, schedule, precision), the default first
         (4, {}, [(4, 1, "study", "auto"), (5, 1, "study", "auto"), (2, 2, "study", "auto"), (4, 1, "study", "f32")]),
+        (2, {}, [(2, 1, "study", "auto"), (3, 1, "study", "auto"), (1, 2, "study", "auto"), (2, 1, "study", "f32")]),
         (1, {}, [(1, 1, "study", "auto"), (2, 1, "study", "auto"), (1, 1, "study", "f32")]),
         (5, {"precision": "bf16"}, [(5, 1, "study", "bf16"), (6, 1, "study", "bf16"), (2, 2, "study", "bf16")]),
         (256, {"precision": "f32"}, [(256, 1, "study", "f32"), (128, 2, "study", "f32")]),
