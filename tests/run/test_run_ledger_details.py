@@ -188,7 +188,8 @@ def test_refused_files_are_counted_once_by_reason_and_named_by_path(ledger):
     ledger.refuse(RefusedFile("b", Reason.UNREADABLE))
     ledger.refuse(RefusedFile("c\udcff", Reason.TOO_LARGE))
     ledger.refuse(RefusedFile("b", Reason.NOT_AN_IMAGE))  # told again: the later word counts
-    ledger.finish(unit(), [], [RefusedFile("a", Reason.CORRUPT_FILE), RefusedFile("b", Reason.UNREADABLE)])
+    again = RefusedFile("c\udcff", Reason.TOO_LARGE)
+    ledger.finish(unit(), [], [RefusedFile("a", Reason.CORRUPT_FILE), RefusedFile("b", Reason.UNREADABLE), again])
     assert list(ledger.refused_counts().items()) == [
         ("corrupt_file", 1), ("not_an_image", 1), ("too_large", 1), ("unreadable", 1),
     ]  # fmt: skip
