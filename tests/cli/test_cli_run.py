@@ -126,7 +126,8 @@ def test_the_input_output_and_bundle_named_are_those_used(spine_engine, root, tm
     assert spine_engine("run", IN, root, OUT, tmp_path / "out").exit_code == 0
     asked = spine_engine.asked
     assert (asked["bundle"], asked["folder"], asked["output"]) == (None, root, tmp_path / "out")
-    assert spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path).exit_code == 0
+    done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path)
+    assert done.stdout.splitlines()[-1] == "Research use only; not a medical device."
     assert spine_engine.asked["bundle"] == tmp_path
 
 
