@@ -1,31 +1,23 @@
-"""The command line: exit codes, what it prints, and what it imports."""
+"""``spine-engine run``: its options, its exit codes, and what it prints."""
 
-import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
-from fakes import discover, no_backend, start, write_exam
+from fakes import no_backend, start, write_exam
 from typer.testing import CliRunner
 
 from spine_engine import cli
-from spine_engine.anatomy import CONDITIONS, LEVELS
-from spine_engine.cli.demo import agreement, grades_table
 from spine_engine.engine import Engine
 from spine_engine.errors import BundleError
+from spine_engine.options import RunOptions
 from spine_engine.output import held
-from spine_engine.results import LevelResult, Status, StudyResult
 
 IN, OUT = "--input", "--output"
 
 
 @pytest.fixture
-def spine_engine(monkeypatch):
+def spine_engine(monkeypatch, in_process):
     """The command with fake exams instead of DICOM and models: returns what a call printed and its exit code."""
     asked = {}
 
@@ -34,11 +26,13 @@ def spine_engine(monkeypatch):
             self.options = options
 
         def run(self, folder, output):
+            asked.update(folder=folder, output=output)
             names = ("timeout_s", "max_attempts", "precision", "detector")
             options = {name: getattr(self.options, name) for name in names}
             return start(Path(folder), output, factory=asked.get("factory"), **options)
 
     def open_engine(bundle=None, *, options=None):
+        asked.update(bundle=bundle, options=options)
         if bundle is not None and not Path(bundle).exists():
             raise BundleError(f"{bundle} holds no bundle; name one")
         return FakeEngine(options)
@@ -49,6 +43,7 @@ def spine_engine(monkeypatch):
         asked["factory"] = factory
         return CliRunner().invoke(cli.app, [str(word) for word in words])
 
+    call.asked = asked
     return call
 
 
@@ -102,140 +97,138 @@ def test_no_backend_and_a_busy_output_have_codes_of_their_own(spine_engine, root
         assert spine_engine("run", IN, root, OUT, tmp_path / "out").exit_code == 5
 
 
-def test_wrong_words_are_wrong_usage(spine_engine):
-    assert spine_engine("run", "--input", "x").exit_code == 2
-    assert spine_engine("rum").exit_code == 2
-    assert spine_engine("run", "--no-such-option").exit_code == 2
+OPTIONS = {
+    "--workers 3": {"workers": 3},
+    "--threads 2": {"threads": 2},
+    "--schedule batch": {"schedule": "batch"},
+    "--max-batch 7": {"max_batch": 7},
+    "--max-delay-ms 0.5": {"max_delay_ms": 0.5},
+    "--max-memory 4GiB": {"max_memory_bytes": 4 << 30},
+    "--backend onnxruntime": {"backend": "onnxruntime"},
+    "--device gpu": {"device": "gpu"},
+    "--precision bf16": {"precision": "bf16"},
+    "--series-descriptions table.csv": {"series_descriptions": Path("table.csv")},
+    "--timeout-s 7.5": {"timeout_s": 7.5},
+    "--max-attempts 4": {"max_attempts": 4},
+    "--no-detector": {"detector": False},
+}
 
 
-def test_help_names_every_command_and_run_has_an_example(spine_engine):
-    shown = spine_engine("--help").stdout
-    for name in ("run", "demo", "inspect", "doctor", "bundle", "phantom"):
-        assert f"  {name} " in shown
-    assert "Research use only" in shown
-    assert "spine-engine run --input" in spine_engine("run", "--help").stdout
-    assert spine_engine("--version").stdout.startswith("spine-engine 0.")
+@pytest.mark.parametrize("words", ["", *OPTIONS])
+def test_each_option_says_what_it_says_and_nothing_else(spine_engine, tmp_path, monkeypatch, words):
+    monkeypatch.setattr(Engine, "open", lambda bundle, *, options: spine_engine.asked.update(options=options) or 1 / 0)
+    done = spine_engine("run", IN, tmp_path, OUT, tmp_path / "out", *words.split())
+    assert isinstance(done.exception, ZeroDivisionError)
+    assert spine_engine.asked["options"] == RunOptions(**OPTIONS.get(words, {}))
 
 
-@pytest.mark.parametrize("name", ["run", "demo", "inspect", "doctor", "bundle", "phantom"])
-def test_every_command_loads_and_has_an_example(spine_engine, name):
-    done = spine_engine(name, "--help")
-    assert done.exit_code == 0, done.output
-    assert name == "bundle" or f"Example: spine-engine {name}" in " ".join(done.stdout.split())
+def test_the_input_output_and_bundle_named_are_those_used(spine_engine, root, tmp_path):
+    assert spine_engine("run", IN, root, OUT, tmp_path / "out").exit_code == 0
+    asked = spine_engine.asked
+    assert (asked["bundle"], asked["folder"], asked["output"]) == (None, root, tmp_path / "out")
+    done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path)
+    assert done.stdout.splitlines()[-1] == "Research use only; not a medical device."
+    assert spine_engine.asked["bundle"] == tmp_path
 
 
-class Point:
-    """An installed entry point."""
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("0", 0), ("1", 1), ("1b", 1), ("1k", 1024), ("1KiB", 1024), ("2kb", 2048), ("1500MiB", 1500 << 20),
+        ("4096MB", 4 << 30), ("4g", 4 << 30), ("1.5GiB", 3 << 29), ("4 GiB", 4 << 30), (" 2T ", 2 << 40),
+        ("1TB", 1 << 40),
+    ],
+)  # fmt: skip
+def test_a_size_of_memory_counts_in_1024(text, size):
+    from spine_engine.cli.run import memory_size
 
-    def __init__(self, name, target):
-        self.name, self.target = name, target
-
-    def load(self):
-        if isinstance(self.target, Exception):
-            raise self.target
-        return self.target
+    assert memory_size(text) == size
 
 
-def test_other_packages_add_commands(spine_engine, monkeypatch):
-    def greet(name: str) -> None:
-        """Say hello."""
-        print("hello", name)
-
-    missing = Point("train", ModuleNotFoundError("No module named 'torch'", name="torch"))
-    monkeypatch.setattr(cli, "entry_points", lambda group: [Point("greet", greet), missing])
-    assert spine_engine("greet", "world").stdout == "hello world\n"
-    done = spine_engine("train")
+@pytest.mark.parametrize("text", ["", "GiB", "-1G", "1.G", "4PiB", "4 Gi B", "4GiB more", "0x10", "1e9", "1,5G"])
+def test_what_is_no_size_of_memory_is_wrong_usage(spine_engine, root, tmp_path, text):
+    done = spine_engine("run", IN, root, OUT, tmp_path / "out", f"--max-memory={text}")
     assert done.exit_code == 2
-    assert done.stderr == "spine-engine: 'train' needs torch of the extra 'train'; in a clone: pip install '.[train]'\n"
-    shown = spine_engine("--help").stdout
-    assert "greet" in shown
-    assert "train" in shown
+    assert "is no size of memory: write it like 4GiB or 1500MiB" in " ".join(done.stderr.replace("│", "").split())
 
 
-def test_a_command_that_is_not_installed_says_so_in_one_line(spine_engine, monkeypatch):
-    monkeypatch.setattr(cli, "entry_points", lambda group: [])
-    done = spine_engine("train")
-    assert done.exit_code == 2
-    assert "extra 'train'" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def summary(**changed):
+    from spine_engine.summary import RunSummary
+
+    values = {
+        "engine_version": "9", "bundle": {}, "devices": {}, "options": {}, "interrupted": False,
+        "statuses": {"graded": 12}, "reasons": {}, "refused_files": {}, "refused_examples": [], "walked": 12,
+        "resumed": 0,
+        "wall_s": 1.94, "stage_seconds": {}, "peak_memory_bytes": {"main": 1, "workers": [2], "total": 688_600_000},
+    }  # fmt: skip
+    return RunSummary(**{**values, **changed})
 
 
-def test_help_is_quick_and_imports_no_runtime():
-    code = "import sys\nfrom spine_engine.cli import app\ntry:\n app(['--help'])\nexcept SystemExit: pass\n"
-    code += "print('\\n'.join(sorted(sys.modules)), file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    loaded = set(done.stderr.split())
-    assert "Commands" in done.stdout
-    assert loaded.isdisjoint({"numpy", "numba", "pydicom", "openvino", "sqlite3", "torch"})
+PACKAGED = "Research use only; the grades of the packaged bundle are a demonstration."
+OWN = "Research use only; not a medical device."
+RESULTS = "Results: r/predictions.csv, studies.jsonl, run.json"
 
 
-@pytest.mark.parametrize("module", ["bundle", "doctor"])
-def test_commands_that_read_no_pixels_do_not_load_the_compiler(module):
-    code = f"import sys, spine_engine.cli.{module}; sys.exit('numba' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+@pytest.mark.parametrize(
+    ("changed", "packaged", "lines"),
+    [
+        (
+            {},
+            True,
+            ["12 studies: 12 graded, 0 prior, 0 failed", "12 walked in 1.9 s; peak memory 689 MB", RESULTS, PACKAGED],
+        ),
+        (
+            {"statuses": {"failed": 2, "graded": 1, "prior": 3}, "reasons": {"timeout": 2, "no_sagittal": 3},
+             "refused_files": {"unreadable": 1, "not_an_image": 4}, "walked": 4, "resumed": 2, "interrupted": True},
+            False,
+            ["6 studies: 1 graded, 3 prior, 2 failed (no_sagittal 3, timeout 2)",
+             "5 files or folders not used (not_an_image 4, unreadable 1)",
+             "4 walked in 1.9 s, 2 done earlier; peak memory 689 MB", RESULTS,
+             "Interrupted: the same command again goes on from here.", OWN],
+        ),
+        (
+            {"statuses": {}, "walked": 0},
+            True,
+            ["0 studies: 0 graded, 0 prior, 0 failed",
+             "No MR study was found in the input; 'spine-engine inspect DIR' says what lies there.",
+             "0 walked in 1.9 s; peak memory 689 MB", RESULTS, PACKAGED],
+        ),
+    ],
+)  # fmt: skip
+def test_a_run_ends_with_these_lines(changed, packaged, lines):
+    from spine_engine.cli.run import closing_lines
+
+    assert list(closing_lines(summary(**changed), Path("r"), packaged=packaged)) == lines
 
 
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {here!r})
-import fakes
-from spine_engine.cli.run import stopping_on_signals
-if __name__ == "__main__":
-    work = fakes.start(Path(sys.argv[1]), Path(sys.argv[2]), workers=1)
-    with stopping_on_signals(work):
-        sys.exit(work.finish().exit_code)
-"""
+@pytest.fixture
+def reports(monkeypatch):
+    """Reports that were asked for; none is written."""
+    asked = []
+    monkeypatch.setattr(
+        "spine_engine.cli.report.write_with_progress", lambda out, **how: asked.append((out, how)) or "w"
+    )
+    monkeypatch.setattr("spine_engine.cli.report.closing_line", lambda written: f"Report: {written}")
+    return asked
 
 
-@pytest.mark.parametrize(("signals", "most"), [([signal.SIGINT], 4), ([signal.SIGTERM, signal.SIGINT], 2)])
-def test_the_first_signal_finishes_what_is_open_and_the_second_ends_at_once(tmp_path, signals, most):
-    root, out = tmp_path / "input", tmp_path / "out"
-    for index in range(5):
-        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.2" if index == 0 else "sleep 3")
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent.parent / "run")))
-    process = subprocess.Popen([sys.executable, str(script), str(root), str(out)], stderr=subprocess.PIPE)
-    log = tmp_path / "opened.log"
-    deadline = time.monotonic() + 60
-    while not (log.exists() and len(log.read_text().splitlines()) == 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    for number in signals:
-        os.kill(process.pid, number)
-        time.sleep(0.3)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
-    assert b"finishing" in said
-    assert b"Traceback" not in said
-    assert len(log.read_text().splitlines()) == 2
-    if len(signals) == 1:
-        assert len((out / "studies.jsonl").read_text().splitlines()) == 2  # the one in flight was finished
-    else:
-        assert not (out / "studies.jsonl").exists()
-    work = start(root, out)
-    if len(signals) == 1:
-        next(iter(work))  # the next one, not the first again
-        assert len(log.read_text().splitlines()) >= 3
-    assert len(list(discover(root))) == 5
+def test_a_report_is_written_where_asked(spine_engine, reports, root, tmp_path):
+    out = tmp_path / "out"
+    assert "Report" not in spine_engine("run", IN, root, OUT, out).output
+    assert reports == []
+    done = spine_engine("run", IN, root, OUT, out, "--report", "--workers", 3)
+    assert reports == [(out, {"workers": 3})]
+    assert done.stdout.splitlines()[-1] == "Report: w"
+    done = spine_engine("run", IN, root, OUT, out, "--report", "--json")
+    assert json.loads(done.stdout)["studies"]["total"] == 1
+    assert done.stderr == "Report: w\n"
+    assert done.exit_code == 0
 
 
-def test_the_demo_shows_grades_beside_the_truth():
-    from rich.console import Console
+def test_no_report_is_written_of_a_run_that_was_interrupted(spine_engine, reports, root, tmp_path, monkeypatch):
+    from spine_engine.engine import Run
 
-    sure = tuple((900_000, 60_000, 40_000) for _ in range(25))
-    axes = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
-    level = LevelResult(center_mm=(0, 3, 4), axes=axes, size_mm=(1, 1, 1), confidence=1, source="detector")
-    result = StudyResult(study_id="1", status=Status.GRADED, rows=sure, levels=dict.fromkeys(LEVELS, level))
-    conditions = {str(condition): {"grade": 2 if condition is CONDITIONS[4] else 0} for condition in CONDITIONS}
-    truth = {"1": {"levels": {str(level): {"center_mm": [0, 0, 0], "conditions": conditions} for level in LEVELS}}}
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(grades_table([result] * 3, {"1": truth["1"]}))
-    text = console.export_text()
-    assert text.count("mild (sev)") == 15
-    assert "L5-S1" in text
-    assert len(text.splitlines()) <= 24
-    assert agreement([result], truth) == [
-        "20 of 25 grades are the phantom's own. Discs lie 5.0 mm from the truth on average, 5.0 mm at most."
-    ]
+    monkeypatch.setattr(Run, "finish", lambda self: summary(interrupted=True))
+    done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--report")
+    assert (done.exit_code, reports) == (130, [])
+    assert "Interrupted" in done.stdout

@@ -1,8 +1,10 @@
 """A folder of one-line 'exams' and a walk that does what the line says: grade, fail, die, hang, ...
 
-An exam is ``<study id> <deed> [argument]``. Each opening of a unit is logged, so a test can count attempts.
+An exam is ``<study id> <deed> [argument]``. Each opening of a unit is logged, so a test can count attempts. In a worker
+process a deed is done for real; in the tests' own process (``inprocess``) a death or a hang is only told.
 """
 
+import multiprocessing
 import os
 import signal
 import time
@@ -18,6 +20,22 @@ from spine_engine.errors import BackendError, Reason
 from spine_engine.options import RunOptions
 from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, ungraded
 from spine_engine.scheduler import UnitOutcome
+
+
+class Died(BaseException):
+    """Told instead of dying, where the worker is no process of its own."""
+
+
+class Hung(BaseException):
+    """Told instead of never coming back."""
+
+
+class Later(BaseException):
+    """Told by a walk that takes a while: some turns of the event loop, or until a test lets it go on by its name."""
+
+    def __init__(self, until: str) -> None:
+        super().__init__(until)
+        self.until = until
 
 
 def write_exam(root: Path, folder: str, study_id: str, deed: str = "grade", name: str = "exam") -> Path:
@@ -59,10 +77,13 @@ class FakeWalk:
     root: Path
     log: Path
     devices: dict[str, Device] = field(default_factory=lambda: {"grader": Device("fake", "cpu", "f32")})
+    limit_bytes: int | None = None
+    waited: bool = False
 
     def __call__(self, unit: WorkUnit) -> UnitOutcome:
-        with self.log.open("a") as log:
-            log.write(f"{unit.key}\n")
+        if not self.waited:
+            with self.log.open("a") as log:
+                log.write(f"{unit.key}\n")
         exams = {}
         for entry in unit.files:
             study_id, deed = (self.root / entry.path).read_text("utf-8").split("\n")
@@ -90,27 +111,46 @@ class FakeWalk:
 
     def do(self, deed: str) -> None:
         word, _, argument = deed.partition(" ")
+        in_process = multiprocessing.parent_process() is None
         if word == "die":
-            os._exit(3)
+            self.die(in_process)
         elif word == "segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
+            self.die(in_process, signal.SIGSEGV)
         elif word == "die-once":
             marker = self.log.with_name("died-" + argument)
             if not marker.exists():
                 marker.touch()
-                os._exit(3)
+                self.die(in_process)
         elif word == "hang":
+            if in_process:
+                raise Hung
             time.sleep(600)
         elif word == "sleep":
-            time.sleep(float(argument))
+            time.sleep(0.0 if in_process else float(argument))
+        elif word in ("turns", "wait"):
+            if not self.waited:
+                raise Later(argument)
         elif word == "open":
             self.devices[argument] = Device("fake", "cpu", "f32")
         elif word == "no-model":
             raise BackendError(f"no {argument} here")
         elif word == "allocate":
-            bytearray(int(argument) << 20)
+            self.allocate(int(argument) << 20, in_process)
         elif word == "raise":
             raise ZeroDivisionError("NAME OF PATIENT")
+
+    def die(self, in_process: bool, number: int | None = None) -> None:
+        if in_process:
+            raise Died
+        if number is None:
+            os._exit(3)
+        os.kill(os.getpid(), number)
+
+    def allocate(self, size: int, in_process: bool) -> None:
+        if not in_process:
+            bytearray(size)
+        elif self.limit_bytes is not None and size > self.limit_bytes:
+            raise MemoryError
 
 
 def no_backend() -> FakeWalk:
@@ -118,25 +158,52 @@ def no_backend() -> FakeWalk:
 
 
 def dies_at_start() -> FakeWalk:
+    if multiprocessing.parent_process() is None:
+        raise Died
     os._exit(9)
 
 
 def start(
-    root: Path, output: Path | None, *, factory=None, discover=discover, bundle="b1", resources=None, **options
+    root: Path,
+    output: Path | None,
+    *,
+    factory=None,
+    discover=discover,
+    bundle="b1",
+    resources=None,
+    series="none",
+    models=None,
+    **options,
 ) -> Run:
     log = root.parent / "opened.log"
-    return Run(
+    run = Run(
         root,
         output,
         identity=RunIdentity(
             bundle={"name": "fake", "version": "1", "digest": bundle},
             options=RunOptions(**{"workers": 1, **options}),
-            series_descriptions="none",
+            series_descriptions=series,
         ),
         discover=discover,
         factory=factory or partial(FakeWalk, root, log),
         resources=resources,
+        models=models,
     )
+    STARTED.append(run)
+    return run
+
+
+STARTED: list[Run] = []
+"""Every run that was begun, for :func:`end_all`."""
+
+
+def end_all() -> None:
+    """End the runs that a failed test has left behind: they would hold up the end of the program."""
+    for run in STARTED:
+        if run._thread is not None and run._thread.is_alive():
+            run.abort()
+            run._thread.join(60)
+    STARTED.clear()
 
 
 def opened(root: Path) -> list[str]:

@@ -1,57 +1,67 @@
-"""A run inside somebody's event loop, and from programs that multiprocessing usually cannot spawn from."""
+"""A run inside somebody's event loop."""
 
 import asyncio
-import contextlib
-import subprocess
-import sys
-from pathlib import Path
+import threading
 
-import psutil
+import pytest
 from fakes import start, write_exam
 
+from spine_engine.errors import BackendError
 
-def exams(tmp_path, deeds):
-    root = tmp_path / "input"
+pytestmark = pytest.mark.usefixtures("in_process")
+
+
+def exams(root, *deeds):
     for index, deed in enumerate(deeds):
         write_exam(root, f"f{index}", f"1.{index}", deed)
-    return root
 
 
-def spawned():
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-    return found
-
-
-def test_the_event_loop_goes_on_while_results_come(tmp_path):
-    root = exams(tmp_path, ["sleep 0.3", "sleep 0.3", "grade"])
+def test_the_event_loop_goes_on_while_a_study_is_walked(root, in_process):
+    exams(root, "grade", "wait a", "grade")
     ticks = []
 
     async def tick():
-        while True:
-            ticks.append(1)
-            await asyncio.sleep(0.02)
+        while not in_process.waiting:
+            await asyncio.sleep(0.001)
+        for number in range(10):
+            ticks.append(number)
+            await asyncio.sleep(0.001)
+        in_process.let_go("a")
 
     async def scenario():
         ticking = asyncio.create_task(tick())
-        found = [result.study_id async for result in start(root, None)]
-        ticking.cancel()
+        found = [(result.study_id, len(ticks)) async for result in start(root, None)]
+        await ticking
         return found
 
-    assert sorted(asyncio.run(scenario())) == ["1.0", "1.1", "1.2"]
-    assert len(ticks) > 10
+    stuck = threading.Timer(30, lambda: in_process.waiting and in_process.let_go("a"))
+    stuck.start()
+    found = asyncio.run(scenario())
+    stuck.cancel()
+    assert [study_id for study_id, _ in found] == ["1.0", "1.1", "1.2"]
+    assert found[1][1] == found[2][1] == 10
 
 
-def test_leaving_or_cancelling_the_loop_ends_the_workers(tmp_path):
-    root = exams(tmp_path, ["grade", "sleep 30", "sleep 30"])
+def test_leaving_the_loop_ends_the_run_before_the_loop_goes_on(root, out, in_process):
+    exams(root, "grade", "wait a")
 
     async def leave():
-        async for _ in (run := start(root, None)):
+        run = start(root, out)
+        async for _ in (results := aiter(run)):
+            in_process.await_wait("a")
             break
+        await results.aclose()
         return run
+
+    run = asyncio.run(leave())
+    assert all(pool.ended for pool in in_process.pools)
+    assert not run._thread.is_alive()
+    assert run.summary.interrupted
+    assert not (out / "predictions.csv").exists()
+
+
+def test_cancelling_the_consumer_ends_the_run(root, in_process):
+    exams(root, "grade", "wait a")
 
     async def cancelled():
         async def consume():
@@ -63,31 +73,19 @@ def test_leaving_or_cancelling_the_loop_ends_the_workers(tmp_path):
         await got.wait()
         task.cancel()
         await asyncio.wait({task})
-        assert task.cancelled()
+        return task.cancelled()
 
-    asyncio.run(asyncio.wait_for(leave(), 60))
-    asyncio.run(asyncio.wait_for(cancelled(), 60))
-    _, alive = psutil.wait_procs(spawned(), timeout=10)
-    assert not alive
-
-
-SCRIPT = """
-import sys
-sys.path.insert(0, {here!r})
-print("begun")
-from pathlib import Path
-from fakes import start
-print(sorted(result.study_id for result in start(Path({root!r}), None)))
-"""
+    assert asyncio.run(cancelled())
+    assert in_process.pools
+    assert all(pool.ended for pool in in_process.pools)
 
 
-def test_a_script_needs_no_guard_and_need_not_be_a_file(tmp_path):
-    root = exams(tmp_path, ["grade", "grade"])
-    text = SCRIPT.format(here=str(Path(__file__).parent), root=str(root))
-    script = tmp_path / "script.py"
-    script.write_text(text)
-    for command, given in (([str(script)], None), (["-"], text)):
-        ended = subprocess.run(
-            [sys.executable, *command], input=given, capture_output=True, text=True, timeout=120, check=False
-        )
-        assert (ended.stdout, ended.returncode) == ("begun\n['1.0', '1.1']\n", 0), ended.stderr
+def test_an_error_of_the_run_is_raised_in_the_loop(root):
+    exams(root, "grade", "no-model grader")
+
+    async def scenario():
+        async for _ in start(root, None):
+            pass
+
+    with pytest.raises(BackendError, match="no grader here"):
+        asyncio.run(scenario())

@@ -1,39 +1,22 @@
-"""Whole runs over fake exams: what the files hold, whatever happens on the way."""
+"""Whole runs over fake exams: what the files hold, whatever happens on the way. No process is started."""
 
-import asyncio
 import csv
 import json
-import os
 import random
 import shutil
 import sqlite3
-import subprocess
-import sys
-import time
 from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 from fakes import dies_at_start, discover, no_backend, opened, start, write_exam
 
 from spine_engine.errors import BackendError, OutputBusyError, OutputError, UsageError
 from spine_engine.ledger import Ledger
 from spine_engine.output import held
-from spine_engine.scheduler import Scheduler
 
-
-@pytest.fixture
-def root(tmp_path):
-    folder = tmp_path / "input"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def out(tmp_path):
-    return tmp_path / "out"
+pytestmark = pytest.mark.usefixtures("in_process")
 
 
 def predictions(out):
@@ -100,9 +83,7 @@ def test_each_fault_costs_its_own_study_and_no_other(root, out):
     }.items():  # fmt: skip
         write_exam(root, name, name, deed)
     write_exam(root, "nameless", "8", "die")
-    began = time.monotonic()
-    summary = start(root, out, workers=2, timeout_s=3).finish()
-    assert time.monotonic() - began < 120
+    summary = start(root, out, workers=2, timeout_s=0.01).finish()
     assert by_id(out) == {
         "1": ("graded", None),
         "2": ("failed", "worker_died"),
@@ -281,92 +262,6 @@ def test_without_an_output_nothing_is_kept(root):
         list(run)
 
 
-def workers():
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        try:
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-        except psutil.Error:
-            continue
-    return found
-
-
-def test_leaving_the_loop_ends_the_workers_and_can_be_resumed(root, out):
-    for index in range(4):
-        write_exam(root, f"f{index}", f"1.{index}", "grade" if index == 0 else "sleep 30")
-    began = time.monotonic()
-    for result in start(root, out, workers=2):
-        assert result.study_id == "1.0"
-        break
-    assert time.monotonic() - began < 25
-    _, alive = psutil.wait_procs(workers(), timeout=10)
-    assert not alive
-    with sqlite3.connect(out / "ledger.sqlite") as ledger:
-        assert ledger.execute("SELECT sum(attempts) FROM units").fetchone() == (0,)  # taken back: no study is blamed
-
-
-def test_a_stopped_run_finishes_what_is_in_flight_and_goes_on_later(root, out):
-    for index in range(6):
-        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.3")
-    run = start(root, out)
-    for _ in run:
-        run.stop()
-    assert run.summary.interrupted
-    assert run.summary.exit_code == 130
-    assert 1 <= run.summary.studies < 6
-    assert len(studies(out)) == run.summary.studies
-    summary = start(root, out).finish()
-    assert (summary.studies, summary.walked + summary.resumed, summary.exit_code) == (6, 6, 0)
-    assert len(opened(root)) == 6
-
-
-SCRIPT = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {here!r})
-import fakes
-if __name__ == "__main__":
-    fakes.start(Path(sys.argv[1]), Path(sys.argv[2]), workers=2).finish()
-"""
-
-
-def killed_run(root, out, tmp_path, *, after):
-    """Start a run in a process of its own, kill it when ``after`` more units have been opened, return its workers."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
-    already = len(opened(root))
-    process = subprocess.Popen([sys.executable, str(script), str(root), str(out)], env={**os.environ})
-    try:
-        deadline = time.monotonic() + 60
-        while len(opened(root)) < already + after:
-            assert process.poll() is None, "the run ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        workers = psutil.Process(process.pid).children(recursive=True)
-    finally:
-        process.kill()
-        process.wait()
-    return workers
-
-
-def test_kill_9_in_the_middle_and_a_second_run_give_the_same_bytes(root, out, tmp_path):
-    for index in range(10):
-        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.1")
-    write_exam(root, "g", "1.3", "more of it")
-    workers = killed_run(root, out, tmp_path, after=5)
-    _, alive = psutil.wait_procs(workers, timeout=10)
-    assert not alive, "workers outlived the run"
-    assert not (out / "predictions.csv").exists()
-    summary = start(root, out, workers=2).finish()
-    assert summary.exit_code == 0
-    assert summary.resumed >= 2
-    assert len(opened(root)) <= 12 + 2  # eleven units, one merged, at most two opened twice
-    start(root, tmp_path / "fresh").finish()
-    assert predictions(out) == predictions(tmp_path / "fresh")
-    assert studies(out) == studies(tmp_path / "fresh")
-
-
 def test_a_study_that_takes_the_whole_run_down_again_and_again_is_set_aside(root, out):
     for name in "abc":
         write_exam(root, name, name)
@@ -382,42 +277,3 @@ def test_a_study_that_takes_the_whole_run_down_again_and_again_is_set_aside(root
     assert first.finish().exit_code == 8
     assert by_id(out) == {"a": ("failed", "worker_died"), "b": ("graded", None), "c": ("graded", None)}
     assert opened(root) == ["b", "c"]
-
-
-def test_a_suspect_runs_alone():
-    async def scenario():
-        scheduler = Scheduler(no_backend, workers=3, timeout_s=1)
-        for slot in scheduler._slots:
-            slot.start = lambda: asyncio.sleep(0)
-        running, seen = set(), {}
-
-        async def unit(name, alone):
-            async with scheduler.slot(alone=alone):
-                running.add(name)
-                for _ in range(5):
-                    await asyncio.sleep(0)
-                    seen.setdefault(name, set()).update(running)
-                running.remove(name)
-
-        plan = [("a", False), ("b", False), ("s", True), ("c", False), ("t", True), ("d", False)]
-        await asyncio.gather(*(unit(name, alone) for name, alone in plan))
-        return seen
-
-    seen = asyncio.run(asyncio.wait_for(scenario(), 10))
-    assert seen["s"] == {"s"}
-    assert seen["t"] == {"t"}
-    assert seen["a"] == {"a", "b"}
-    assert set(seen) == set("abstcd")
-
-
-def test_memory_does_not_hold_the_results(root, tmp_path):
-    def peak(count):
-        folder = tmp_path / f"in{count}"
-        for index in range(count):
-            write_exam(folder, f"f{index:04}", f"1.{index}")
-        summary = start(folder, tmp_path / f"out{count}").finish()
-        assert summary.studies == count
-        return summary.peak_memory_bytes["main"]
-
-    small = peak(20)  # the peak of a process only grows: the large run comes second
-    assert peak(200) <= small * 1.1

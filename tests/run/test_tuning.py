@@ -1,19 +1,23 @@
 """What ``tune`` measures, what it keeps, and which runs use it."""
 
 import dataclasses
-import json
+from collections import Counter
+from functools import partial
 
 import pytest
+from fakes import FakeWalk, opened, write_exam
+from fakes import discover as fake_discover
 from test_run_walk import ALL_THREE, write_bundle
-from typer.testing import CliRunner
 
-from spine_engine import cli
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import WorkUnit, discover
 from spine_engine.engine import Engine
-from spine_engine.errors import BackendError
-from spine_engine.options import RunOptions, usable_cpus
+from spine_engine.errors import BackendError, Reason, UsageError
+from spine_engine.options import RunOptions
 from spine_engine.phantom import write_studies
+from spine_engine.resources import Resources
+from spine_engine.results import Status, ungraded
+from spine_engine.scheduler import MemoryShare, UnitOutcome, WorkerError
 from spine_engine.tuning import (
     Measured,
     Setting,
@@ -21,9 +25,11 @@ from spine_engine.tuning import (
     default_setting,
     measure,
     remember,
+    remembered,
     settings_to_try,
     tuned,
 )
+from spine_engine.walk import WalkPlan
 
 SETTING = Setting(workers=3, threads=2, schedule="batch", precision="f32")
 
@@ -52,6 +58,56 @@ def test_the_fastest_is_chosen_and_the_default_stays_unless_something_is_clearly
         chosen([broken])
 
 
+@pytest.mark.parametrize(("rate", "kept"), [(10.3, False), (10.301, True), (10.0, False)])
+def test_a_setting_is_kept_from_three_per_cent_on(rate, kept):
+    default, other = measured(10.0), measured(rate, workers=4)
+    assert chosen([default, other]) is (other if kept else default)
+
+
+def test_a_default_that_cannot_run_gives_way_to_any_and_names_its_reason_when_none_can():
+    broken = [Measured(setting=SETTING, rates=(), failure=why) for why in ("first", "second")]
+    assert chosen([broken[0], measured(0.1)]).rate == 0.1
+    with pytest.raises(BackendError, match="first"):
+        chosen(broken)
+    with pytest.raises(BackendError, match="nothing could be measured"):
+        chosen([Measured(setting=SETTING, rates=())])
+
+
+def test_the_rate_of_a_setting_is_the_median_of_its_rounds():
+    assert Measured(setting=SETTING, rates=(1.0, 9.0, 2.0)).rate == 2.0
+    assert Measured(setting=SETTING, rates=()).rate == 0.0
+
+
+def test_a_setting_is_said_in_words():
+    assert SETTING.words == "3 workers with shared models, 2 threads, f32"
+    own = dataclasses.replace(SETTING, schedule="study")
+    assert own.words == "3 workers with models of their own, 2 threads, f32"
+
+
+@pytest.mark.parametrize(
+    ("cpus", "options", "expected"),
+    [
+        # (workers, threads, schedule, precision), the default first
+        (4, {}, [(4, 1, "study", "auto"), (5, 1, "study", "auto"), (2, 2, "study", "auto"), (4, 1, "study", "f32")]),
+        (2, {}, [(2, 1, "study", "auto"), (3, 1, "study", "auto"), (1, 2, "study", "auto"), (2, 1, "study", "f32")]),
+        (1, {}, [(1, 1, "study", "auto"), (2, 1, "study", "auto"), (1, 1, "study", "f32")]),
+        (5, {"precision": "bf16"}, [(5, 1, "study", "bf16"), (6, 1, "study", "bf16"), (2, 2, "study", "bf16")]),
+        (256, {"precision": "f32"}, [(256, 1, "study", "f32"), (128, 2, "study", "f32")]),
+        (
+            4,
+            {"device": "CUDA"},
+            [(6, 4, "batch", "auto"), (4, 4, "batch", "auto"), (8, 4, "batch", "auto"), (12, 4, "batch", "auto"),
+             (6, 4, "batch", "f32")],
+        ),
+        (200, {"device": "cuda", "precision": "f16"}, [(256, 200, "batch", "f16"), (200, 200, "batch", "f16")]),
+    ],
+)  # fmt: skip
+def test_these_settings_are_tried(monkeypatch, cpus, options, expected):
+    monkeypatch.setattr("spine_engine.options.usable_cpus", lambda: cpus)
+    tried = settings_to_try(RunOptions(**options), cpus)
+    assert [dataclasses.astuple(one) for one in tried] == expected
+
+
 def test_what_is_tried_begins_with_the_default_and_holds_nothing_twice():
     for options in (RunOptions(), RunOptions(device="cuda"), RunOptions(precision="bf16")):
         for cpus in (1, 2, 16, 86, 384):
@@ -77,12 +133,18 @@ def test_what_was_found_is_used_where_nothing_is_said_and_only_for_what_it_holds
     )
     for other in (RunOptions(backend="onnxruntime"), RunOptions(device="cuda"), RunOptions(detector=False)):
         assert tuned(other, bundle) == other
+    assert tuned(RunOptions(threads=1), bundle) == RunOptions(threads=1, precision="f32")
+    assert tuned(RunOptions(device="CPU"), bundle).workers == 3
+    assert tuned(RunOptions(precision="bf16"), bundle) == RunOptions(
+        workers=3, threads=2, schedule="batch", precision="bf16"
+    )
+    assert remembered(bundle, RunOptions()) == SETTING
     another = write_bundle(tmp_path / "another", roles=ALL_THREE)
     assert tuned(RunOptions(), another) == RunOptions()
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
+def phantoms(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
     for _ in write_studies(folder, 1, 5):
         pass
@@ -91,43 +153,125 @@ def root(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("cache")
-def test_studies_are_walked_in_each_setting_and_the_run_then_uses_the_best(root):
+def test_studies_are_walked_in_each_setting_and_the_run_then_uses_the_best(phantoms):
     bundle = Bundle.open()
-    units = [item for item in discover(root) if isinstance(item, WorkUnit) and item.study_id]
+    units = [item for item in discover(phantoms) if isinstance(item, WorkUnit) and item.study_id]
     options = RunOptions()
     default = Setting(workers=1, threads=1, schedule="study", precision="auto")
     shared = dataclasses.replace(default, workers=2, schedule="batch")
     half = dataclasses.replace(default, precision="f16")
     told = []
-    found = measure(root, units, bundle, options, [default, shared, half], rounds=1, done=told.append)
+    found = measure(phantoms, units, bundle, options, [default, shared, half], rounds=1, done=told.append)
     assert [len(one.rates) for one in found] == [1, 1, 0]
     assert all(rate > 0 for one in found for rate in one.rates)
     assert "f16" in found[2].failure
     assert len(told) == 3
     remember(bundle, options, found[1])
-    run = Engine(bundle, options).run(root)
+    run = Engine(bundle, options).run(phantoms)
     record = run.finish().record()
     assert (record["options"]["workers"], record["options"]["schedule"]) == (2, "batch")
     assert record["studies"]["total"] == 1
 
 
 @pytest.mark.usefixtures("cache")
-def test_the_command_measures_and_remembers(root, tmp_path, monkeypatch):
-    def pretend(folder, units, bundle, options, settings, *, rounds, done):
-        assert (folder, len(units), rounds) == (root, 1, 1)
-        return [Measured(setting=setting, rates=(1.0,)) for setting in settings]
+@pytest.mark.parametrize("changed", ["version", "cpus", "instructions", "machine"])
+def test_what_was_found_on_another_machine_or_version_is_not_used(bundle, monkeypatch, changed):
+    remember(bundle, RunOptions(), Measured(setting=SETTING, rates=(1.0,)))
+    assert tuned(RunOptions(), bundle).workers == 3
+    name, value = {
+        "version": ("__version__", "99.0"),
+        "cpus": ("usable_cpus", lambda: 999),
+        "instructions": ("instruction_sets", lambda: {"none"}),
+        "machine": ("platform.machine", lambda: "other"),
+    }[changed]
+    monkeypatch.setattr(f"spine_engine.tuning.{name}", value)
+    assert tuned(RunOptions(), bundle) == RunOptions()
 
-    monkeypatch.setattr("spine_engine.tuning.measure", pretend)
-    words = ["tune", "--input", str(root), "--rounds", "1"]
-    ended = CliRunner().invoke(cli.app, words)
-    assert ended.exit_code == 0, ended.output
-    assert f"{usable_cpus()} workers" in ended.output
-    assert "<- kept" in ended.output
-    assert tuned(RunOptions(), Bundle.open()).workers == usable_cpus()
-    ended = CliRunner().invoke(cli.app, [*words, "--json"])
-    assert json.loads(ended.stdout)["chosen"]["workers"] == usable_cpus()
-    (tmp_path / "none").mkdir()
-    words[2] = str(tmp_path / "none")
-    ended = CliRunner().invoke(cli.app, words)
-    assert ended.exit_code == 2
-    assert "holds no DICOM study" in ended.output
+
+def pretended(monkeypatch, rates):
+    """Measure without walking: each setting's rates in turn, or the error it ends with."""
+    asked = []
+
+    async def rate(root, units, bundle, options):
+        asked.append((options.workers, options.schedule, options.threads, options.precision, options.backend))
+        given = rates[options.workers].pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+    monkeypatch.setattr("spine_engine.tuning._rate", rate)
+    return asked
+
+
+def test_settings_are_measured_in_turns_and_one_that_cannot_run_only_once(monkeypatch):
+    settings = [dataclasses.replace(SETTING, workers=n) for n in (1, 2, 3)]
+    rates = {1: [5.0, 6.0], 2: [BackendError("no such"), 9.0], 3: [7.0, WorkerError(Reason.TIMEOUT)]}
+    asked = pretended(monkeypatch, rates)
+    told = []
+    options = RunOptions(backend="onnxruntime")
+    found = measure("root", [], None, options, settings, rounds=2, done=told.append)
+    assert [workers for workers, *_ in asked] == [1, 2, 3, 1, 3]
+    assert {rest for _, *rest in map(list, asked) for rest in [tuple(rest)]} == {("batch", 2, "f32", "onnxruntime")}
+    assert [(one.setting.workers, one.rates, one.failure) for one in found] == [
+        (1, (5.0, 6.0), None), (2, (), "no such"), (3, (7.0,), "timeout"),
+    ]  # fmt: skip
+    assert [(one.setting.workers, len(one.rates)) for one in told] == [(1, 1), (2, 0), (3, 1), (1, 2), (3, 1)]
+
+
+@pytest.fixture
+def pretend_plan(root, in_process, monkeypatch):
+    """Plans whose walks are fake, over two exams; returns the options that were planned with, and the units."""
+    planned = []
+    for name in "ab":
+        write_exam(root, name, name)
+
+    def plan(folder, bundle, options):
+        planned.append(options)
+        memory = MemoryShare(usual_bytes=4, alone_bytes=9)
+        return WalkPlan(
+            discover=fake_discover, factory=partial(FakeWalk, root, root.parent / "opened.log"),
+            resources=Resources(workers=options.workers, memory=memory), models=None, series_descriptions="none",
+        )  # fmt: skip
+
+    monkeypatch.setattr("spine_engine.tuning.plan_walk", plan)
+    return planned
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_worker_walks_one_study_uncounted_and_four_each_are_timed(
+    root, in_process, pretend_plan, monkeypatch, workers
+):
+    times = iter([100.0, 100.0 + 8.0])
+    monkeypatch.setattr("spine_engine.tuning.time.perf_counter", lambda: next(times))
+    setting = dataclasses.replace(SETTING, workers=workers, schedule="study")
+    (found,) = measure(root, list(fake_discover(root)), None, RunOptions(timeout_s=9), [setting], rounds=1)
+    assert found.rates == (workers * 4 / 8.0,)
+    assert Counter(opened(root)).total() == workers * 5
+    assert opened(root)[:2] == (["a", "b"] if workers > 1 else ["a", "a"])
+    assert len(in_process.pools) == workers
+    assert all(pool.ended for pool in in_process.pools)
+    assert {limit[1:] for limit in in_process.limits} == {(4, 9)}
+    (options,) = pretend_plan
+    assert (options.workers, options.threads, options.schedule, options.timeout_s) == (workers, 2, "study", 9)
+
+
+def test_a_study_that_fails_cannot_be_tuned_with(root, in_process, pretend_plan, monkeypatch):
+    write_exam(root, "b", "b", "raise")
+
+    class Failing(FakeWalk):
+        def __call__(self, unit):
+            return UnitOutcome(results=(ungraded("1", Status.FAILED, Reason.TOO_LARGE),))
+
+    monkeypatch.setattr("test_tuning.FakeWalk", Failing)
+    setting = dataclasses.replace(SETTING, workers=1, schedule="study")
+    with pytest.raises(UsageError, match="a study failed; tune with studies that 'spine-engine run' can grade"):
+        measure(root, list(fake_discover(root)), None, RunOptions(), [setting], rounds=1)
+    assert all(pool.ended for pool in in_process.pools)
+
+
+def test_a_worker_that_dies_while_tuning_is_a_setting_that_cannot_run(root, in_process, pretend_plan):
+    write_exam(root, "a", "a", "die")
+    setting = dataclasses.replace(SETTING, workers=1, schedule="study")
+    (found,) = measure(root, list(fake_discover(root)), None, RunOptions(), [setting], rounds=2)
+    assert (found.rates, found.failure) == ((), "worker_died")
+    assert opened(root) == ["a"]
