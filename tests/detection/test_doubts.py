@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,25 +55,25 @@ STUDY = named([0, 1, 2, 3, 4])
 
 
 @pytest.mark.parametrize(
-    ("alone", "shift"),
+    ("discs", "options", "shift"),
     [
-        (named([1, 2, 3, 4, 5]), 1),
-        (named([2, 3, 4, 5, 6]), 2),
-        (named([-1, 0, 1, 2, 3]), -1),
-        (named([0, 1, 2, 3, 4]), 0),
-        (named([1, 2, 3]), 1),  # three discs are enough
-        (named([1, 2]), 0),  # two can be a chance
-        (named([1, 2, 3, -1, -1]), 1),
-        (named([1, 2, -1, -1, -1]), 0),
-        (named([1, 2, 3, 5, 6]), 0),  # not all moved alike
-        (named([1, 2, 3], belief=0.601), 1),
-        (named([1, 2, 3], belief=0.599), 0),  # it does not know
-        (named([1, 2, 3, 4], heights=[12.9, 40, 80, 120]), 1),
-        (named([1, 2, 3], heights=[13.1, 40, 80]), 0),  # the first is another disc: two are left
+        ([1, 2, 3, 4, 5], {}, 1),
+        ([2, 3, 4, 5, 6], {}, 2),
+        ([-1, 0, 1, 2, 3], {}, -1),
+        ([0, 1, 2, 3, 4], {}, 0),
+        ([1, 2, 3], {}, 1),  # three discs are enough
+        ([1, 2], {}, 0),  # two can be a chance
+        ([1, 2, 3, -1, -1], {}, 1),
+        ([1, 2, -1, -1, -1], {}, 0),
+        ([1, 2, 3, 5, 6], {}, 0),  # not all moved alike
+        ([1, 2, 3], {"belief": 0.601}, 1),
+        ([1, 2, 3], {"belief": 0.599}, 0),  # it does not know
+        ([1, 2, 3, 4], {"heights": [12.9, 40, 80, 120]}, 1),
+        ([1, 2, 3], {"heights": [13.1, 40, 80]}, 0),  # the first is another disc: two are left
     ],
-    ids=str,
 )
-def test_a_series_alone_names_the_column_so_much_higher(alone: NamedColumn, shift: int) -> None:
+def test_a_series_alone_names_the_column_so_much_higher(discs: list[int], options: dict[str, Any], shift: int) -> None:
+    alone = named(discs, **options)
     assert series_shift(STUDY, alone, FRAME, OPTIONS) == shift
 
 
