@@ -7,12 +7,12 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from spine_engine.backends import cache as room
 from spine_engine.backends.cache import (
     build_lock,
     cache_folder,
@@ -98,20 +98,23 @@ def test_a_folder_or_an_entry_of_another_user_is_bypassed(cache: Path, monkeypat
     assert compiled_once(KEY, lambda: b"built") == b"built"
 
 
-def test_who_comes_while_another_builds_waits_and_takes_what_was_built(cache: Path) -> None:
-    building, built = threading.Event(), []
+def test_who_comes_while_another_builds_waits_and_takes_what_was_built(cache: Path, monkeypatch) -> None:
+    looked, built = threading.Semaphore(0), []
+
+    def look(key: str) -> bytes | None:
+        looked.release()
+        return load_compiled(key)
 
     def build() -> bytes:
-        building.set()
-        time.sleep(0.05)  # time enough for the others to look, find nothing, and wait
+        for _ in range(4):  # the others have looked and found nothing, and this one for a second time
+            assert looked.acquire(timeout=20)
         built.append(threading.get_ident())
         return b"engine"
 
+    monkeypatch.setattr(room, "load_compiled", look)
     with ThreadPoolExecutor(3) as threads:
-        first = threads.submit(compiled_once, KEY, build)
-        assert building.wait(20)
-        others = [threads.submit(compiled_once, KEY, build) for _ in range(2)]
-        assert [future.result(20) for future in (first, *others)] == [b"engine"] * 3
+        asked = [threads.submit(compiled_once, KEY, build) for _ in range(3)]
+        assert [future.result(20) for future in asked] == [b"engine"] * 3
     assert len(built) == 1
 
 
