@@ -1,4 +1,3 @@
-# ruff: noqa: N802 - the names are TensorRT's
 """TensorRT's builder, pretended: a network of one input whose engine is what it was told, as text."""
 
 from __future__ import annotations

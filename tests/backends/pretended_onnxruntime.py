@@ -57,7 +57,7 @@ class PretendedOnnxRuntime:
         self.preloaded += 1
         print("cudnn64_9.dll: not found")
 
-    def InferenceSession(  # noqa: N802 - the runtime's name
+    def InferenceSession(
         self, model: bytes, options: Options, *, providers: Any = None, enable_fallback: int = 1
     ) -> Any:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""Entries of the cache: their names, their form on disk, and what a write that is cut short or refused leaves behind."""
+"""Entries of the cache: their names, their form on disk, what a write that is cut short or refused leaves."""
 
 from __future__ import annotations
 

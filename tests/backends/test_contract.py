@@ -80,7 +80,9 @@ def runner(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.parametrize("absent", [runner for runner in RUNNERS if runner not in HERE])
 def test_what_is_not_shown_here(absent: str) -> None:
-    part = "what only the real one can show (its numbers, its memory) is not shown" if absent in PRETENDED else "not shown"
+    part = (
+        "what only the real one can show (its numbers, its memory) is not shown" if absent in PRETENDED else "not shown"
+    )
     pytest.skip(f"{absent}: {part}: {reason_to_skip(absent)}")
 
 

@@ -1,4 +1,4 @@
-"""One GPU's stream, buffers and graphs, over a pretended CUDA: sizes, directions, errors, and that all of it is freed."""
+"""One GPU's stream, buffers and graphs, over a pretended CUDA: sizes, directions, errors, all of it freed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_no_gpu_no_driver_and_no_bindings_are_three_different_lines(cuda, monkey
 
 def test_an_error_of_cuda_is_named(cuda, monkeypatch):
     monkeypatch.setattr(cuda, "cudaSetDevice", lambda index: (CudaError.cudaErrorInvalidValue,))
-    with pytest.raises(BackendError, match="^CUDA reports cudaErrorInvalidValue$"):
+    with pytest.raises(BackendError, match=r"^CUDA reports cudaErrorInvalidValue$"):
         choose(7)
 
 

@@ -1,4 +1,4 @@
-"""What TensorRT's builders are told, over a pretended one: typing, TF32, shapes, the GPU, timings; and what is refused."""
+"""What TensorRT's builders are told, over a pretended one: typing, shapes, the GPU, timings; what is refused."""
 
 from __future__ import annotations
 

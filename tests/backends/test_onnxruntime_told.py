@@ -1,4 +1,4 @@
-"""What ONNX Runtime is told on each device, over a pretended one with that provider; and what its sessions really have."""
+"""What ONNX Runtime is told on each device, over a pretended one that has it; and what its sessions really have."""
 
 from __future__ import annotations
 
@@ -146,9 +146,7 @@ def test_a_plug_in_that_does_not_load_is_named(model, make_onnxruntime):
     runtime.register_execution_provider_library = fail
     with pytest.raises(BackendError) as caught:
         open_backend(model, name="onnxruntime", device="NVTENSORRTRTX")
-    assert str(caught.value) == (
-        "onnxruntime-ep-nv-tensorrt-rtx is installed but does not load: libnvinfer is missing"
-    )
+    assert str(caught.value) == ("onnxruntime-ep-nv-tensorrt-rtx is installed but does not load: libnvinfer is missing")
     state = room.status()
     assert (state.available, state.version, state.devices) == (False, "", ())
     assert "does not load" in state.reason

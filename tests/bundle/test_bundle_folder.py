@@ -146,7 +146,7 @@ def test_what_is_no_file_in_the_folder_is_refused(folder: Path, trick: str):
         path.mkdir()
     elif trick == "pipe":
         os.mkfifo(path)
-    with pytest.raises(BundleError, match="^m.onnx is not a file in the bundle's folder: copy the bundle again$"):
+    with pytest.raises(BundleError, match=r"^m.onnx is not a file in the bundle's folder: copy the bundle again$"):
         read_model(folder, wanted)
 
 
@@ -165,7 +165,7 @@ def test_an_error_of_the_disk_is_a_bundle_error(folder: Path, monkeypatch: pytes
         raise OSError(5, "Input/output error", str(path))
 
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(BundleError, match="^m.onnx cannot be read: Input/output error$"):
+    with pytest.raises(BundleError, match=r"^m.onnx cannot be read: Input/output error$"):
         read_model(folder, wanted)
 
 

@@ -238,7 +238,7 @@ def table(value: float = 1.0, rows: int = 5, columns: int = 5) -> tuple[tuple[fl
         (table(), table(rows=4), "shift must have 5 rows, one a condition, of 5 levels"),
         (table(), table(columns=6), "shift must have 5 rows"),
         (table(0.0), table(), "every temperature must be positive"),
-        (table()[:4] + ((1.0, 1.0, 1.0, 1.0, -1e-9),), table(), "every temperature must be positive"),
+        ((*table()[:4], (1.0, 1.0, 1.0, 1.0, -1e-9)), table(), "every temperature must be positive"),
     ],
 )
 def test_calibrations_of_another_form_are_refused(temperature, shift, message):
@@ -363,7 +363,7 @@ def test_the_text_is_indented_json_that_ends_in_a_line_and_keeps_its_letters(con
 
 
 def test_a_bundle_that_nests_without_end_is_refused_in_a_line():
-    with pytest.raises(BundleError, match="^the manifest is refused: it nests too deeply$"):
+    with pytest.raises(BundleError, match=r"^the manifest is refused: it nests too deeply$"):
         parse_manifest("[" * 100_000)
 
 
