@@ -33,7 +33,10 @@ TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16), coordinates=Fal
 TINY_SHIPPED = GraderConfig(backbone="narrow_conv_8", coordinates=False)
 DESCRIBED = {"backbone": "narrow_conv_8", "shape": [8, 12, 16], "spacing_mm": [2, 2, 2], "offset_mm": [0, 18, 0]}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch, timm_3d and NNCF deprecate what they themselves use
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch, timm_3d and NNCF deprecate what they themselves use
+    pytest.mark.usefixtures("exported_once", "tiny_detector"),
+]
 
 
 @pytest.fixture(scope="module")

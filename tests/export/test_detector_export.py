@@ -14,6 +14,7 @@ from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("exported_once")
 def test_the_exported_model_answers_as_the_checkpoint(tmp_path):
     torch.manual_seed(0)
     torch.save({"config": {}, "model": LevelHeatmapNet().state_dict()}, tmp_path / "net.pt")
