@@ -5,7 +5,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
 pytest.importorskip("onnxscript", reason="the export extra is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed: exported files are not shown to run in it"
+)
 
 from spine_engine.backends import open_backend  # noqa: E402
 from spine_export.parts import detector_part  # noqa: E402

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the train extra")
-onnx = pytest.importorskip("onnx", reason="needs the export extra")
-pytest.importorskip("onnxscript", reason="needs the export extra")
-pytest.importorskip("timm_3d", reason="needs the train extra")
+torch = pytest.importorskip("torch", reason="needs the train extra: no export is shown")
+onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
+pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
+pytest.importorskip("timm_3d", reason="needs the train extra: no export is shown")
 
 from spine_engine.anatomy import CONDITIONS  # noqa: E402
 from spine_engine.backends import open_backend  # noqa: E402
