@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from batch_clock import POISON, Asked, Timeline
 
-from spine_engine.scheduler.batching import BatchPolicy, doubling
+from spine_engine.backends.base import TensorInfo
+from spine_engine.scheduler.batching import Batcher, BatchPolicy, doubling
 
 
 def policy(*sizes: int, delay_ms: float = 100.0) -> BatchPolicy:
@@ -207,3 +208,16 @@ def test_a_policy_is_refused_with_what_was_got(sizes, delay, message):
 
 def test_a_policy_may_have_one_size_of_one_and_no_delay():
     assert BatchPolicy(sizes=(1,), max_delay_ms=0.0).largest == 1
+
+
+@pytest.mark.parametrize("other", ["input", "output"])
+def test_a_model_of_two_inputs_or_of_a_fixed_output_takes_requests_one_by_one(monkeypatch, other):
+    line = Timeline(monkeypatch, policy(4, delay_ms=100.0))
+    more = TensorInfo("z", (None, None) if other == "input" else (1, None))
+    if other == "input":
+        line.inputs = (*line.inputs, more)
+    else:
+        line.outputs = (*line.outputs, more)
+    line.batcher = Batcher(line, policy(4, delay_ms=100.0))
+    line.play((0.0, [1]), (0.0, [2]))
+    assert calls(line) == [(0.0, [1]), (0.0, [2])]
