@@ -162,6 +162,15 @@ def test_a_builder_that_refuses_is_quoted_with_its_last_error(library, model, ru
             built(model, runtime)
 
 
+def test_an_earlier_error_is_not_told_of_a_later_model(library, model, make_model):
+    library.refuses, library.says = "build", [("ERROR", "no room")]
+    with pytest.raises(BackendError, match="no room"):
+        built(model, "tensorrt")
+    library.says = []
+    with pytest.raises(BackendError, match="it does not say why"):
+        built(make_model(seed=1), "tensorrt")
+
+
 def test_the_first_three_errors_of_the_parser_are_told(library, model):
     library.parse_errors = [("Sorcery", "n1", "no plugin"), ("A", "n2", "b"), ("C", "n3", "d"), ("E", "n4", "f")]
     with pytest.raises(BackendError) as caught:

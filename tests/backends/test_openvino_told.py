@@ -248,6 +248,10 @@ def test_a_kept_model_that_does_not_open_is_compiled_again_and_kept(core, model,
     open_backend(model, precision="f32")
     assert len(core.compiled) == 2
     assert blob.read_bytes()[32:] == b"compiled"
+    core.error = RuntimeError("nor does the model")
+    with pytest.raises(BackendError, match="nor does the model"):
+        open_backend(model, precision="f32")
+    assert not blob.exists(), "what did not open is not kept"
 
 
 @pytest.mark.parametrize("word", ["std::bad_alloc", "failed to allocate 3 bytes", "out of memory", "out_of_memory"])
