@@ -228,7 +228,7 @@ def test_the_case_that_moved_most_is_kept(tmp_path, monkeypatch, worst):
     monkeypatch.setattr(room, "grader_inputs", lambda entry, samples: np.arange(3.0)[:, None] + np.zeros((3, 4)))
     first = np.tile(np.array(SURE), (3, 5, 1))
     second = first.copy()
-    second[1, 0] += [-0.1, 0.1, 0.0]
+    second[1, :3] += [-0.1, 0.1, 0.0]
     second[worst, 4] += [-0.2, 0.2, 0.0]  # farther in one head, nearer on average
     keep_worst(tmp_path / "a" / "b" / "w.npz", GRADER, [], first, second)
     with np.load(tmp_path / "a" / "b" / "w.npz") as kept:
