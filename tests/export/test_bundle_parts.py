@@ -15,11 +15,13 @@ pytest.importorskip("onnxscript", reason="needs the export extra: no export is s
 from typer.testing import CliRunner  # noqa: E402
 
 from spine_engine.bundle import Bundle, packaged_folder, write_manifest  # noqa: E402
+from spine_engine.detection.levels import Detection  # noqa: E402
 from spine_engine.errors import BackendError, UsageError  # noqa: E402
+from spine_engine.manifest import DetectorEntry  # noqa: E402
 from spine_engine.opened import OpenModels  # noqa: E402
 from spine_engine.options import RunOptions  # noqa: E402
 from spine_engine.parity import grader_inputs, phantom_samples  # noqa: E402
-from spine_export import parts  # noqa: E402
+from spine_export import parts, precisions  # noqa: E402
 from spine_export.__main__ import app  # noqa: E402
 from spine_export.bundle import write_bundle  # noqa: E402
 from spine_export.int8 import quantize  # noqa: E402
@@ -114,6 +116,18 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
         "context": torch.nn.Conv2d(1, 1, 3, padding=1),
     }
     monkeypatch.setattr(parts, "load_spinenet", lambda path, kind: nets[kind])
+    asked = []
+    really = precisions.ask
+
+    def ask(entry, models, samples):
+        """Ask graders; three networks over a study take seconds in each precision, and are asked once below."""
+        if not isinstance(entry, DetectorEntry):
+            return really(entry, models, samples)
+        asked.append(len(models))
+        levels = {level: replace(disc, source="prior") for level, disc in samples[0].levels.items()}
+        return [Detection(levels, (), ())]
+
+    monkeypatch.setattr(precisions, "ask", ask)
     folder, _ = files
     bundle = write_bundle(
         tmp_path,
@@ -127,6 +141,9 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
     )
     models = bundle.manifest.models
     assert models.detector.decoder == "vfr"
+    assert models.detector.precisions == models.vertebra_context.precisions == ("f32",), "nothing found proves nothing"
+    assert len(asked) >= 2
+    assert set(asked) == {3}, "all three answer together"
     assert len(models.detector.output_channels) == 13
     assert models.vertebra_context.profile.largest == (16, 1, 1024, 24)
     all_three = OpenModels(bundle, RunOptions(precision="f32"))

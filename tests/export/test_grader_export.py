@@ -127,7 +127,7 @@ def test_checkpoints_become_a_bundle_that_says_what_it_holds(checkpoints, tmp_pa
 
 
 def test_what_makes_no_bundle_is_refused(checkpoints, tmp_path):
-    tiny = {"name": "tiny", "version": "0.1.0"}
+    tiny = {"name": "tiny", "version": "0.1.0", "phantoms": 1}
     with pytest.raises(UsageError, match="needs a grader"):
         write_bundle(tmp_path, detector=checkpoints["detector"], **tiny)
     with pytest.raises(UsageError, match="need each other"):
