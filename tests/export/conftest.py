@@ -14,7 +14,11 @@ import pytest
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Models this small are slower on several threads, and on a busy machine the second only waits."""
-    torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+    try:
+        import torch
+    except ImportError:  # building engines needs none
+        yield
+        return
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
