@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,6 +58,22 @@ def make_model() -> Callable[..., bytes]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "spine-mri-engine"
+
+
+@pytest.fixture
+def make_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Put a pretended ONNX Runtime, with the providers named, in the place of the installed one, and return it."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: nothing of its backend is shown")
+    from pretended_onnxruntime import PretendedOnnxRuntime
+
+    def make(*providers: str, plugin_gpus: int = 0) -> PretendedOnnxRuntime:
+        runtime = PretendedOnnxRuntime(*providers, plugin_gpus=plugin_gpus)
+        monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
+        plugin = SimpleNamespace(get_ep_name=lambda: "rtx", get_library_path=lambda: "/lib/rtx.so")
+        monkeypatch.setitem(sys.modules, "onnxruntime_ep_nv_tensorrt_rtx", plugin if plugin_gpus else None)
+        return runtime
+
+    return make
 
 
 @pytest.fixture

@@ -41,6 +41,9 @@ class PretendedCuda:
     def __init__(self, *devices: tuple[str, int, int]) -> None:
         self.devices = devices or (("NVIDIA L4", 8, 9),)
         self.live: dict[int, Any] = {}
+        self.hosts: set[int] = set()
+        self.errors_cleared = 0
+        self.failing: set[str] = set()
         self.sizes: list[int] = []
         self.streams: dict[int, list[Callable[[], None]]] = {}
         self.graphs: dict[int, list[Callable[[], None]]] = {}
@@ -62,6 +65,7 @@ class PretendedCuda:
         return (CudaError.cudaSuccess,)
 
     def cudaGetLastError(self):
+        self.errors_cleared += 1
         return (CudaError.cudaSuccess,)
 
     def cudaStreamCreateWithFlags(self, flags):
@@ -81,18 +85,35 @@ class PretendedCuda:
         self.sizes.append(size)
         return CudaError.cudaSuccess, ctypes.addressof(memory)
 
-    cudaMallocHost = cudaMalloc
+    def cudaMallocHost(self, size):
+        error, address = self.cudaMalloc(size)
+        if not error:
+            self.hosts.add(address)
+        return error, address
 
     def cudaFree(self, address):
-        return (CudaError.cudaSuccess if self.live.pop(address, None) else CudaError.cudaErrorInvalidValue,)
+        assert address in self.live, "memory of the GPU is freed once"
+        assert address not in self.hosts, "memory of the host is freed as such"
+        del self.live[address]
+        return (CudaError.cudaSuccess,)
 
-    cudaFreeHost = cudaFree
+    def cudaFreeHost(self, address):
+        assert address in self.hosts, "memory of the GPU is freed as such"
+        self.hosts.remove(address)
+        del self.live[address]
+        return (CudaError.cudaSuccess,)
 
     def owns(self, address, size):
         return any(start <= address and address + size <= start + len(m) for start, m in self.live.items())
 
+    def on_the_host(self, address):
+        return any(start <= address < start + len(self.live[start]) for start in self.hosts)
+
     def cudaMemcpyAsync(self, to, source, size, kind, stream):
+        sides = {1: (False, True), 2: (True, False)}[kind]
         if not (self.owns(to, size) and self.owns(source, size)):
+            return (CudaError.cudaErrorInvalidValue,)
+        if (self.on_the_host(to), self.on_the_host(source)) != sides:
             return (CudaError.cudaErrorInvalidValue,)
         self.queue(stream, lambda: ctypes.memmove(to, source, size))
         return (CudaError.cudaSuccess,)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from spine_engine.backends import cache as room
 from spine_engine.backends.cache import (
     build_lock,
     cache_folder,
@@ -95,18 +98,38 @@ def test_a_folder_or_an_entry_of_another_user_is_bypassed(cache: Path, monkeypat
     assert compiled_once(KEY, lambda: b"built") == b"built"
 
 
-def test_workers_that_start_together_build_once(cache: Path, tmp_path: Path) -> None:
-    code = (
-        "import os, time; from spine_engine.backends.cache import compiled_once\n"
-        "def build():\n"
-        f"    open(r'{tmp_path}/built-' + str(os.getpid()), 'w').close(); time.sleep(0.5); return b'engine'\n"
-        "assert compiled_once('k', build) == b'engine'"
-    )
-    workers = [subprocess.Popen([sys.executable, "-c", code], env=os.environ.copy()) for _ in range(3)]
-    assert [worker.wait(timeout=60) for worker in workers] == [0, 0, 0]
-    assert len(list(tmp_path.glob("built-*"))) == 1
+def test_who_comes_while_another_builds_waits_and_takes_what_was_built(cache: Path, monkeypatch) -> None:
+    looked, built = threading.Semaphore(0), []
+
+    def look(key: str) -> bytes | None:
+        looked.release()
+        return load_compiled(key)
+
+    def build() -> bytes:
+        for _ in range(4):  # the others have looked and found nothing, and this one for a second time
+            assert looked.acquire(timeout=20)
+        built.append(threading.get_ident())
+        return b"engine"
+
+    monkeypatch.setattr(room, "load_compiled", look)
+    with ThreadPoolExecutor(3) as threads:
+        asked = [threads.submit(compiled_once, KEY, build) for _ in range(3)]
+        assert [future.result(20) for future in asked] == [b"engine"] * 3
+    assert len(built) == 1
 
 
+def test_the_lock_is_the_kernels_so_that_one_who_dies_holds_nobody_up(cache: Path) -> None:
+    with build_lock():
+        descriptor = os.open(cache / "build.lock", os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+    assert (cache / "build.lock").stat().st_mode & 0o777 == 0o600
+    assert (cache / "build.lock").stat().st_size == 0
+
+
+@pytest.mark.slow
 def test_a_builder_that_dies_does_not_hold_the_others_up(cache: Path) -> None:
     code = "from spine_engine.backends.cache import build_lock\nwith build_lock(): print('held', flush=True); input()"
     holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -115,9 +138,8 @@ def test_a_builder_that_dies_does_not_hold_the_others_up(cache: Path) -> None:
     holder.stdout.readline()
     holder.kill()
     holder.wait(timeout=20)
-    begun = time.monotonic()
     with build_lock():
-        assert time.monotonic() - begun < 10
+        pass
     holder.stdin.close()
     holder.stdout.close()
 

@@ -1,9 +1,13 @@
-"""One suite that every backend passes; one that is not installed, or has no device here, is skipped with its reason."""
+"""One suite that every backend passes: those that run here, and those of GPUs over pretended runtimes.
+
+One skip for each runtime that is not here says what was not shown of it.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -31,7 +35,14 @@ RUNNERS = [
     "tensorrt-rtx GPU",
     "fake CPU",
 ]
-PRETENDED = ["tensorrt GPU pretended", "tensorrt-rtx GPU pretended"]
+PRETENDED = {
+    "tensorrt GPU": "pretended",
+    "tensorrt-rtx GPU": "pretended",
+    "onnxruntime CUDA": "CUDAExecutionProvider",
+    "onnxruntime TENSORRT": "TensorrtExecutionProvider",
+    "onnxruntime NVTENSORRTRTX": "",
+}
+"""Runtimes of GPUs, by how they are pretended: the fixture, or the provider that an ONNX Runtime then has."""
 
 Open = Callable[[], Backend]
 
@@ -40,6 +51,7 @@ def image(seed: int, *shape: int) -> dict[str, NDArray[np.float32]]:
     return {"image": np.random.default_rng(seed).normal(size=shape).astype(np.float32)}
 
 
+@cache
 def reason_to_skip(runner: str) -> str:
     name, device = runner.split()
     status = next(status for status in available_backends() if status.name == name)
@@ -49,15 +61,29 @@ def reason_to_skip(runner: str) -> str:
     return "" if here else f"{name} {status.version} has no device {device} here"
 
 
-@pytest.fixture(params=[*RUNNERS, *PRETENDED])
+HERE = [runner for runner in RUNNERS if not reason_to_skip(runner)]
+
+
+@pytest.fixture(params=[*HERE, *(f"{runner} pretended" for runner in PRETENDED)])
 def runner(request: pytest.FixtureRequest) -> str:
     """Backend and device, such as ``onnxruntime CUDA``."""
-    if request.param in PRETENDED:
-        request.getfixturevalue("pretended")
-    runner = " ".join(request.param.split()[:2])
-    if reason := reason_to_skip(runner):
-        pytest.skip(reason)
+    runner = str(request.param).removesuffix(" pretended")
+    if runner != request.param:
+        how = PRETENDED[runner]
+        if how == "pretended":
+            request.getfixturevalue("pretended")
+        else:
+            make = request.getfixturevalue("make_onnxruntime")
+            make(*filter(None, [how]), plugin_gpus=0 if how else 1)
     return runner
+
+
+@pytest.mark.parametrize("absent", [runner for runner in RUNNERS if runner not in HERE])
+def test_what_is_not_shown_here(absent: str) -> None:
+    part = (
+        "what only the real one can show (its numbers, its memory) is not shown" if absent in PRETENDED else "not shown"
+    )
+    pytest.skip(f"{absent}: {part}: {reason_to_skip(absent)}")
 
 
 @pytest.fixture
@@ -150,20 +176,19 @@ def test_a_model_that_is_none_and_a_device_that_is_not_there(runner: str, conten
 
 
 def test_weights_in_other_files_are_refused_before_a_runtime_sees_the_model(runner: str) -> None:
-    if runner == "fake CPU":
-        pytest.skip("its models are no ONNX")
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: weights in other files are not shown refused")
     tensor = onnx.TensorProto(data_type=1, dims=[1], name="w", data_location=onnx.TensorProto.EXTERNAL)
     outside = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString()
     name, device = runner.split()
-    with pytest.raises(BackendError, match="another file"):
+    why = "not a real model" if name == "fake" else "another file"  # whose models are no ONNX
+    with pytest.raises(BackendError, match=why):
         open_backend(outside, name=name, device=device, profile=PROFILE)
 
 
 def test_real_runtimes_agree(model: bytes) -> None:
-    real = [runner for runner in RUNNERS if runner != "fake CPU" and not reason_to_skip(runner)]
+    real = [runner for runner in HERE if runner != "fake CPU"]
     if len(real) < 2:
-        pytest.skip("one runtime is installed: nothing to compare")
+        pytest.skip(f"only {real} is installed: that runtimes agree is not shown")
     answers = []
     for name, device in (runner.split() for runner in real):
         backend = open_backend(model, name=name, device=device, precision="f32", profile=PROFILE)

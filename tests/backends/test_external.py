@@ -8,7 +8,10 @@ from onnx import TensorProto, helper, numpy_helper
 from spine_engine.backends.external import refuse_external_data
 from spine_engine.errors import BackendError
 
-PLACES = ["initializer", "sparse_initializer", "constant", "tensors", "subgraph", "function", "default", "training"]
+PLACES = [
+    *("initializer", "sparse_initializer", "sparse_indices", "constant", "tensors", "subgraph", "subgraphs"),
+    *("sparse_value", "sparse_values", "function", "default", "training", "initialization"),
+]
 
 
 def tensor(outside, location="../../weights"):
@@ -34,6 +37,13 @@ def model_with(place, outside, location="../../weights"):
     elif place == "subgraph":
         inner = helper.make_graph([constant], "inner", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4])])
         nodes.append(helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner))
+    elif place == "subgraphs":
+        inner = helper.make_graph([constant], "inner", [], [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4])])
+        nodes.append(helper.make_node("Own", [], ["c"], domain="own", bodies=[inner, inner]))
+    elif place in ("sparse_value", "sparse_values"):
+        sparse = helper.make_sparse_tensor(value, numpy_helper.from_array(np.arange(4), "i"), [4])
+        given = sparse if place == "sparse_value" else [sparse, sparse]
+        nodes.append(helper.make_node("Own", [], ["c"], domain="own", values=given))
     elif place == "function":
         imports = [helper.make_opsetid("", 18)]
         functions.append(helper.make_function("own", "f", [], ["c"], [constant], imports))
@@ -45,7 +55,12 @@ def model_with(place, outside, location="../../weights"):
     if place == "sparse_initializer":
         indices = numpy_helper.from_array(np.arange(4), "i")
         graph.sparse_initializer.append(helper.make_sparse_tensor(value, indices, [4]))
+    if place == "sparse_indices":
+        values = numpy_helper.from_array(np.ones(4, np.float32), "v")
+        graph.sparse_initializer.append(helper.make_sparse_tensor(values, value, [4]))
     model = helper.make_model(graph, functions=functions)
+    if place == "initialization":
+        model.training_info.add(initialization=helper.make_graph([], "t", [], [], [value]))
     if place == "training":
         model.training_info.add(algorithm=helper.make_graph([], "t", [], [], [value]))
     return model.SerializeToString()
@@ -98,3 +113,33 @@ def test_external_data_is_refused_without_a_location_flag():
     graph = helper.make_graph([], "g", [], [], [value])
     with pytest.raises(BackendError, match="another file"):
         refuse_external_data(onnx.ModelProto(graph=graph).SerializeToString())
+
+
+def test_negative_numbers_take_ten_bytes_and_are_allowed():
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], "g", [x], [y])
+    assert b"\xff" * 9 + b"\x01" in helper.make_model(graph).SerializeToString()
+    refuse_external_data(helper.make_model(graph).SerializeToString())
+
+
+@pytest.mark.parametrize("field", [bytes([0x79]) + b"\xff" * 8, bytes([0x7D]) + b"\xff" * 4, bytes([0x78, 0x01])])
+def test_fields_of_every_width_are_stepped_over(field):
+    refuse_external_data(field + model_with("initializer", outside=False))
+    with pytest.raises(BackendError, match="another file"):
+        refuse_external_data(field + model_with("initializer", outside=True))
+
+
+@pytest.mark.parametrize("size", [5, 40])
+def test_a_field_that_runs_past_its_message_is_refused_although_the_file_goes_on(size):
+    graph = bytes([0x2A, size]) + bytes([0x08, 0x01, 0x08, 0x01])  # an initialiser said to be longer than its graph
+    content = bytes([0x3A, len(graph)]) + graph + bytes([0x08, 0x01]) * 30
+    with pytest.raises(BackendError, match="no ONNX model"):
+        refuse_external_data(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\x7b", b"\x7b\x7b\x7c", b"\x7e", b"\x7f", b"\x79" + bytes(7), b"\x7d" + bytes(3)]
+)
+def test_groups_that_do_not_end_and_fields_that_are_cut_short_are_refused(content):
+    with pytest.raises(BackendError, match="no ONNX model"):
+        refuse_external_data(content)

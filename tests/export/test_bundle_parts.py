@@ -8,18 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra")
-pytest.importorskip("timm_3d", reason="needs the export extra")
-pytest.importorskip("onnxscript", reason="needs the export extra")
+torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
+pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
 
 from typer.testing import CliRunner  # noqa: E402
 
 from spine_engine.bundle import Bundle, packaged_folder, write_manifest  # noqa: E402
+from spine_engine.detection.levels import Detection  # noqa: E402
 from spine_engine.errors import BackendError, UsageError  # noqa: E402
+from spine_engine.manifest import DetectorEntry  # noqa: E402
 from spine_engine.opened import OpenModels  # noqa: E402
 from spine_engine.options import RunOptions  # noqa: E402
 from spine_engine.parity import grader_inputs, phantom_samples  # noqa: E402
-from spine_export import parts  # noqa: E402
+from spine_export import parts, precisions  # noqa: E402
 from spine_export.__main__ import app  # noqa: E402
 from spine_export.bundle import write_bundle  # noqa: E402
 from spine_export.int8 import quantize  # noqa: E402
@@ -33,7 +35,10 @@ TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16), coordinates=Fal
 TINY_SHIPPED = GraderConfig(backbone="narrow_conv_8", coordinates=False)
 DESCRIBED = {"backbone": "narrow_conv_8", "shape": [8, 12, 16], "spacing_mm": [2, 2, 2], "offset_mm": [0, 18, 0]}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch, timm_3d and NNCF deprecate what they themselves use
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # torch, timm_3d and NNCF deprecate what they themselves use
+    pytest.mark.usefixtures("exported_once", "tiny_detector"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +116,18 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
         "context": torch.nn.Conv2d(1, 1, 3, padding=1),
     }
     monkeypatch.setattr(parts, "load_spinenet", lambda path, kind: nets[kind])
+    asked = []
+    really = precisions.ask
+
+    def ask(entry, models, samples):
+        """Ask graders; three networks over a study take seconds in each precision, and are asked once below."""
+        if not isinstance(entry, DetectorEntry):
+            return really(entry, models, samples)
+        asked.append(len(models))
+        levels = {level: replace(disc, source="prior") for level, disc in samples[0].levels.items()}
+        return [Detection(levels, (), ())]
+
+    monkeypatch.setattr(precisions, "ask", ask)
     folder, _ = files
     bundle = write_bundle(
         tmp_path,
@@ -124,6 +141,9 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
     )
     models = bundle.manifest.models
     assert models.detector.decoder == "vfr"
+    assert models.detector.precisions == models.vertebra_context.precisions == ("f32",), "nothing found proves nothing"
+    assert len(asked) >= 2
+    assert set(asked) == {3}, "all three answer together"
     assert len(models.detector.output_channels) == 13
     assert models.vertebra_context.profile.largest == (16, 1, 1024, 24)
     all_three = OpenModels(bundle, RunOptions(precision="f32"))
@@ -172,8 +192,10 @@ def test_spinenets_networks_come_together(files):
 
 
 def test_the_shipped_grader_passes_in_int8_and_runs_so_only_when_asked_for(tmp_path):
-    pytest.importorskip("nncf", reason="needs the int8 extra")
-    onnx = pytest.importorskip("onnx", reason="needs the export extra")
+    pytest.importorskip(
+        "nncf", reason="needs the int8 extra: that INT8 passes parity, and runs only when asked, is not shown"
+    )
+    onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
     shutil.copytree(packaged_folder(), tmp_path, dirs_exist_ok=True)
     manifest = Bundle.open().manifest
     entry, file = manifest.models.grader, tmp_path / "grader.int8.onnx"
@@ -218,6 +240,12 @@ def nothing_runs():
     yield
 
 
+@pytest.fixture
+def one_phantom(monkeypatch):
+    monkeypatch.setattr("spine_export.__main__.phantom_samples", lambda: phantom_samples(1))
+
+
+@pytest.mark.usefixtures("one_phantom")
 def test_an_exported_file_is_compared_with_its_model(files, tmp_path):
     folder, _ = files
     words = ["grader", str(folder / "g.pt"), "--described", str(folder / "g.json"), "--verify"]
@@ -231,6 +259,7 @@ def test_an_exported_file_is_compared_with_its_model(files, tmp_path):
     assert "onnxruntime f16: probabilities moved by" in half.output
 
 
+@pytest.mark.usefixtures("one_phantom")
 def test_a_file_that_strays_from_its_model_is_told(files, tmp_path, monkeypatch):
     folder, _ = files
     monkeypatch.setattr("spine_export.verify.TOLERANCES", {"f32": 0.0})

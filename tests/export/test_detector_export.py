@@ -5,7 +5,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the export extra is not installed")
 pytest.importorskip("onnxscript", reason="the export extra is not installed")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed: exported files are not shown to run in it"
+)
 
 from spine_engine.backends import open_backend  # noqa: E402
 from spine_export.parts import detector_part  # noqa: E402
@@ -14,6 +16,7 @@ from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("exported_once")
 def test_the_exported_model_answers_as_the_checkpoint(tmp_path):
     torch.manual_seed(0)
     torch.save({"config": {}, "model": LevelHeatmapNet().state_dict()}, tmp_path / "net.pt")

@@ -73,7 +73,7 @@ def test_a_changed_engine_in_the_cache_is_built_again(bundle, cache):
     entry.write_bytes(content)
     again = build_engine(grader(bundle), runtime="tensorrt-rtx", capability="sm89", profile=PROFILES["grader"])
     assert reopen_engine(again, runtime="tensorrt-rtx") is has_gpu()
-    assert len(again) == len(good)
+    assert abs(len(again) - len(good)) < len(good) / 20, "kernels are chosen by timing, so not the same bytes"
     assert entry.read_bytes()[32:] == again
 
 

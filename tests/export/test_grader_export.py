@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the train extra")
-onnx = pytest.importorskip("onnx", reason="needs the export extra")
-pytest.importorskip("onnxscript", reason="needs the export extra")
-pytest.importorskip("timm_3d", reason="needs the train extra")
+torch = pytest.importorskip("torch", reason="needs the train extra: no export is shown")
+onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
+pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
+pytest.importorskip("timm_3d", reason="needs the train extra: no export is shown")
 
 from spine_engine.anatomy import CONDITIONS  # noqa: E402
 from spine_engine.backends import open_backend  # noqa: E402
@@ -127,7 +127,7 @@ def test_checkpoints_become_a_bundle_that_says_what_it_holds(checkpoints, tmp_pa
 
 
 def test_what_makes_no_bundle_is_refused(checkpoints, tmp_path):
-    tiny = {"name": "tiny", "version": "0.1.0"}
+    tiny = {"name": "tiny", "version": "0.1.0", "phantoms": 1}
     with pytest.raises(UsageError, match="needs a grader"):
         write_bundle(tmp_path, detector=checkpoints["detector"], **tiny)
     with pytest.raises(UsageError, match="need each other"):

@@ -2,8 +2,8 @@
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra")
-pytest.importorskip("timm_3d", reason="needs the export extra")
+torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
 
 from torch import nn  # noqa: E402
 

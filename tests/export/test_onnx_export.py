@@ -5,11 +5,13 @@ import copy
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra")
-onnx = pytest.importorskip("onnx", reason="needs the export extra")
-pytest.importorskip("onnxscript", reason="needs the export extra")
-timm_3d = pytest.importorskip("timm_3d", reason="needs the export extra")
-onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
+pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
+timm_3d = pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
+onnxruntime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed: exported files are not shown to run in it"
+)
 
 from onnx import TensorProto, numpy_helper  # noqa: E402
 

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra")
-onnx = pytest.importorskip("onnx", reason="needs the export extra")
-pytest.importorskip("onnxscript", reason="needs the export extra")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
+pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: exported files are not shown to run in it")
 
 from torch import nn  # noqa: E402
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from spine_engine.anatomy import LEVELS
+from spine_engine.backends.base import Device
 from spine_engine.bundle import Bundle
 from spine_engine.cli import app
 from spine_engine.detection.levels import Detection
-from spine_engine.errors import UsageError
 from spine_engine.options import RunOptions
 from spine_engine.parity import (
     LevelParity,
@@ -120,7 +120,7 @@ def test_a_detector_that_finds_nothing_has_shown_nothing():
 
 
 def test_two_runtimes_agree_on_the_packaged_bundle(tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: that two runtimes agree is not shown")
     first, second = RunOptions(precision="f32"), RunOptions(backend="onnxruntime", precision="f32")
     found = bundle_parity(Bundle.open(), first, second, 1, tmp_path / "new" / "worst")
     assert isinstance(found["grader"], Parity)
@@ -131,21 +131,81 @@ def test_two_runtimes_agree_on_the_packaged_bundle(tmp_path):
     assert sorted(path.name for path in (tmp_path / "new" / "worst").iterdir()) == ["detector.npz", "grader.npz"]
 
 
-def test_a_way_is_not_compared_with_itself():
-    with pytest.raises(UsageError, match="both ways are openvino CPU in f32"):
-        bundle_parity(Bundle.open(), RunOptions(precision="f32"), RunOptions(precision="f32"), 1)
+@pytest.fixture
+def verify(monkeypatch):
+    """Verify the packaged bundle over models that need no runtime; the comparison gives what it is told to."""
+    asked = []
+
+    class Loaded:
+        device = Device("openvino", "CPU", "bf16")
+
+        def close(self):
+            asked.append("closed")
+
+    monkeypatch.setattr(Bundle, "open_model", lambda self, entry, **options: (asked.append(options), Loaded())[1])
+
+    def verify(found, *words):
+        monkeypatch.setattr("spine_engine.parity.bundle_parity", lambda *given: (asked.append(given), found)[1])
+        ended = CliRunner().invoke(app, ["bundle", "verify", *words])
+        return ended, asked
+
+    return verify
 
 
-def test_verify_shows_the_figures_and_fails_where_they_are_too_large(monkeypatch):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    words = ["bundle", "verify", "--parity", "--precision", "f32", "--reference", "onnxruntime", "--studies", "1"]
-    ended = CliRunner().invoke(app, words)
+GOOD = {"detector": LevelParity(largest_mm=0.1, found=5), "grader": Parity(mean=0.001, largest=0.02, changed=0)}
+
+
+def test_verify_shows_the_figures_and_fails_where_they_are_too_large(verify):
+    words = ["--parity", "--precision", "f32", "--reference", "onnxruntime", "--studies", "3", "--worst", "w"]
+    ended, asked = verify(GOOD, *words)
     assert ended.exit_code == 0, ended.output
-    assert re.search(
-        r"grader: probabilities moved by [\d.e-]+ on average, [\d.e-]+ at most, 0 grades: passed", ended.output
+    assert ended.output.splitlines()[-2:] == [
+        "detector: 5 levels moved by 0.1 mm at most: passed",
+        "grader: probabilities moved by 0.001 on average, 0.02 at most, 0 grades: passed",
+    ]
+    bundle, reference, other, count, worst = asked[-1]
+    assert bundle.digest == Bundle.open().digest
+    assert (reference.backend, reference.device, reference.precision) == ("onnxruntime", "cpu", "f32")
+    assert (other.backend, other.device, other.precision) == ("openvino", "cpu", "f32")
+    assert (count, worst) == (3, Path("w"))
+    for role, bad in (
+        ("grader", Parity(mean=0.001, largest=0.02, changed=1)),
+        ("detector", LevelParity(largest_mm=0.6, found=5)),
+    ):
+        ended, _ = verify(GOOD | {role: bad}, "--parity")
+        assert ended.exit_code == 1
+        (line,) = [line for line in ended.output.splitlines() if line.endswith(": REFUSED")]
+        assert line.startswith(f"{role}: ")
+
+
+def test_verify_without_parity_compares_nothing_and_closes_what_it_opened(verify):
+    ended, asked = verify(GOOD, "--backend", "onnxruntime", "--device", "CUDA", "--precision", "f16")
+    assert ended.exit_code == 0
+    told = {"name": "onnxruntime", "device": "CUDA", "precision": "f16"}
+    assert asked == [told, "closed"] * len(Bundle.open().manifest.models.by_role())
+    digest = Bundle.open().digest
+    assert ended.output.splitlines()[0] == (
+        f"detector: {Bundle.open().detector.file} is as the manifest says, on openvino CPU in bf16"
     )
-    assert re.search(r"detector: 5 levels moved by [\d.e-]+ mm at most: passed", ended.output)
-    monkeypatch.setattr("spine_engine.parity.MEAN_TOLERANCE", -1.0)
-    ended = CliRunner().invoke(app, words)
-    assert ended.exit_code == 1
-    assert re.search("grader: .*: REFUSED", ended.output)
+    assert ended.output.endswith(f"is sound, digest {digest}\n")
+
+
+def test_verify_compares_eight_phantoms_with_openvino_by_default(verify):
+    _, asked = verify(GOOD, "--parity")
+    _, reference, other, count, worst = asked[-1]
+    assert (reference.backend, reference.precision, other.precision) == ("openvino", "f32", "auto")
+    assert (count, worst) == (8, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--worst", "w"], "--worst keeps what --parity finds: give both"),
+        (["--precision", "f8"], "--precision must be one of auto, bf16, f16, f32, int8, got 'f8'"),
+    ],
+)
+def test_verify_refuses_what_makes_no_sense(verify, words, message):
+    ended, asked = verify(GOOD, *words)
+    assert ended.exit_code == 2
+    assert " ".join(ended.output.split()).endswith(message)
+    assert not asked
