@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -53,7 +54,8 @@ class Server:
         self.generation = 1
         self.converse = models_room._Served(self.open, 1).converse
         self._listener = listening(self.address)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
 
     def open(self, role):
         self.opened.append(role)
@@ -86,13 +88,21 @@ class Server:
             except OSError:
                 return
             self.connections.append(connection.dup())
-            threading.Thread(target=self.converse, args=(connection,), daemon=True).start()
+            self._threads.append(threading.Thread(target=self.converse, args=(connection,), daemon=True))
+            self._threads[-1].start()
 
     def close(self):
+        """Hang up on everyone and wait for the threads, so that no socket is left to another test."""
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join()
         self._listener.close()
+        for connection in self.connections:
+            with suppress(OSError):  # the other side has hung up
+                connection.shutdown(socket.SHUT_RDWR)
         for each in (*self.backends, *self.connections):
             each.close()
+        for thread in self._threads[1:]:
+            thread.join(60)
 
 
 @pytest.fixture
