@@ -76,10 +76,10 @@ class Server:
 
     def restart(self):
         """Drop all conversations, as a process that dies does; another takes its place."""
-        for connection in self.connections:
-            connection.shutdown(socket.SHUT_RDWR)
         self.generation += 1
         self.converse = models_room._Served(self.open, self.generation).converse
+        for connection in self.connections:
+            connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self):
         while True:
