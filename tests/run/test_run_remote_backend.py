@@ -76,9 +76,10 @@ class Server:
 
     def restart(self):
         """Drop all conversations, as a process that dies does; another takes its place."""
+        former = list(self.connections)
         self.generation += 1
         self.converse = models_room._Served(self.open, self.generation).converse
-        for connection in self.connections:
+        for connection in former:
             connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self):
