@@ -162,7 +162,7 @@ def test_inner_products_are_quantised_and_the_first_and_last_are_not(tmp_path):
     backend = open_backend(tmp_path / "out.onnx", name="onnxruntime", precision="f32")
     (found,) = backend.run({"x": grids[:1]}).values()
     backend.close()
-    assert 0 < np.abs(found - grids[:1]).max() < 0.02
+    assert 0 < np.abs(found - grids[:1]).max() < 0.1
 
 
 def test_the_last_products_are_those_that_no_other_follows():
