@@ -1,6 +1,7 @@
 """Bundles from other people's weights: graders of the older pipelines, SpineNet's networks, INT8."""
 
 import json
+import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
 pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
 pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
 
@@ -25,20 +27,32 @@ from spine_export import parts, precisions  # noqa: E402
 from spine_export.__main__ import app  # noqa: E402
 from spine_export.bundle import write_bundle  # noqa: E402
 from spine_export.int8 import quantize  # noqa: E402
-from spine_export.onnx import export_module, grader_face  # noqa: E402
+from spine_export.onnx import SPINENET_FACES  # noqa: E402
 from spine_export.precisions import opened, prove  # noqa: E402
 from spine_export.sources import Card, PipelineConfig, SpineNetFiles  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import Grader, GraderConfig  # noqa: E402
 
 TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16), coordinates=False)
-TINY_SHIPPED = GraderConfig(backbone="narrow_conv_8", coordinates=False)
 DESCRIBED = {"backbone": "narrow_conv_8", "shape": [8, 12, 16], "spacing_mm": [2, 2, 2], "offset_mm": [0, 18, 0]}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # torch, timm_3d and NNCF deprecate what they themselves use
     pytest.mark.usefixtures("exported_once", "tiny_detector"),
 ]
+
+
+@pytest.fixture
+def halves(exported_once, monkeypatch):
+    """Let a file in f16 be that in f32, which takes half the time: no CPU runs it. What was exported, in order."""
+    really, asked = parts.export_module, []
+
+    def export(model, path, face, *, precision):
+        asked.append((path.name, precision))
+        return really(model, path, face, precision="f32")
+
+    monkeypatch.setattr(parts, "export_module", export)
+    return asked
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +71,7 @@ def files(tmp_path_factory):
     return folder, grader.eval()
 
 
-def test_a_file_of_weights_and_its_description_make_a_bundle(files, tmp_path):
+def test_a_file_of_weights_and_its_description_make_a_bundle(files, halves, tmp_path):
     folder, grader = files
     config = PipelineConfig.read(folder / "g.json")
     bundle = write_bundle(
@@ -70,6 +84,8 @@ def test_a_file_of_weights_and_its_description_make_a_bundle(files, tmp_path):
         phantoms=1,
         say=lambda line: None,
     )
+    detectors, graders = ([(f"{role}.onnx", "f32"), (f"{role}.f16.onnx", "f16")] for role in ("detector", "grader"))
+    assert halves == [*detectors, *graders]
     entry = bundle.grader
     assert (entry.normalisation, entry.grid.spacing_mm) == ("grid_range", (2.0, 2.0, 2.0))
     assert entry.grid.center_offset_mm == (0.0, 18.0, 0.0)
@@ -102,20 +118,54 @@ def test_a_description_that_says_something_wrong_is_refused(change, message, tmp
     assert "\n" not in str(caught.value)
 
 
-class Pool(torch.nn.Module):
-    """Stands for the appearance network: 139 million parameters are not needed to walk the way."""
-
-    def forward(self, volumes):
-        return volumes.mean(dim=(1, 2, 3)).repeat(1, 2)[:, :24]
+def written_down(kind, path):
+    """Write a graph that stands for one of SpineNet's networks: it has its face, and means nothing."""
+    helper, f32, draw = onnx.helper, onnx.TensorProto.FLOAT, np.random.default_rng(0)
+    channels = {"vfr": 13, "context": 1}
+    if kind == "appearance":
+        given, name = ("volumes", ["n", 1, 224, 224, 16]), "scores"
+        nodes = [
+            helper.make_node("ReduceMean", ["volumes", "axes"], ["mean"], keepdims=0),
+            helper.make_node("Concat", ["mean", "mean"], ["twice"], axis=1),
+            helper.make_node("Slice", ["twice", "first", "last", "axis"], [name]),
+        ]
+        weights = {"axes": [1, 2, 3], "first": [0], "last": [24], "axis": [1]}
+        weights = [onnx.numpy_helper.from_array(np.array(values), key) for key, values in weights.items()]
+        shape = ["n", 24]
+    else:
+        given, name = ("patches", ["n", 1, 224, 224]), "maps"
+        if kind == "context":
+            given, name = ("columns", ["n", 1, "rows", 24]), "scores"
+        nodes = [helper.make_node("Conv", [given[0], "w"], [name], pads=[1, 1, 1, 1])]
+        weights = [draw.normal(size=(channels[kind], 1, 3, 3)).astype(np.float32) / 3]
+        weights = [onnx.numpy_helper.from_array(weights[0], "w")]
+        shape = ["n", channels[kind], *given[1][2:]]
+    x, y = helper.make_tensor_value_info(given[0], f32, given[1]), helper.make_tensor_value_info(name, f32, shape)
+    model = helper.make_model(
+        helper.make_graph(nodes, kind, [x], [y], weights), opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+    )
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
 
 
 def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
-    nets = {
-        "vfr": torch.nn.Conv2d(1, 13, 3, padding=1),
-        "appearance": Pool(),
-        "context": torch.nn.Conv2d(1, 1, 3, padding=1),
-    }
-    monkeypatch.setattr(parts, "load_spinenet", lambda path, kind: nets[kind])
+    really_export, exports = parts.export_module, []
+
+    def export(model, path, face, *, precision):
+        kind = getattr(model, "kind", None)
+        if kind is None:
+            return really_export(model, path, face, precision="f32")
+        exports.append((kind, path.name, precision))
+        assert face is SPINENET_FACES[kind]
+        return written_down(kind, path)
+
+    def load(path, kind):
+        net = torch.nn.Identity()
+        net.kind = kind
+        return net
+
+    monkeypatch.setattr(parts, "export_module", export)
+    monkeypatch.setattr(parts, "load_spinenet", load)
     asked = []
     really = precisions.ask
 
@@ -139,6 +189,14 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
         phantoms=1,
         say=lambda line: None,
     )
+    assert sorted(exports) == [
+        ("appearance", "vertebra_appearance.f16.onnx", "f16"),
+        ("appearance", "vertebra_appearance.onnx", "f32"),
+        ("context", "vertebra_context.f16.onnx", "f16"),
+        ("context", "vertebra_context.onnx", "f32"),
+        ("vfr", "detector.f16.onnx", "f16"),
+        ("vfr", "detector.onnx", "f32"),
+    ]
     models = bundle.manifest.models
     assert models.detector.decoder == "vfr"
     assert models.detector.precisions == models.vertebra_context.precisions == ("f32",), "nothing found proves nothing"
@@ -166,7 +224,7 @@ def test_a_name_or_a_card_that_makes_no_bundle_is_refused_before_any_work(files,
     assert not (tmp_path / "b").exists()
 
 
-def test_only_files_of_the_former_bundle_are_replaced(files, tmp_path):
+def test_only_files_of_the_former_bundle_are_replaced(files, halves, tmp_path):
     folder, _ = files
     out = tmp_path / "b"
     shutil.copytree(packaged_folder(), out)
@@ -191,11 +249,11 @@ def test_spinenets_networks_come_together(files):
     assert "--vfr, --appearance and --context together" in str(ended.exception)
 
 
+@pytest.mark.slow
 def test_the_shipped_grader_passes_in_int8_and_runs_so_only_when_asked_for(tmp_path):
     pytest.importorskip(
         "nncf", reason="needs the int8 extra: that INT8 passes parity, and runs only when asked, is not shown"
     )
-    onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
     shutil.copytree(packaged_folder(), tmp_path, dirs_exist_ok=True)
     manifest = Bundle.open().manifest
     entry, file = manifest.models.grader, tmp_path / "grader.int8.onnx"
@@ -220,11 +278,31 @@ def test_the_shipped_grader_passes_in_int8_and_runs_so_only_when_asked_for(tmp_p
     asked.close()
 
 
+def always(shape, probabilities):
+    """Return a grader that says the same of every grid."""
+    helper, f32 = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("ReduceMean", ["image", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Unsqueeze", ["nothing", "behind"], ["row"]),
+        helper.make_node("Add", ["row", "said"], ["probabilities"]),
+    ]
+    constants = {"axes": np.arange(1, 5), "zero": np.float32(0), "behind": np.array([1, 2])}
+    constants["said"] = np.tile(np.array(probabilities, np.float32), (1, 5, 1))
+    weights = [onnx.numpy_helper.from_array(np.asarray(values), name) for name, values in constants.items()]
+    image = helper.make_tensor_value_info("image", f32, ["n", 3, *shape])
+    graph = helper.make_graph(
+        nodes, "g", [image], [helper.make_tensor_value_info("probabilities", f32, ["n", 5, 3])], weights
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def test_a_precision_that_fails_leaves_no_file_and_says_why(tmp_path):
     shutil.copytree(packaged_folder(), tmp_path, dirs_exist_ok=True)
     entry, file = Bundle.open().grader, tmp_path / "other.onnx"
-    grader = Grader(TINY_SHIPPED)
-    export_module(grader, file, grader_face(grader))  # random weights: another model altogether
+    onnx.save(always(entry.grid.shape, [0.1, 0.2, 0.7]), file)  # another model altogether
     lines, ways = [], {"int8": opened({"grader": file}, {"grader": entry}, "f32"), "bf16": nothing_runs}
     proven = prove({"grader": entry}, tmp_path, phantom_samples(1), ways, {"int8": {"grader": file}}, lines.append)
     assert proven["grader"].precisions == ("f32",)
@@ -245,6 +323,7 @@ def one_phantom(monkeypatch):
     monkeypatch.setattr("spine_export.__main__.phantom_samples", lambda: phantom_samples(1))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_phantom")
 def test_an_exported_file_is_compared_with_its_model(files, tmp_path):
     folder, _ = files
@@ -264,6 +343,9 @@ def test_a_file_that_strays_from_its_model_is_told(files, tmp_path, monkeypatch)
     folder, _ = files
     monkeypatch.setattr("spine_export.verify.TOLERANCES", {"f32": 0.0})
     words = ["grader", str(folder / "g.pt"), "--described", str(folder / "g.json"), "--verify"]
-    ended = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "g.onnx")])
+    ended = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "g.onnx"), "--worst", str(tmp_path / "worst")])
     assert ended.exit_code == 1
+    moved = re.search(r"openvino f32: probabilities moved by \S+ on average, (\S+) at most, 0 grades", ended.output)
+    assert 0 < float(moved[1]) <= 1e-4, "no more than the rounding that is allowed by default"
+    assert (tmp_path / "worst" / "g-openvino-f32.npz").exists()
     assert "does not give the model's answers" in ended.output

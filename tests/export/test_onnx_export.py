@@ -18,14 +18,18 @@ from onnx import TensorProto, numpy_helper  # noqa: E402
 from spine_engine import __version__  # noqa: E402
 from spine_engine.backends import open_backend  # noqa: E402
 from spine_engine.errors import UsageError  # noqa: E402
+from spine_export import parts  # noqa: E402
 from spine_export.half import narrowed  # noqa: E402
 from spine_export.onnx import (  # noqa: E402
+    BATCH,
     OPSET,
     SPINENET_FACES,
+    Face,
     export_module,
     grader_face,
 )
 from spine_export.parts import detector_part, grader_part, spinenet_part  # noqa: E402
+from spine_export.verify import TorchRunner  # noqa: E402
 from spine_training.detector.model import Deployed, LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import Grader, GraderConfig, MirrorAveraged, save_grader  # noqa: E402
 from spine_training.spinenet import SPINENETS  # noqa: E402
@@ -55,19 +59,25 @@ def answers(path, given, name: str = "image", runtime: str = "onnxruntime"):
     return found
 
 
+SMALL = Face(example=(2, 3, *TINY.shape), inputs=("image",), outputs=("features",), dynamic=BATCH)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """The same grader with its weights inside and beside the file."""
+    """The same small network with its weights inside and beside the file."""
     folder = tmp_path_factory.mktemp("written")
-    grader = made_grader()
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv3d(3, 64, 3, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool3d(1)
+    ).eval()
     paths = [folder / "inside.onnx", folder / "beside.onnx"]
     for path, limit in zip(paths, (2**31 - 1, 10_000), strict=True):
-        export_module(grader, path, grader_face(grader), inline_bytes=limit)
-    return grader, *paths
+        export_module(net, path, SMALL, inline_bytes=limit)
+    return net, *paths
 
 
 def test_weights_beyond_the_limit_lie_in_one_file_beside(written):
-    grader, inside, beside = written
+    net, inside, beside = written
     assert sorted(path.name for path in inside.parent.iterdir()) == ["beside.onnx", "beside.onnx.data", "inside.onnx"]
     assert beside.stat().st_size < inside.stat().st_size / 2
     external = [t for t in onnx.load(beside, load_external_data=False).graph.initializer if t.external_data]
@@ -80,16 +90,16 @@ def test_weights_beyond_the_limit_lie_in_one_file_beside(written):
         assert np.array_equal(numpy_helper.to_array(tensor), numpy_helper.to_array(second[name]))
     given = grids(3)
     with torch.no_grad():
-        wanted = grader(given).numpy()
+        wanted = net(given).numpy()
     for path in (inside, beside):
         session = onnxruntime.InferenceSession(str(path))
         assert np.abs(session.run(None, {"image": given.numpy()})[0] - wanted).max() <= PARITY
 
 
 def test_a_stale_file_of_weights_goes_and_the_same_model_gives_the_same_bytes(written, tmp_path):
-    grader, inside, _ = written
+    net, inside, _ = written
     (tmp_path / "net.onnx.data").write_bytes(b"of an earlier export")
-    path = export_module(grader, tmp_path / "net.onnx", grader_face(grader))
+    path = export_module(net, tmp_path / "net.onnx", SMALL)
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert path.read_bytes() == inside.read_bytes()
 
@@ -110,11 +120,11 @@ def test_the_file_says_what_made_it_and_nothing_of_where(written):
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_one_file_takes_every_batch(written, runtime):
-    grader, inside, _ = written
+    net, inside, _ = written
     for count in (1, 3, 8):
         given = grids(count)
         with torch.no_grad():
-            wanted = grader(given).numpy()
+            wanted = net(given).numpy()
         assert np.abs(answers(inside, given.numpy(), runtime=runtime) - wanted).max() <= PARITY
 
 
@@ -134,6 +144,40 @@ def types_of(path) -> dict[str, int]:
     return known | {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
 
 
+def test_a_file_in_half_precision_is_strongly_typed_and_keeps_the_order_of_its_proof(tmp_path):
+    torch.manual_seed(0)
+    enlarge = torch.nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False)
+    net = torch.nn.Sequential(enlarge, torch.nn.Conv2d(6, 3, 1), torch.nn.ReLU()).eval()
+    face = Face(example=(2, 6, 5, 7), inputs=("image",), outputs=("maps",), dynamic=BATCH)
+    path = export_module(net, tmp_path / "half.onnx", face, precision="f16")
+    types, graph = types_of(path), onnx.load(path).graph
+    assert (types["image"], types["maps"]) == (TensorProto.FLOAT, TensorProto.FLOAT)
+    assert {types[i] for n in graph.node if n.op_type == "Conv" for i in n.input} == {TensorProto.FLOAT16}
+    assert [node.op_type for node in graph.node if node.op_type in {"Conv", "Resize"}] == ["Resize", "Conv"]
+    assert {prop.key: prop.value for prop in onnx.load(path).metadata_props}["precision"] == "f16"
+    given = torch.rand(3, 6, 5, 7)
+    with torch.no_grad():
+        wanted = net(given).numpy()
+    assert 0 < np.abs(answers(path, given.numpy()) - wanted).max() <= 1e-2
+
+
+def test_a_grader_in_half_precision_computes_its_backbone_in_it_and_stays_close():
+    grader = made_grader()
+    model = MirrorAveraged(grader).eval()
+    half = {name: tensor.dtype for name, tensor in narrowed(model).named_parameters()}
+    backbone = {dtype for name, dtype in half.items() if name.startswith("grader.backbone.")}
+    assert backbone == {torch.float16}
+    heads = {dtype for name, dtype in half.items() if not name.startswith("grader.backbone.")}
+    assert heads == {torch.float32}
+    assert all(parameter.dtype == torch.float32 for parameter in grader.parameters())
+    given = grids(3)
+    with torch.no_grad():
+        wanted = model(given).numpy()
+    found = TorchRunner(model, "probabilities", half=True).run({"image": given.numpy()})["probabilities"]
+    assert 0 < np.abs(found - wanted).max() <= HALF_PARITY
+
+
+@pytest.mark.slow
 def test_a_half_precision_grader_is_strongly_typed_and_close(tmp_path):
     grader = made_grader()
     model = MirrorAveraged(grader).eval()
@@ -202,7 +246,36 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["context", *(pytest.param(k, marks=pytest.mark.slow) for k in ("appearance", "vfr"))])
+def test_spinenets_columns_may_be_of_any_length_and_number(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Conv2d(1, 1, 3, padding=1).eval()  # stands for the network: what is shown is its face
+    path = export_module(net, tmp_path / "net.onnx", SPINENET_FACES["context"])
+    for size in ((1, 1, 32, 24), (3, 1, 4096, 24)):
+        given = torch.rand(size)
+        with torch.no_grad():
+            wanted = net(given).numpy()
+        for runtime in ("onnxruntime", "openvino"):
+            assert np.abs(answers(path, given.numpy(), "columns", runtime) - wanted).max() <= PARITY
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "inputs", "outputs", "free"),
+    [
+        ("vfr", (2, 1, 224, 224), ("patches",), ("maps",), {0}),
+        ("appearance", (2, 1, 224, 224, 16), ("volumes",), ("scores",), {0}),
+        ("context", (2, 1, 256, 24), ("columns",), ("scores",), {0, 2}),
+    ],
+)
+def test_spinenets_networks_are_called_by_these_names_and_sizes(kind, example, inputs, outputs, free, monkeypatch):
+    monkeypatch.setattr(parts, "load_spinenet", lambda path, kind: (path, kind))
+    part = spinenet_part("net.pt", kind)
+    assert part.module == ("net.pt", kind)
+    assert (part.face.example, part.face.inputs, part.face.outputs) == (example, inputs, outputs)
+    assert set(part.face.dynamic) == free
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["context", "appearance", "vfr"])
 def test_spinenet_gives_the_same_maps_and_scores_in_both_runtimes(kind, tmp_path):
     torch.manual_seed(0)
     net = SPINENETS[kind]().eval()

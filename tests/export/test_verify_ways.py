@@ -14,7 +14,7 @@ onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is 
 
 from torch import nn  # noqa: E402
 
-from spine_engine.backends import Profile  # noqa: E402
+from spine_engine.backends import Profile, open_backend  # noqa: E402
 from spine_engine.errors import BackendError, UsageError  # noqa: E402
 from spine_engine.manifest import ModelEntry, TensorEntry  # noqa: E402
 from spine_export import int8, verify  # noqa: E402
@@ -132,9 +132,10 @@ def network(*kinds):
     """Return an ONNX model of these operations in a row."""
     helper, last, nodes, weights = onnx.helper, "x", [], []
     for k, kind in enumerate(kinds):
-        nodes.append(helper.make_node(kind, [last, "w"] if kind == "MatMul" else [last], [f"y{k}"], name=f"n{k}"))
+        nodes.append(helper.make_node(kind, [last, f"w{k}"] if kind == "MatMul" else [last], [f"y{k}"], name=f"n{k}"))
         last = f"y{k}"
-    weights.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w"))
+        if kind == "MatMul":
+            weights.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), f"w{k}"))
     x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", last))
     graph = helper.make_graph(nodes, "g", [x], [y], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
@@ -147,6 +148,21 @@ def test_a_model_without_an_inner_product_has_nothing_to_quantise(tmp_path, kind
     with pytest.raises(UsageError, match=r"m\.onnx has no product between its first and last layer"):
         int8.quantize(tmp_path / "m.onnx", np.zeros((1, 1, 4), np.float32), tmp_path / "out.onnx")
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_inner_products_are_quantised_and_the_first_and_last_are_not(tmp_path):
+    pytest.importorskip("nncf", reason="needs the int8 extra: that inner products are quantised is not shown")
+    onnx.save(network("MatMul", "Relu", "MatMul", "Relu", "MatMul", "Relu", "MatMul"), tmp_path / "m.onnx")
+    grids = np.random.default_rng(0).random((5, 4), np.float32)
+    int8.quantize(tmp_path / "m.onnx", grids, tmp_path / "out.onnx")
+    graph = onnx.load(tmp_path / "out.onnx").graph
+    readers = {name: node.name for node in graph.node for name in node.input}
+    quantised = {readers[node.output[0]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    assert quantised == {"n2", "n4"}
+    backend = open_backend(tmp_path / "out.onnx", name="onnxruntime", precision="f32")
+    (found,) = backend.run({"x": grids[:1]}).values()
+    backend.close()
+    assert 0 < np.abs(found - grids[:1]).max() < 0.1
 
 
 def test_the_last_products_are_those_that_no_other_follows():

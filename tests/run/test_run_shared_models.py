@@ -160,8 +160,13 @@ def test_one_death_of_the_models_costs_no_study_and_one_process(tmp_path, models
     run = shared(root, tmp_path / "out", TwoRolesWalk, models)
     assert {result.status for result in run} == {Status.GRADED}
     assert models.generation == 2
+    assert run.summary.record()["options"]["schedule"] == "batch"
+    peaks = run.summary.peak_memory_bytes["workers"]
+    assert len(peaks) == 3, "two workers, and last the process of the models"
+    assert peaks[-1] > 10 << 20
 
 
+@pytest.mark.slow
 def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, models):
     root = tmp_path / "in"
     deeds = [7.0] * 8
