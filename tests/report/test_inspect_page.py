@@ -362,7 +362,7 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_read(folder: P
 # In a browser
 
 
-@pytest.mark.parametrize("with_axe", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "with axe"])
+@pytest.mark.parametrize("with_axe", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "axe"])
 def test_the_page_opens_in_silence_and_fits(folder: Path, tmp_path: Path, chromium: Any, with_axe: bool) -> None:
     page_file = tmp_path / "seen.html"
     run(str(folder), "--html", str(page_file), "--with-identity")

@@ -166,19 +166,14 @@ TITLES = {
 }
 
 
-def test_every_picture_is_drawn_under_its_name_with_the_other_file_where_it_belongs(
-    small,
-    tmp_path,
-    monkeypatch,  # noqa: F811
-):
+def test_every_picture_has_its_name_and_the_other_file_if_compared(small, tmp_path, monkeypatch):  # noqa: F811
     pytest.importorskip("matplotlib")
     options, *_ = small
     drawn = {}
     monkeypatch.setattr(pictures, "write_svg", lambda made, path: drawn.update({path: made}))
     called(*options, "--against", tmp_path / "predictions.csv", "--out", tmp_path / "out")
-    assert {
-        path.name: made.get_suptitle().removeprefix("Reliability, ").split(", ")[0] for path, made in drawn.items()
-    } == TITLES
+    titles = {path.name: made.get_suptitle().removeprefix("Reliability, ") for path, made in drawn.items()}
+    assert {name: title.split(", ")[0] for name, title in titles.items()} == TITLES
     assert {path.parent for path in drawn} == {tmp_path / "out"}
     compared = {
         path.name
