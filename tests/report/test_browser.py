@@ -98,14 +98,11 @@ def opened(chromium, tmp_path):
         context.close()
 
 
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("viewport", [PHONE, DESK], ids=["phone", "desk"])
-def test_a_page_opens_quietly_and_fits(opened, name, viewport):
-    shown = opened(PAGES[name](), viewport=viewport)
-    assert shown.is_quiet()
-    wide, room = shown.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+def fits(page):
+    """Assert that nothing is wider than the window."""
+    wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide <= room
-    beyond = shown.page.evaluate(
+    beyond = page.evaluate(
         """room => Array.from(document.querySelectorAll("body *"))
             .filter(e => !e.closest("svg, .voice") && e.getBoundingClientRect().right > room + 1)
             .map(e => e.outerHTML.slice(0, 120))""",
@@ -115,7 +112,26 @@ def test_a_page_opens_quietly_and_fits(opened, name, viewport):
 
 
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize(("scheme", "viewport"), [("light", DESK), ("dark", DESK), ("light", PHONE)])
+def test_a_page_opens_quietly_and_fits_a_phone_and_a_desk(opened, name):
+    shown = opened(PAGES[name](), viewport=PHONE)
+    fits(shown.page)
+    shown.page.set_viewport_size(DESK)
+    fits(shown.page)
+    assert shown.is_quiet()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "viewport"),
+    [
+        pytest.param("run", "light", DESK, id="run-light-desk"),
+        *(
+            pytest.param(name, scheme, viewport, id=f"{name}-{scheme}-{size}", marks=pytest.mark.slow)
+            for name in PAGES
+            for scheme, viewport, size in (("light", DESK, "desk"), ("dark", DESK, "desk"), ("light", PHONE, "phone"))
+            if (name, scheme, size) != ("run", "light", "desk")
+        ),
+    ],
+)
 def test_a_page_passes_axe(opened, name, scheme, viewport):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     shown = opened(PAGES[name](), color_scheme=scheme, viewport=viewport)
@@ -134,9 +150,9 @@ def visible(page):
 
 
 def test_the_table_sorts_by_every_column(opened):
-    page = opened(run_page(run_content(list(many_studies(50))))).page
+    page = opened(run_page(run_content(list(many_studies(24))))).page
     worst_first = visible(page)
-    assert len(worst_first) == 50
+    assert len(worst_first) == 24
     assert page.locator("th[aria-sort]").inner_text().strip() == "Worst finding"
     for name in ("id", "status", "rank", "grades", "confidence", "warnings"):
         button, header = page.locator(f"th button[data-key={name}]"), page.locator(f"th:has(button[data-key={name}])")
@@ -194,8 +210,9 @@ def test_the_table_is_filtered_by_text_status_grade_condition_and_warning(opened
         page.click("#clear")
         for name, value in choices.items():
             page.fill(f"#{name}", value) if name == "text" else page.select_option(f"#{name}", value)
-        assert page.locator("#shown").inner_text().startswith(f"{len(visible(page))} ")
-        return sorted(visible(page))
+        rows = visible(page)
+        assert page.locator("#shown").inner_text().startswith(f"{len(rows)} ")
+        return sorted(rows)
 
     assert found() == ["canal", "left", "lost", "none", "slow"]
     assert found(text="CAN") == ["canal"]
@@ -231,11 +248,13 @@ def test_nothing_is_missing_in_print_and_without_scripts(opened, way):
     page = opened(run_page(RUN), java_script_enabled=way != "no script").page
     if way == "print":
         page.emulate_media(media="print")
-    assert page.locator("#triage tbody tr:visible").count() == 55
+    assert len(visible(page)) == 55
     assert page.locator("#filters").is_hidden()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize(
+    "name", ["bare", pytest.param("study", marks=pytest.mark.slow), pytest.param("run", marks=pytest.mark.slow)]
+)
 def test_a_page_prints(opened, name):
     pdf = opened(PAGES[name](), color_scheme="dark").page.pdf(prefer_css_page_size=True)
     assert pdf.startswith(b"%PDF")

@@ -66,7 +66,7 @@ def test_what_a_run_would_not_read_is_not_read_for_its_names(tmp_path):
     bomb = write(tmp_path / "a" / "bomb", syntax=DeflatedExplicitVRLittleEndian, PatientName="Doe^J")
     header = (tmp_path / "a" / "bomb").read_bytes()
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
-    grown = b"\x10\x00\x10\x00PN\x06\x00Doe^J " + b"\x11\x00\x10\x00UN\x00\x00" + b"\x00\x00\x00\x10" + b"\0" * 2**28
+    grown = b"\x10\x00\x10\x00PN\x06\x00Doe^J " + b"\x11\x00\x10\x00UN\x00\x00" + b"\x00\x00\x10\x00" + b"\0" * 2**20
     meta = header[: 144 + int.from_bytes(header[140:144], "little")]
     (tmp_path / "a" / "bomb").write_bytes(meta + packed.compress(grown) + packed.flush())
     entries = [FileEntry(path="a/fifo", size=1), bomb, FileEntry(path="a/gone", size=1)]

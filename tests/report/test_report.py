@@ -268,6 +268,13 @@ def test_uids_name_their_pages():
     assert page_name("1.2.840.1") == "1.2.840.1.html"
 
 
+def test_a_folder_without_a_run_ends_the_command_with_a_line(tmp_path):
+    done = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert done.exit_code == 6
+    assert done.output.startswith("spine-engine: ")
+
+
+@pytest.mark.slow
 def test_the_commands_write_it_and_say_where(graded, tmp_path):
     output = tmp_path / "out"
     done = CliRunner().invoke(
@@ -278,6 +285,3 @@ def test_the_commands_write_it_and_say_where(graded, tmp_path):
     done = CliRunner().invoke(app, ["report", str(output), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["studies"] == 3
-    done = CliRunner().invoke(app, ["report", str(tmp_path)])
-    assert done.exit_code == 6
-    assert done.output.startswith("spine-engine: ")

@@ -191,6 +191,29 @@ def test_drawing_that_hangs_is_ended(open3d, tmp_path, monkeypatch) -> None:
     assert not (tmp_path / "cloud.png").exists()
 
 
+def test_the_camera_stands_where_all_fits_and_tells_where_points_are_seen() -> None:
+    """Worked out with sines: 28 degrees from top to bottom over 1,200 pixels, seen from (0.78, -0.57, 0.27)."""
+    points = np.array([[40.0, -60.0, 90.0], [-50.0, 20.0, -70.0], [10.0, 80.0, 15.0]])
+    camera = offscreen.Camera.around(points)
+    np.testing.assert_allclose(camera.target, [-5.0, 10.0, 10.0])
+    towards = camera.eye - camera.target
+    np.testing.assert_allclose(towards / np.linalg.norm(towards), np.array([0.78, -0.57, 0.27]) / 1.003095, atol=1e-5)
+    seen = camera.project(points)
+    margin = np.minimum(seen, [1600, 1200] - seen) / [1600, 1200]
+    assert margin.min() == pytest.approx(0.04, abs=1e-6)  # all within 92 %, one of them at its border
+    far = np.linalg.norm(towards)
+    level = np.arctan2(0.78, 0.57)  # to the eye's right, level with the ground
+    right = camera.target + 10 * np.array([np.cos(level), np.sin(level), 0.0])
+    up = camera.target + 10 * np.array([0.0, 0.0, 1.0])
+    lean = np.arcsin(0.27 / 1.003095)  # the eye looks down by so much
+    scale = 600 / np.tan(np.radians(14))
+    np.testing.assert_allclose(camera.project(camera.target[None])[0], [800, 600], atol=1e-6)
+    np.testing.assert_allclose(camera.project(right[None])[0], [800 + scale * 10 / far, 600], atol=1e-3)
+    above = 600 - scale * 10 * np.cos(lean) / (far - 10 * np.sin(lean))
+    np.testing.assert_allclose(camera.project(up[None])[0], [800, above], atol=1e-3)
+
+
+@pytest.mark.slow
 def test_the_camera_tells_where_points_are_drawn(open3d, tmp_path) -> None:
     points = np.array([[40.0, -60.0, 90.0], [-50.0, 20.0, -70.0], [10.0, 80.0, 15.0]])
     camera = offscreen.Camera.around(points)

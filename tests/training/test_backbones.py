@@ -58,7 +58,16 @@ def grid(channels: int, shape: tuple[int, int, int], count: int = 2) -> "torch.T
     return torch.rand(count, channels, *shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("name", FAMILIES, ids=lambda name: name[:40])
+LARGE = ("coatnet_pico_rw_224", "maxvit_rmlp_pico_rw_256")
+"""Of a family that a smaller configuration stands for in the quick tests."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, id=name, marks=pytest.mark.slow) if name in LARGE else pytest.param(name, id=kind)
+     for name, kind in zip(FAMILIES, (*list(FAMILIES)[:7], "tiny coatnet", "tiny convnext", "tiny efficientnet"),
+                           strict=True)],
+)  # fmt: skip
 def test_features_gradients_and_both_poolings(name):
     features, channels, shape = FAMILIES[name]
     torch.manual_seed(0)
@@ -158,7 +167,15 @@ def test_nothing_is_fetched_for_a_name_that_is_not_registered(name):
         build_backbone(name, in_chans=3, shape=(32, 32, 32))
 
 
-@pytest.mark.parametrize("name", ["convnext_atto", "densenet121", "coatnet_pico_rw_224", "maxvit_pico_rw_256"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "convnext_atto",
+        "coatnet_pico_rw_224",
+        pytest.param("densenet121", marks=pytest.mark.slow),
+        pytest.param("maxvit_pico_rw_256", marks=pytest.mark.slow),
+    ],
+)
 def test_a_grid_that_is_too_small_is_told_one_that_fits(name):
     with pytest.raises(ValueError, match=rf"backbone {name} does not work on a grid of 24x40x48 .* 32x64x64"):
         build_backbone(name, in_chans=3, shape=(24, 40, 48))

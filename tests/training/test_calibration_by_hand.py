@@ -184,7 +184,8 @@ def test_figures_are_the_metric_and_errors_of_three_stages(monkeypatch):
         }
 
 
-def test_what_is_written_is_read_again_to_the_last_digit(tmp_path):
+def test_what_is_written_is_read_again_to_the_last_digit(tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrating, "cross_validated", lambda rows, grades: rows)  # five more fits
     rng = np.random.default_rng(2)
     studies = [str(k) for k in range(6)]
     rows, grades = rng.dirichlet([2, 1, 1], (6, 5, 5)), rng.integers(0, 3, (6, 5, 5))

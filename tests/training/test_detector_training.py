@@ -28,9 +28,9 @@ SPEC = DetectorSpec()
 
 def column_volume():
     """A 1 mm volume with five bright boxes as vertebral bodies, and their labels."""
-    labels = np.zeros((224, 160, 60), np.uint8)
+    labels = np.zeros((224, 160, 30), np.uint8)
     for i, label in enumerate((1, 2, 3, 4, 5)):
-        labels[20 + 35 * i : 45 + 35 * i, 60:94, 10:50] = label
+        labels[20 + 35 * i : 45 + 35 * i, 60:94, 5:25] = label
     image = (np.random.default_rng(0).integers(10, 40, labels.shape) + 120 * (labels > 0)).astype(np.uint8)
     return image, labels
 

@@ -16,9 +16,9 @@ from spine_training.detector.truth import Column, column_from_bodies, column_fro
 
 
 def bodies(labels=(5, 4, 3, 2, 1), *, sacrum=False, tilt_deg=0.0):
-    """Boxes 34 mm deep, 25 mm high and 40 mm wide, 35 mm apart, the lowest at row 200."""
-    volume = np.zeros((240, 120, 60), np.uint8)
-    rows, columns, lateral = np.mgrid[:240, :120, :60].astype(float)
+    """Boxes 34 mm deep, 25 mm high and 20 mm wide, 35 mm apart, the lowest at row 200."""
+    volume = np.zeros((240, 120, 30), np.uint8)
+    rows, columns, lateral = np.mgrid[:240, :120, :30].astype(float)
     angle = np.deg2rad(tilt_deg)
     along = np.cos(angle) * (rows - 120) + np.sin(angle) * (columns - 60)
     across = -np.sin(angle) * (rows - 120) + np.cos(angle) * (columns - 60)
@@ -26,7 +26,7 @@ def bodies(labels=(5, 4, 3, 2, 1), *, sacrum=False, tilt_deg=0.0):
     for label in everything:
         rank = {6: -1, 5: 0, 4: 1, 3: 2, 2: 3, 1: 4}[label]
         height = 62.5 - 35 * rank
-        inside = (np.abs(along - height) <= 12) & (np.abs(across) <= 17) & (np.abs(lateral - 30) <= 20)
+        inside = (np.abs(along - height) <= 12) & (np.abs(across) <= 17) & (np.abs(lateral - 15) <= 10)
         volume[inside] = label
     return volume
 
@@ -40,23 +40,23 @@ def test_a_disc_lies_midway_between_facing_endplates(tilt_deg):
     for rank in (1, 2, 3, 4):
         expected = np.array([120, 60]) + (62.5 - 35 * rank + 17.5) * down
         assert np.linalg.norm(by_rank[rank].center_mm[:2] - expected) <= 1.0
-        assert abs(by_rank[rank].center_mm[2] - 30) <= 1.0  # cells of 2 mm
+        assert abs(by_rank[rank].center_mm[2] - 15) <= 1.0  # cells of 2 mm
         assert by_rank[rank].direction @ back > 0.995
         assert by_rank[rank].known
         assert not by_rank[rank].weak
 
 
 def test_the_lowest_disc_is_weak_without_a_sacrum_and_true_with_one():
-    assert column_from_bodies(bodies()).discs[0].weak
+    weak = column_from_bodies(bodies()).discs[0]
+    assert weak.weak
     with_sacrum = column_from_bodies(bodies(sacrum=True)).discs[0]
     assert not with_sacrum.weak
-    weak = column_from_bodies(bodies()).discs[0]
     assert np.linalg.norm(weak.center_mm - with_sacrum.center_mm) < 3.0
 
 
 def test_an_endplate_that_runs_against_the_lordosis_gives_no_place():
     volume = bodies()
-    rows, columns, _ = np.mgrid[:240, :120, :60]
+    rows, columns, _ = np.mgrid[:240, :120, :30]
     volume[(volume == 5) & (rows > 182 + (columns - 43) * 0.5)] = 0  # L5 loses its lower front corner
     lowest = column_from_bodies(volume).discs[0]
     assert not lowest.known

@@ -97,6 +97,13 @@ def test_the_tables_show_score_floors_and_counts(small):
     assert max(map(len, shown.splitlines())) <= 80
 
 
+@pytest.fixture
+def without_matplotlib(monkeypatch):
+    """What is written beside the pictures: drawing them takes ten times as long."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
 def test_out_gets_the_report_and_its_tables(small, tmp_path):
     options, _, grades, _ = small
     text = invoked(*options, "--json", "--out", tmp_path / "new" / "folder").stdout
@@ -121,6 +128,7 @@ def test_an_unfit_file_and_a_folder_that_cannot_be_are_the_user_s(small, tmp_pat
         called(*options)
 
 
+@pytest.mark.slow
 def test_all_of_rsna_s_studies_take_less_than_five_seconds(tmp_path):
     rng = np.random.default_rng(0)
     studies, grades = [str(k) for k in range(STUDIES)], rsna_grades()

@@ -4,10 +4,11 @@ import sys
 
 import numpy as np
 import pytest
-from test_evaluate_command import called, small  # noqa: F401 - a fixture
+from test_evaluate_command import called, invoked, small  # noqa: F401 - a fixture
 from test_evaluate_report import made
 
 from spine_training.drawing import write_svg
+from spine_training.evaluation import pictures
 from spine_training.evaluation.pictures import (
     FEW_ROWS,
     confusion_figure,
@@ -141,11 +142,14 @@ def test_scores_have_their_intervals_and_floors(reports):
     assert len(scores_figure(report).axes) == 1
 
 
-def test_out_gets_the_pictures_the_same_every_time(small, tmp_path):  # noqa: F811
+def test_out_gets_the_pictures_the_same_every_time(small, tmp_path, monkeypatch):  # noqa: F811
+    """The reliability pictures take longest to write: they are seen below, and written in the slow test."""
     pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pictures, "reliability_figure", lambda report, *_, **__: levels_figure(report))
     options, probabilities, grades, _ = small
-    said = called(*options, "--out", tmp_path / "out")
-    assert all(name in said.replace("\n", "") for name in NAMES)
+    said = invoked(*options, "--out", tmp_path / "out")
+    assert all(name in said.stdout.replace("\n", "") for name in NAMES)
+    assert said.stderr == ""
     assert {path.name for path in (tmp_path / "out").glob("*.svg")} == NAMES
     report = evaluate_arrays(probabilities, grades, resamples=100, seed=0)
     for draw, name in ((confusion_figure, "confusion.svg"), (scores_figure, "scores.svg")):
@@ -153,6 +157,34 @@ def test_out_gets_the_pictures_the_same_every_time(small, tmp_path):  # noqa: F8
         assert (tmp_path / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+TITLES = {
+    "scores.svg": "Official metric and its parts",
+    "levels.svg": "Weighted log loss by condition and level",
+    "confusion.svg": "Most probable grade by true grade: rows",
+    "reliability.svg": "as the metric weighs rows: 1 / 2 / 4 by true grade",
+    "reliability-unweighted.svg": "unweighted: the chances of the grades",
+}
+
+
+def test_every_picture_has_its_name_and_the_other_file_if_compared(small, tmp_path, monkeypatch):  # noqa: F811
+    pytest.importorskip("matplotlib")
+    options, *_ = small
+    drawn = {}
+    monkeypatch.setattr(pictures, "write_svg", lambda made, path: drawn.update({path: made}))
+    called(*options, "--against", tmp_path / "predictions.csv", "--out", tmp_path / "out")
+    titles = {path.name: made.get_suptitle().removeprefix("Reliability, ") for path, made in drawn.items()}
+    assert {name: title.split(", ")[0] for name, title in titles.items()} == TITLES
+    assert {path.parent for path in drawn} == {tmp_path / "out"}
+    compared = {
+        path.name
+        for path, made in drawn.items()
+        for legend in made.legends
+        if "the other (--against)" in [text.get_text() for text in legend.texts]
+    }
+    assert compared == {"scores.svg", "reliability.svg", "reliability-unweighted.svg"}
+
+
+@pytest.mark.slow
 def test_against_puts_the_other_file_into_the_pictures(small, tmp_path):  # noqa: F811
     pytest.importorskip("matplotlib")
     options, *_ = small
