@@ -131,9 +131,12 @@ def test_a_set_in_rsna_layout(rsna_set: tuple[Path, list[str]]) -> None:
     assert folders == {(row["study_id"], row["series_id"]) for row in series}
 
 
-def test_points_lie_where_a_reader_marks_them(rsna_set: tuple[Path, list[str]]) -> None:
+@pytest.mark.parametrize("numbers", ["in order", "shuffled"])
+def test_points_lie_where_a_reader_marks_them(rsna_set: tuple[Path, list[str]], tmp_path: Path, numbers: str) -> None:
     """Each on the slice of its series that lies nearest, and there at its very place."""
     root, ids = rsna_set
+    if numbers == "shuffled":
+        root, ids = tmp_path, list(write_studies(tmp_path, 1, 5, protocol=COARSE, shuffled=True))
     truth = json.loads((root / "truth.json").read_text())
     roles = {row["series_id"]: row["series_description"] for row in rows_of(root / "train_series_descriptions.csv")}
     points = rows_of(root / "train_label_coordinates.csv")

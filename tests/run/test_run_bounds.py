@@ -1,5 +1,6 @@
 """A run holds only so much at a time: units found ahead, results that wait, studies at work. Bounds by counting."""
 
+import asyncio
 import threading
 import weakref
 
@@ -58,6 +59,32 @@ class NamedWalk(FakeWalk):
         (result,) = outcome.results
         object.__setattr__(result, "study_id", unit.study_id)
         return outcome
+
+
+def test_a_result_waits_for_its_reader_however_long_that_takes(root, in_process, monkeypatch):
+    """The reader comes after the writer has asked for room a thousand times, without a clock."""
+    write_exam(root, "a", "1")
+    run = start(root, None, discover=Pulled(expected=0, count=80), factory=lambda: NamedWalk(root, root / "log"))
+    asked, room = 0, threading.Event()
+    put = run._results.put_nowait
+
+    def asking(result):
+        nonlocal asked
+        asked += 1
+        if asked == 1000:
+            room.set()
+        put(result)
+
+    async def at_once(_):
+        await no_time(0)
+
+    no_time = asyncio.sleep
+    monkeypatch.setattr("spine_engine.engine.asyncio.sleep", at_once)
+    monkeypatch.setattr(run._results, "put_nowait", asking)
+    results = iter(run)
+    first = next(results)
+    assert room.wait(60)
+    assert [first.study_id, *(result.study_id for result in results)] == [f"{index}" for index in range(80)]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
