@@ -12,7 +12,7 @@ PLANTED ?= tests/mutants/planted
 
 # Tests start many processes; without bytecode each would compile its imports anew.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
 .PHONY: help demo test test-fast test-named check check-all lint mutants mutants-planted accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
 

@@ -123,6 +123,7 @@ def test_pydicom_reads_the_stacks_that_the_engine_reads(sample):
             assert same.spacing_mm == pytest.approx(stack.spacing_mm)
 
 
+@pytest.mark.slow
 def test_onnxruntime_answers_as_the_engine(sample, engines_answer):
     answer = answer_of(open_system("onnxruntime", None), sample)
     np.testing.assert_allclose(answer.probabilities, engines_answer, atol=1e-3)
@@ -269,7 +270,8 @@ class Counting:
         return self.network.run(inputs)
 
 
-@pytest.mark.parametrize("count", [pytest.param(7, marks=pytest.mark.slow), 13])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [7, 13])
 def test_every_slice_of_a_stack_is_looked_at_once_in_one_call(bundle, count):
     stacks = [middle_of(stack, count) for series in phantom_samples(1)[0].sagittal for stack in series]
     network = bundle.open_model(bundle.detector, precision="f32")

@@ -120,17 +120,12 @@ def test_a_page_opens_quietly_and_fits_a_phone_and_a_desk(opened, name):
     assert shown.is_quiet()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
 @pytest.mark.parametrize(
-    ("name", "scheme", "viewport"),
-    [
-        pytest.param("run", "light", DESK, id="run-light-desk"),
-        *(
-            pytest.param(name, scheme, viewport, id=f"{name}-{scheme}-{size}", marks=pytest.mark.slow)
-            for name in PAGES
-            for scheme, viewport, size in (("light", DESK, "desk"), ("dark", DESK, "desk"), ("light", PHONE, "phone"))
-            if (name, scheme, size) != ("run", "light", "desk")
-        ),
-    ],
+    ("scheme", "viewport"),
+    [("light", DESK), ("dark", DESK), ("light", PHONE)],
+    ids=["light-desk", "dark-desk", "light-phone"],
 )
 def test_a_page_passes_axe(opened, name, scheme, viewport):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")

@@ -147,6 +147,7 @@ def wheel(page, by: int) -> None:
     page.evaluate("async () => { await window.turned; }")
 
 
+@pytest.mark.slow
 def test_the_view_is_worked_by_mouse_keys_and_wheel(shown) -> None:
     view = shown()
     page = view.page
