@@ -1,5 +1,6 @@
 """What every test may ask for, and what a run of the suite says at its end."""
 
+import gc
 import os
 from collections import defaultdict
 from pathlib import Path
@@ -38,3 +39,9 @@ def pytest_terminal_summary(terminalreporter) -> None:
         names = sorted(places)
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         terminalreporter.write_line(f"{reason}: {names[0]}{more}")
+
+
+def pytest_collection_finish() -> None:
+    """Leave the tests themselves, and all they import, out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
