@@ -6,6 +6,7 @@
     ├── BackendError                exit 4: no backend as asked
     ├── OutputBusyError             exit 5: another run holds the output folder
     ├── OutputError                 exit 6: the output cannot be written
+    ├── MachineError                exit 7: the machine lacks something that every study needs
     └── StudyError(reason)          one study, or one series, cannot be used; carries a Reason and never stops a run
 
 ``Reason`` and ``Warn`` are the closed lists that ``studies.jsonl`` may contain.
@@ -63,6 +64,7 @@ class Warn(StrEnum):
     SERIES_DISAGREE = "series_disagree"
     TRANSITIONAL_ANATOMY = "transitional_anatomy"
     WHOLE_STUDY_GRADER = "whole_study_grader"
+    FILE_UNREADABLE = "file_unreadable"
 
 
 class SpineEngineError(Exception):
@@ -99,6 +101,12 @@ class OutputError(SpineEngineError):
     """The output folder cannot be written, or holds the results of something else."""
 
     exit_code = 6
+
+
+class MachineError(SpineEngineError):
+    """The machine lacks something that every study needs: file descriptors, a cache folder, shared memory."""
+
+    exit_code = 7
 
 
 class StudyError(SpineEngineError):

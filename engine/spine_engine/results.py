@@ -6,6 +6,7 @@ and one line. The files depend on nothing but the results, so their bytes do not
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,10 +14,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from math import floor, isfinite
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, prior, row_id
 from spine_engine.errors import OutputError, Reason, Warn
+from spine_engine.study import AXIS_DECIMALS, PLACE_DECIMALS, Source
 
 PREDICTIONS_FILE: Final = "predictions.csv"
 STUDIES_FILE: Final = "studies.jsonl"
@@ -25,11 +27,6 @@ RUN_FILE: Final = "run.json"
 DECIMALS: Final = 6
 """Decimals in ``predictions.csv``: float32 models carry about 7 significant digits."""
 _UNIT: Final = 10**DECIMALS
-
-PLACE_DECIMALS: Final = 3
-AXIS_DECIMALS: Final = 9
-"""Of places (mm) and of unit vectors in ``studies.jsonl``. Detection gives no more than these, so that the file holds
-the very boxes that were graded: with nine decimals axes are orthonormal to 1e-8."""
 
 Row = tuple[int, int, int]
 """Probabilities of the three severities in millionths; they sum to exactly 1,000,000."""
@@ -65,7 +62,7 @@ class LevelResult:
     axes: tuple[tuple[float, float, float], ...] | None
     size_mm: tuple[float, float, float] | None
     confidence: float
-    source: str
+    source: Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +76,7 @@ class AlternativeResult:
     centers_mm: Mapping[Level, tuple[float, float, float]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StudyResult:
     """The outcome of one study.
 
@@ -115,10 +112,34 @@ class StudyResult:
         if (self.status is Status.GRADED) != (self.reason is None):
             raise ValueError("a graded study has no reason, any other has one")
 
-    def probabilities(self, condition: Condition, level: Level) -> dict[str, float]:
-        """Return the probability of each severity, as ``predictions.csv`` gives it."""
-        row = self.rows[ROW_ORDER.index((condition, level))]
+    def __repr__(self) -> str:
+        outcome = self.status if self.reason is None else f"{self.status}, {self.reason}"
+        return f"<StudyResult {self.study_id}: {outcome}, {len(self.warnings)} warnings>"
+
+    def probabilities(self, condition: Condition | str, level: Level | str) -> dict[str, float]:
+        """Return the probability of each severity, as ``predictions.csv`` gives it.
+
+        Args:
+            condition: a ``Condition`` or its value, such as ``"spinal_canal_stenosis"``.
+            level: a ``Level`` or its value, such as ``"l4_l5"``.
+
+        Raises:
+            ValueError: there is no such condition or level.
+        """
+        row = self.rows[ROW_ORDER.index((Condition(condition), Level(level)))]
         return {str(severity): count / _UNIT for severity, count in zip(SEVERITIES, row, strict=True)}
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the 25 rows in the order of ``predictions.csv``, each as the values of a table's columns."""
+        for condition, level in ROW_ORDER:
+            yield {
+                "study_id": self.study_id,
+                "status": str(self.status),
+                "condition": str(condition),
+                "level": str(level),
+                **self.probabilities(condition, level),
+                "assessed": row_name(condition, level) not in self.not_assessed,
+            }
 
 
 ROW_ORDER: Final = tuple((condition, level) for condition in CONDITIONS for level in LEVELS)
@@ -152,31 +173,20 @@ PRIOR_ROWS: Final = tuple(in_millionths(prior(condition, level)) for condition, 
 ALL_ROW_NAMES: Final = tuple(row_name(condition, level) for condition, level in ROW_ORDER)
 
 
-def ungraded(
-    study_id: str,
-    status: Status,
-    reason: Reason,
-    *,
-    warnings: tuple[Warn, ...] = (),
-    series: tuple[SeriesResult, ...] = (),
-    levels: Mapping[Level, LevelResult] | None = None,
-    alternative: AlternativeResult | None = None,
-    timings_ms: Mapping[str, float] | None = None,
-    detail: str | None = None,
-) -> StudyResult:
-    """Return the record of a study that was not graded: the weighted prior in every row, and the reason."""
+def ungraded(study_id: str, status: Status, reason: Reason, **details: Any) -> StudyResult:
+    """Return the record of a study that was not graded: the weighted prior in every row, and the reason.
+
+    Args:
+        study_id, status, reason: as in ``StudyResult``.
+        details: further fields of ``StudyResult``.
+    """
     return StudyResult(
         study_id=study_id,
         status=status,
         reason=reason,
-        warnings=warnings,
-        series=series,
-        levels=levels or {},
-        alternative=alternative,
         rows=PRIOR_ROWS,
         not_assessed=ALL_ROW_NAMES,
-        timings_ms=timings_ms or {},
-        detail=detail,
+        **details,
     )
 
 
@@ -260,7 +270,11 @@ def _level_of(entry: Mapping[str, Any]) -> LevelResult:
     center, size = (None, None) if box is None else (_point(box["center"]), _point(box["size"]))
     axes = None if box is None else tuple(_point(axis) for axis in box["axes"])
     return LevelResult(
-        center_mm=center, axes=axes, size_mm=size, confidence=entry["confidence"], source=entry["source"]
+        center_mm=center,
+        axes=axes,
+        size_mm=size,
+        confidence=entry["confidence"],
+        source=Source(entry["source"]),
     )
 
 
@@ -291,10 +305,10 @@ def _csv_field(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
-def write_predictions(path: Path, studies: Iterable[tuple[str, Iterable[Row]]]) -> None:
-    """Write ``predictions.csv`` from (study id, rows) pairs that come sorted by study id."""
+def write_predictions(path: Path, studies: Iterable[tuple[str, Iterable[Row]]]) -> str:
+    """Write ``predictions.csv`` from (study id, rows) pairs that come sorted by study id; return its SHA-256."""
     header = ",".join(["row_id", *SEVERITIES])
-    write_lines(path, (line for part in ([header], _all_rows(studies)) for line in part))
+    return write_lines(path, (line for part in ([header], _all_rows(studies)) for line in part))
 
 
 def _all_rows(studies: Iterable[tuple[str, Iterable[Row]]]) -> Iterator[str]:
@@ -302,17 +316,30 @@ def _all_rows(studies: Iterable[tuple[str, Iterable[Row]]]) -> Iterator[str]:
         yield from prediction_rows(study_id, rows)
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
+def new_file(path: Path) -> TextIO:
+    """Open a file for writing that is made here: what stood in its place, a link also, is removed and not followed."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    return os.fdopen(os.open(path, flags, 0o666), "w", encoding="utf-8", newline="")
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> str:
     """Replace ``path`` by ``lines`` in one step: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Returns:
+        The SHA-256 of the file, hexadecimal.
 
     Raises:
         OutputError: the folder cannot be written.
     """
     draft = path.with_name(f".{path.name}.part")
+    digest = hashlib.sha256()
     try:
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        with new_file(draft) as file:
             for line in lines:
-                file.write(line + "\n")
+                text = line + "\n"
+                digest.update(text.encode())
+                file.write(text)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -323,3 +350,4 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
             os.close(folder)
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror}; free space or choose another output") from error
+    return digest.hexdigest()

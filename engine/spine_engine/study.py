@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,12 @@ AXES_TOLERANCE = 1e-4
 """How far the rows of ``Stack.axes`` may be from orthonormal; the reader renormalises before it builds a stack."""
 
 
+PLACE_DECIMALS: Final = 3
+AXIS_DECIMALS: Final = 9
+"""Decimals of places (mm) and of unit vectors. Detection gives no more than these, so that ``studies.jsonl`` holds the
+very boxes that were graded: with nine decimals axes are orthonormal to 1e-8."""
+
+
 class Role(StrEnum):
     """The part a series plays in the grading. STIR plays ``SAGITTAL_T2``, as in the RSNA 2024 data."""
 
@@ -27,7 +34,15 @@ class Role(StrEnum):
     AXIAL_T2 = "axial_t2"
 
 
-@dataclass(frozen=True, eq=False)
+class Source(StrEnum):
+    """How the place of a disc level is known: from the detector, between its neighbours, or from the field of view."""
+
+    DETECTOR = "detector"
+    INTERPOLATED = "interpolated"
+    PRIOR = "prior"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Stack:
     """Parallel slices with one matrix and one pixel spacing, at their true (maybe uneven) positions.
 
@@ -63,6 +78,10 @@ class Stack:
         if np.any(np.diff(self.positions_mm) <= 0):
             raise ValueError("slices must ascend along axes[0], each at a position of its own")
 
+    def __repr__(self) -> str:
+        slices, rows, columns = self.pixels.shape
+        return f"<Stack of {slices} slices of {rows} x {columns}>"
+
     @property
     def positions_mm(self) -> NDArray[np.float64]:
         """Positions of the slices along the normal ``(S,)``, mm, strictly ascending."""
@@ -84,7 +103,7 @@ class Stack:
         return middle
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Series:
     """One series of a study: what it is used for, why, and its stacks.
 
@@ -106,8 +125,11 @@ class Series:
     contrast: str | None = None
     reason: Reason | None = None
 
+    def __repr__(self) -> str:
+        return f"<Series {self.path!r}: {self.role or 'no role'}, {self.slices} slices>"
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Study:
     """One study of one patient. Series are sorted by path; nothing here names the patient.
 
@@ -119,6 +141,15 @@ class Study:
     series: tuple[Series, ...]
     warnings: tuple[Warn, ...] = ()
     reason: Reason | None = None
+
+    def __repr__(self) -> str:
+        return f"<Study {self.study_id}: {len(self.series)} series{f', {self.reason}' if self.reason else ''}>"
+
+    @property
+    def sagittal_stacks(self) -> list[tuple[Stack, ...]]:
+        """The stacks of each sagittal series that plays a role, T1 before T2: what detection looks at."""
+        roles = (Role.SAGITTAL_T1, Role.SAGITTAL_T2)
+        return [series.stacks for role in roles for series in self.with_role(role)]
 
     def with_role(self, role: Role) -> Iterator[Series]:
         """Yield the series that play ``role``: at most one sagittal T1, one sagittal T2, any number of axial T2."""

@@ -17,14 +17,14 @@ __all__ = [
     "Backend",
     "BackendStatus",
     "Device",
-    "Precision",
+    "AskedPrecision",
     "Profile",
     "TensorInfo",
     "available_backends",
     "open_backend",
 ]
 
-Precision = Literal["auto", "bf16", "f16", "f32", "int8"]
+AskedPrecision = Literal["auto", "bf16", "f16", "f32", "int8"]
 """What a model computes in. OpenVINO is told, and takes ``auto`` for bf16 where the processor computes in it natively,
 else f32. int8, and every precision elsewhere, is a property of the file and only named: ``auto`` is then f32, and bf16
 is refused."""
@@ -56,7 +56,7 @@ def open_backend(
     *,
     name: str = "openvino",
     device: str = "CPU",
-    precision: Precision = "auto",
+    precision: AskedPrecision = "auto",
     threads: int = 1,
     profile: Profile | None = None,
 ) -> Backend:
@@ -66,7 +66,7 @@ def open_backend(
         model: the model, or the file that holds it.
         name: one of ``BACKENDS``.
         device: the runtime's name of the device, in any case; it is used, or the call fails.
-        precision: what the model computes in; see ``Precision``. Inputs and outputs are float32 always.
+        precision: what the model computes in; see ``AskedPrecision``. Inputs and outputs are float32 always.
         threads: how many processor threads one ``run`` may use.
         profile: the input shapes to prepare for where the runtime specialises; a model of fixed shape needs none.
 
@@ -76,8 +76,8 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
-    if precision not in get_args(Precision):
-        raise BackendError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
+    if precision not in get_args(AskedPrecision):
+        raise BackendError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(AskedPrecision))}")
     if threads < 1:
         raise BackendError(f"threads must be at least 1, got {threads}")
     try:

@@ -58,6 +58,14 @@ class Profile:
             raise ValueError(f"batches must ascend within {self.smallest[0]}..{self.largest[0]}, got {self.batches}")
 
 
+class Model(Protocol):
+    """What can be asked: a backend, or anything that answers like one, such as the PyTorch model it came from."""
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """Run the model once: arrays by tensor name in and out, C-contiguous float32."""
+        ...
+
+
 class Backend(Protocol):
     """A loaded model.
 

@@ -28,6 +28,7 @@ _EXTERNAL_DATA, _DATA_LOCATION, _EXTERNAL = 13, 14, 1
 """``TensorProto.external_data``, ``TensorProto.data_location`` and the value of it that means another file."""
 
 _VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
+_FIXED_BYTES: Final = {_FIXED64: 8, _FIXED32: 4}
 """Wire types."""
 
 _LONGEST_VARINT = 10
@@ -62,33 +63,37 @@ def refuse_external_data(model: bytes) -> None:
 
 def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
     """Yield number and value of each field of a message: a number, or where its bytes begin and end."""
-    at, depth = start, 0
+    at = start
+    depth = 0
     while at < end:
         key, at = _varint(view, at, end)
         if key > _32_BITS:
             raise ValueError("a tag of more than 32 bits")
-        number, wire = key >> 3, key & 7
-        if wire == _VARINT:
-            value, at = _varint(view, at, end)
-            if not depth:
-                yield number, value
-        elif wire == _BYTES:
-            size, at = _varint(view, at, end)
-            if not depth:
-                yield number, (at, at + size)
-            at += size
-        elif wire in (_FIXED64, _FIXED32):
-            at += 8 if wire == _FIXED64 else 4
-        elif wire == _GROUP:
+        wire = key & 7
+        if wire == _GROUP:
             depth += 1
         elif wire == _GROUP_END and depth:
             depth -= 1
         else:
-            raise ValueError(f"wire type {wire}")
+            value, at = _value(view, wire, at, end)
+            if not depth and value is not None:
+                yield key >> 3, value
         if at > end:
             raise ValueError("a field runs past its message")
     if depth:
         raise ValueError("a group does not end")
+
+
+def _value(view: memoryview, wire: int, at: int, end: int) -> tuple[int | tuple[int, int] | None, int]:
+    """Return a field's value, None where it is a fixed-size number, and where the next field begins."""
+    if wire == _VARINT:
+        return _varint(view, at, end)
+    if wire == _BYTES:
+        size, at = _varint(view, at, end)
+        return (at, at + size), at + size
+    if wire in _FIXED_BYTES:
+        return None, at + _FIXED_BYTES[wire]
+    raise ValueError(f"wire type {wire}")
 
 
 def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:

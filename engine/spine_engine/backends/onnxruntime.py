@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,7 +98,8 @@ def open_model(model: bytes, device: str, precision: str, threads: int, profile:
     wanted = "f32" if precision == "auto" else precision
     key = cache_key(model, "onnxruntime", str(runtime.__version__), device, wanted, repr(profile))
     with sealed_folder(key) if provider.keeps else nullcontext() as folder:
-        session = _session(runtime, provider, model, threads, int(match[2] or 0), wanted, profile, folder)
+        wishes = _Wishes(provider, int(match[2] or 0), wanted, threads, profile, folder)
+        session = _session(runtime, model, wishes)
     opened = OnnxRuntimeBackend if match[1] == "CPU" else BoundBackend
     return opened(session, Device("onnxruntime", device, wanted))
 
@@ -126,28 +128,35 @@ def refuse_work_on_the_processor(session: Any, provider: Provider) -> None:
         )
 
 
-def _session(
-    runtime: Any,
-    provider: Provider,
-    model: bytes,
-    threads: int,
-    index: int,
-    precision: str,
-    profile: Profile | None,
-    folder: Path | None,
-) -> Any:
+@dataclass(frozen=True)
+class _Wishes:
+    """How a session is to run: where, in which precision, on how many threads, for which shapes, keeping what where."""
+
+    provider: Provider
+    index: int
+    precision: str
+    threads: int
+    profile: Profile | None
+    folder: Path | None
+
+
+def _session(runtime: Any, model: bytes, wishes: _Wishes) -> Any:
     """Return a session with all its work on the provider."""
-    options, on_gpu = _options(runtime, threads), provider is not PROVIDERS["CPU"]
+    provider = wishes.provider
+    options = _options(runtime, wishes.threads)
+    on_gpu = provider is not PROVIDERS["CPU"]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of here is checked below
             if on_gpu:
                 load_gpu_libraries(runtime)
                 options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-            name = _input_name(runtime, model) if profile is not None and provider.shapes else ""
-            chosen = provider.all_options(index, precision, profile, name, folder)
+            shaped = wishes.profile is not None and provider.shapes
+            name = _input_name(runtime, model) if shaped else ""
+            chosen = provider.all_options(wishes.index, wishes.precision, wishes.profile, name, wishes.folder)
             if provider.plugin:
-                options.add_provider_for_devices([plugin_devices(runtime, provider)[index]], chosen)
+                device = plugin_devices(runtime, provider)[wishes.index]
+                options.add_provider_for_devices([device], chosen)
                 session = runtime.InferenceSession(model, options, enable_fallback=0)
             else:
                 listed = [(provider.name, chosen)]

@@ -6,7 +6,7 @@ import io
 import platform
 from collections.abc import Mapping
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from spine_engine.backends.processor import has_native_bf16, instruction_sets
 from spine_engine.errors import BackendError
 
 INSTALL = "pip install openvino"
+
+_UNWRITTEN: Final = np.uint32(0x7FC0DEAD)
+"""A NaN that no computation gives: what outputs hold before a call."""
 
 Sizes = tuple[tuple[int, int], ...]
 
@@ -61,14 +64,19 @@ class OpenVinoBackend:
             except RuntimeError:  # a size beyond the profile
                 wanted, got = port.get_partial_shape(), inputs[info.name].shape
                 raise ValueError(f"input {info.name} must have the shape {wanted}, got {got}") from None
+        for info in self.outputs:
+            self._request.get_tensor(info.name).data.view(np.uint32)[...] = _UNWRITTEN
         try:
             self._request.infer()
         except RuntimeError as error:
             raise (MemoryError() if _short_of_memory(error) else error) from None
-        return {
+        answers = {
             info.name: np.array(self._request.get_tensor(info.name).data, np.float32, order="C", copy=True)
             for info in self.outputs
         }
+        if any((answer.view(np.uint32) == _UNWRITTEN).any() for answer in answers.values()):
+            raise MemoryError  # the runtime says nothing when it lacks the memory to compute
+        return answers
 
     def close(self) -> None:
         """Release the model."""

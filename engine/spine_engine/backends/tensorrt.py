@@ -104,8 +104,7 @@ class EngineBackend:
     context to itself, as the guides of both runtimes advise: a graph belongs to the state it was recorded in.
 
     Args:
-        trt, engine: the runtime's module and the opened engine.
-        said: its logger, with ``errors``.
+        opened: the runtime's module, the opened engine, and the runtime's logger, with ``errors``.
         gpu: closed with the backend.
         device: what it runs on.
         contexts: makes them.
@@ -113,8 +112,9 @@ class EngineBackend:
     """
 
     def __init__(
-        self, trt: Any, engine: Any, said: Any, gpu: Gpu, device: Device, contexts: Contexts, batches: tuple[int, ...]
+        self, opened: tuple[Any, Any, Any], gpu: Gpu, device: Device, contexts: Contexts, batches: tuple[int, ...]
     ) -> None:
+        trt, engine, said = opened
         self.device = device
         self._engine, self._said, self._gpu, self._contexts = engine, said, gpu, contexts
         names = [str(engine.get_tensor_name(n)) for n in range(engine.num_io_tensors)]
@@ -231,7 +231,7 @@ def open_engine(
             key = cache_key(model, "kernels", str(trt.__version__), here[index].name, repr(profile))
             contexts = RtxContexts(trt, runtime, engine, key)
         runs_as = Device(library.name, device, "f32" if precision == "auto" else precision)
-        return EngineBackend(trt, engine, said, gpu, runs_as, contexts, profile.batches if profile else ())
+        return EngineBackend((trt, engine, said), gpu, runs_as, contexts, profile.batches if profile else ())
     except BaseException:
         gpu.close()
         raise

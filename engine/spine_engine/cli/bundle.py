@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from spine_engine.backends import Precision
+from spine_engine.backends import AskedPrecision
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry, manifest_text
 from spine_engine.errors import UsageError
-from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry, manifest_text
 from spine_engine.options import RunOptions
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ def verify(
     folder: Folder = None,
     backend: Annotated[str, typer.Option(help="Runtime to load the models with.")] = "openvino",
     device: Annotated[str, typer.Option(help="Device to load them on.")] = "cpu",
-    precision: Annotated[str, typer.Option(help=f"{', '.join(get_args(Precision))}.")] = "auto",
+    precision: Annotated[str, typer.Option(help=f"{', '.join(get_args(AskedPrecision))}.")] = "auto",
     parity: Annotated[bool, typer.Option("--parity", help="Compare the answers with float32's, on phantoms.")] = False,
     reference: Annotated[str, typer.Option(help="Runtime, on the CPU in f32, to compare with.")] = "openvino",
     studies: Annotated[int, typer.Option(min=1, help="Phantoms to compare on.")] = 8,
@@ -41,8 +41,8 @@ def verify(
     """
     if worst is not None and not parity:
         raise UsageError("--worst keeps what --parity finds: give both")
-    if precision not in get_args(Precision):
-        raise UsageError(f"--precision must be one of {', '.join(get_args(Precision))}, got {precision!r}")
+    if precision not in get_args(AskedPrecision):
+        raise UsageError(f"--precision must be one of {', '.join(get_args(AskedPrecision))}, got {precision!r}")
     bundle = Bundle.open(folder)
     for role, entry in bundle.manifest.models.by_role().items():
         model = bundle.open_model(entry, name=backend, device=device, precision=precision)  # type: ignore[arg-type]
@@ -51,7 +51,7 @@ def verify(
         typer.echo(f"{role}: {entry.file} is as the manifest says, on {ran.backend} {ran.device} in {ran.precision}")
     typer.echo(f"{bundle.manifest.name} {bundle.manifest.version} is sound, digest {bundle.digest}")
     if parity:
-        from spine_engine.parity import bundle_parity  # numba takes a second that only this should pay
+        from spine_engine.pipeline.parity import bundle_parity  # numba takes a second that only this should pay
 
         asked = RunOptions(backend=backend, device=device, precision=precision)
         found = bundle_parity(bundle, RunOptions(backend=reference, precision="f32"), asked, studies, worst)

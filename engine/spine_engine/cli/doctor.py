@@ -22,10 +22,10 @@ from spine_engine.backends import BackendStatus, available_backends
 from spine_engine.backends.cache import cache_folder
 from spine_engine.backends.processor import has_native_bf16, instruction_sets
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import ModelEntry
 from spine_engine.errors import SpineEngineError
-from spine_engine.manifest import ModelEntry
 from spine_engine.options import RunOptions, usable_cpus
-from spine_engine.tuning import remembered
+from spine_engine.run.tuning import remembered
 
 PACKAGES: Final = (
     "numpy",

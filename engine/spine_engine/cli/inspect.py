@@ -42,42 +42,56 @@ def inspect(
     if with_identity and html is None:
         raise UsageError("--with-identity belongs to --html FILE; add the page, or leave it out")
     overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else RoleOverrides.find(folder)
-    console = Console(highlight=False)
-    refused: Counter[str] = Counter()
-    met: Counter[str] = Counter()
-
-    def told() -> Iterator[tuple[WorkUnit, Study]]:
-        """Yield the studies as they are met, each told on the terminal; count what is refused."""
-        for found in _studies(folder, overrides):
-            if isinstance(found, RefusedFile):
-                refused[found.reason] += 1
-                continue
-            study = found[1]
-            if as_json:
-                typer.echo(json.dumps(study_record(study), allow_nan=False))
-            else:
-                console.print(study_table(study))
-                if met[study.study_id]:
-                    console.print(
-                        "[yellow]this study also has files in a folder shown above; a run reads them together[/]"
-                    )
-            met[study.study_id] += 1
-            yield found
-
+    shown = _Shown(as_json=as_json)
+    studies = shown.studies(_studies(folder, overrides))
     if html is None:
-        for _ in told():
+        for _ in studies:
             pass
     else:
-        _write_page(html, folder, told(), refused, with_identity=with_identity)
-    counts = {reason: refused[reason] for reason in sorted(refused)}
-    if as_json:
-        typer.echo(json.dumps({"studies": met.total(), "refused": counts}))
-        return
-    console.print(f"{met.total()} studies")
-    for reason, count in counts.items():
-        console.print(f"{count} files or folders not read: {reason}")
-    if html is not None:
-        console.print(Text(f"page: {html}"), soft_wrap=True)
+        _write_page(html, folder, studies, shown.refused, with_identity=with_identity)
+    shown.end(html)
+
+
+class _Shown:
+    """What has been shown of a folder: each study as it is met, the counts at the end."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._console = Console(highlight=False)
+        self._met: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+
+    def studies(self, found: Iterator[tuple[WorkUnit, Study] | RefusedFile]) -> Iterator[tuple[WorkUnit, Study]]:
+        """Show and yield the studies, and count what is refused."""
+        for one in found:
+            if isinstance(one, RefusedFile):
+                self.refused[one.reason] += 1
+                continue
+            self._show(one[1])
+            yield one
+
+    def _show(self, study: Study) -> None:
+        if self._as_json:
+            typer.echo(json.dumps(study_record(study), allow_nan=False))
+        else:
+            self._console.print(study_table(study))
+            if self._met[study.study_id]:
+                twice = "this study also has files in a folder shown above; a run reads them together"
+                self._console.print(f"[yellow]{twice}[/]")
+        self._met[study.study_id] += 1
+
+    def end(self, page: Path | None) -> None:
+        """Show how many studies there were, what was refused, and where the page is."""
+        counts = {reason: self.refused[reason] for reason in sorted(self.refused)}
+        total = self._met.total()
+        if self._as_json:
+            typer.echo(json.dumps({"studies": total, "refused": counts}))
+            return
+        self._console.print(f"{total} studies")
+        for reason, count in counts.items():
+            self._console.print(f"{count} files or folders not read: {reason}")
+        if page is not None:
+            self._console.print(Text(f"page: {page}"), soft_wrap=True)
 
 
 def _write_page(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from spine_engine.results import Status
-from spine_engine.runner import Progress
+from spine_engine.run.dispatcher import Progress
 
 LINE_EVERY_S: Final = 10.0
 _REFRESH_S: Final = 0.2
@@ -41,9 +41,9 @@ def _lines(progress: Progress, ended: threading.Event) -> None:
 
 
 def _state(progress: Progress, seconds: float) -> str:
-    done = progress.walked + progress.resumed
+    done = progress.processed + progress.resumed
     total = f"{progress.found}+" if progress.discovering else str(progress.found)
-    rate = progress.walked / seconds if seconds > 0 else 0.0
+    rate = progress.processed / seconds if seconds > 0 else 0.0
     return f"{done} of {total} studies, {rate:.2f} a second, {not_graded(progress)} not graded"
 
 
@@ -72,9 +72,9 @@ def _bar(progress: Progress, ended: threading.Event) -> None:
             bar.update(
                 task,
                 description="stopping" if progress.stopped else "studies",
-                completed=progress.walked + progress.resumed,
+                completed=progress.processed + progress.resumed,
                 total=None if progress.discovering else progress.found,
                 of=f"{progress.found}+" if progress.discovering else progress.found,
-                rate=progress.walked / seconds,
+                rate=progress.processed / seconds,
                 bad=not_graded(progress),
             )

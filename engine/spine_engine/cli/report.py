@@ -35,14 +35,10 @@ def report(
 
     Example: spine-engine report results
     """
-    written = write_with_progress(
-        output,
-        root=folder,
-        bundle=bundle,
-        series_descriptions=series_descriptions,
-        with_identity=with_identity,
-        workers=workers,
-    )
+    from spine_engine.report.write import Moved
+
+    moved = Moved(root=folder, bundle=bundle, series_descriptions=series_descriptions)
+    written = write_with_progress(output, moved=moved, with_identity=with_identity, workers=workers)
     if as_json:
         typer.echo(
             json.dumps(

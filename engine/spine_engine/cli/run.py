@@ -15,8 +15,8 @@ import typer
 from spine_engine.backends import BACKENDS
 
 if TYPE_CHECKING:
-    from spine_engine.engine import Run
-    from spine_engine.summary import RunSummary
+    from spine_engine.run.run import Run
+    from spine_engine.run.summary import RunSummary
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", re.IGNORECASE)
 
@@ -140,9 +140,13 @@ def stopping_on_signals(work: Run) -> Iterator[None]:
 
 def closing_lines(summary: RunSummary, output: Path, *, packaged: bool) -> Iterator[str]:
     """Yield what a person wants to know at the end, in at most eight lines."""
+    from spine_engine.results import Status
+
     record = summary.record()
-    counts = ", ".join(f"{number} {status}" for status, number in record["studies"].items() if status != "total")
+    counts = ", ".join(f"{record['studies'][status]} {status}" for status in Status)
     yield f"{summary.studies} studies: {counts}{_listed(summary.reasons)}"
+    if summary.incomplete:
+        yield f"{summary.incomplete} incomplete: files could not be read; the same command tries these studies again"
     if not summary.studies:
         yield "No MR study was found in the input; 'spine-engine inspect DIR' says what lies there."
     if record["refused_files"]["total"]:
@@ -151,6 +155,10 @@ def closing_lines(summary: RunSummary, output: Path, *, packaged: bool) -> Itera
     memory_mb = summary.peak_memory_bytes["total"] / 1e6
     yield f"{summary.walked} walked in {summary.wall_s:.1f} s{resumed}; peak memory {memory_mb:.0f} MB"
     yield f"Results: {output}/predictions.csv, studies.jsonl, run.json"
+    for name in summary.series_tables.get("used", ()):
+        yield f"Series roles from {name}"
+    for why in summary.series_tables.get("left_out", {}).values():
+        yield f"Not used: {why}"
     if summary.interrupted:
         yield "Interrupted: the same command again goes on from here."
     yield DEMONSTRATION if packaged else "Research use only; not a medical device."

@@ -18,7 +18,7 @@ from spine_engine.errors import UsageError
 
 if TYPE_CHECKING:
     from spine_engine.dicom import WorkUnit
-    from spine_engine.tuning import Measured
+    from spine_engine.run.tuning import Measured
 
 PHANTOMS: Final = 4
 """Studies to walk where none are given: alike in size, so a few do."""
@@ -47,16 +47,14 @@ def tune(
     """
     from spine_engine.bundle import Bundle
     from spine_engine.options import RunOptions, usable_cpus
-    from spine_engine.tuning import chosen, measure, remember, remembered, settings_to_try
+    from spine_engine.run.tuning import Workload, chosen, measure, remember, remembered, settings_to_try
 
     opened = Bundle.open(bundle)
     options = RunOptions(backend=backend, device=device)
     settings = settings_to_try(options, usable_cpus())
     with studies_to_walk(folder) as root:
-        units = _units(root)
-        measured = measure(
-            root, units, opened, options, settings, rounds=rounds, done=lambda one: typer.echo(_line(one), err=True)
-        )
+        workload = Workload(root=root, units=_units(root), bundle=opened, options=options)
+        measured = measure(workload, settings, rounds=rounds, done=lambda one: typer.echo(_line(one), err=True))
     best = chosen(measured)
     remember(opened, options, best)
     if as_json:
@@ -95,7 +93,7 @@ def studies_to_walk(folder: Path | None) -> Iterator[Path]:
 
 def _units(root: Path) -> list[WorkUnit]:
     from spine_engine.dicom import WorkUnit, discover
-    from spine_engine.output import check_input
+    from spine_engine.run.folders import check_input
 
     found = (item for item in discover(check_input(root)) if isinstance(item, WorkUnit) and item.study_id is not None)
     units = list(islice(found, MOST))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,14 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from spine_engine.anatomy import Level
+    from spine_engine.bundle.manifest import GraderEntry
     from spine_engine.detection import Detection
-    from spine_engine.dicom import RoleOverrides, WorkUnit
-    from spine_engine.manifest import GraderEntry
+    from spine_engine.dicom import RoleOverrides
     from spine_engine.results import LevelResult
     from spine_engine.study import Study
-
-_LISTED: Final = 10
-"""Studies that are named when there are several; more fill a terminal."""
 
 
 def view(
@@ -50,15 +46,15 @@ def view(
     Example: spine-engine view exams/patient7 --output patient7
     """
     from spine_engine.dicom import RoleOverrides
+    from spine_engine.pipeline.outcome import level_results
     from spine_engine.report.montage import pillow
     from spine_engine.report.ply import open3d
-    from spine_engine.walk import level_results
 
     open3d()
     if not no_png:
         pillow()
-    overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else RoleOverrides.find(folder)
-    study = chosen_study(folder, study_id, overrides)
+    overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else None
+    study = _shown_study(folder, study_id, overrides)
     detection, entry = _detected(study, bundle)
     levels = {} if detection is None else level_results(detection)
     try:
@@ -74,33 +70,12 @@ def view(
         _show(study, levels)
 
 
-def chosen_study(root: Path, wanted: str | None, overrides: RoleOverrides) -> Study:
-    """Read the one study of a folder, or the one that is wanted of several.
-
-    Raises:
-        UsageError: there is no such study, there are several and none is wanted, or nothing in it can be shown.
-    """
+def _shown_study(folder: Path, study_id: str | None, overrides: RoleOverrides | None) -> Study:
+    """Read the one study of a folder, or the one that is named; one with nothing to show is refused."""
+    from spine_engine.dicom import read_study
     from spine_engine.report.cloud import shown_series
 
-    units = list(_units(root))
-    ids = sorted({unit.study_id or "" for unit in units})
-    if wanted in ids:
-        units = [unit for unit in units if unit.study_id == wanted]
-    elif wanted is None and len(ids) > 1:
-        raise UsageError(_several(root, ids))
-    found: dict[str, Study] = {}
-    for unit in units:
-        for study in _read(root, unit, wanted, overrides):
-            found[study.study_id] = study
-    if wanted is not None:
-        found = {name: study for name, study in found.items() if name == wanted}
-    if not found:
-        known = f"; it has {_listed(ids)}" if wanted is not None and any(ids) else ""
-        which = "MR study" if wanted is None else f"study {wanted!r}"
-        raise UsageError(f"there is no {which} in {str(root)!r}{known}: 'spine-engine inspect' says what lies there")
-    if len(found) > 1:
-        raise UsageError(_several(root, sorted(found)))
-    (study,) = found.values()
+    study = read_study(folder, study_id, overrides=overrides)
     if not shown_series(study):
         raise UsageError(
             f"study {study.study_id} has no series to show ({study.reason or 'none plays a role'}): "
@@ -109,63 +84,23 @@ def chosen_study(root: Path, wanted: str | None, overrides: RoleOverrides) -> St
     return study
 
 
-def _units(root: Path) -> Iterator[WorkUnit]:
-    """Yield the units of a folder; those of one study that lie in several places as one."""
-    from spine_engine.dicom import WorkUnit, discover
-
-    by_study: dict[str, WorkUnit] = {}
-    for unit in discover(root):
-        if not isinstance(unit, WorkUnit):
-            continue
-        name = unit.study_id or unit.key
-        other = by_study.get(name)
-        files = unit.files if other is None else tuple(sorted({*other.files, *unit.files}, key=lambda file: file.path))
-        by_study[name] = replace(unit, files=files)
-    yield from by_study.values()
-
-
-def _read(root: Path, unit: WorkUnit, wanted: str | None, overrides: RoleOverrides) -> Iterator[Study]:
-    """Yield the studies of a unit; of several only the one that is wanted, or an error that lists them."""
-    from spine_engine.dicom import read_unit
-
-    reading = read_unit(root, unit, overrides)
-    yield from reading.studies
-    if reading.split and wanted is None:
-        raise UsageError(_several(root, sorted(part.study_id or "" for part in reading.split)))
-    for part in reading.split:
-        if part.study_id == wanted:
-            yield from read_unit(root, part, overrides).studies
-
-
-def _several(root: Path, ids: list[str]) -> str:
-    return f"{str(root)!r} holds {len(ids)} studies, view shows one: give --study with one of {_listed(ids)}"
-
-
-def _listed(ids: list[str]) -> str:
-    more = f" and {len(ids) - _LISTED} more" if len(ids) > _LISTED else ""
-    return ", ".join(ids[:_LISTED]) + more
-
-
 def _detected(study: Study, folder: Path | None) -> tuple[Detection | None, GraderEntry | None]:
-    """Return where the levels are, and what the bundle says of the grader; None for either that there is not."""
+    """Return where the levels are, and what the bundle says of the grader; None for both, and a line, without them."""
     from spine_engine.bundle import Bundle
-    from spine_engine.opened import OpenModels, in_two_stages
     from spine_engine.options import RunOptions
-    from spine_engine.study import Role
+    from spine_engine.pipeline.models import in_two_stages
+    from spine_engine.pipeline.study_pipeline import StudyPipeline
 
     bundle, options = Bundle.open(folder), RunOptions()
     if not in_two_stages(bundle, options):
         typer.echo("the bundle grades without looking for levels: there are no boxes and no level grids")
         return None, None
-    models = OpenModels(bundle, options)
     try:
-        sagittal = [series.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for series in study.with_role(role)]
-        return models.find_levels(sagittal), bundle.grader
+        with StudyPipeline.open(bundle, options) as pipeline:
+            return pipeline.locate(study), bundle.grader
     except StudyError as error:
         typer.echo(f"no levels were looked for ({error.reason}): there are no boxes and no level grids")
         return None, None
-    finally:
-        models.close()
 
 
 def _write(study: Study, levels: Mapping[Level, LevelResult], output: Path, *, pictures: bool) -> Iterator[str]:
@@ -207,10 +142,11 @@ def _write_grids(
 ) -> Iterator[str]:
     """Write the grid of each level that has a place, as voxels and as a picture; yield a line about each file."""
     from spine_engine.anatomy import LEVELS
-    from spine_engine.grading import level_grids
+    from spine_engine.pipeline.level_grids import level_grids
+    from spine_engine.study import Source
 
-    grids, coverage = level_grids(study, detection.levels, entry)
-    unplaced = [level for level in LEVELS if detection.levels[level].source == "prior"]
+    grids, coverage = level_grids(study, detection.levels, entry.layout)
+    unplaced = [level for level in LEVELS if detection.levels[level].source == Source.PRIOR]
     if unplaced:
         yield f"no grid of {', '.join(unplaced)}: only the field of view says where they are, the grader does not look"
     for grid, share, level in zip(grids, coverage, LEVELS, strict=True):
@@ -233,10 +169,9 @@ def _write_grid(
 
     from spine_engine.report.montage import montage
     from spine_engine.report.ply import write_grid
-    from spine_engine.voxels import GridPose
 
     disc = detection.levels[level]
-    pose = GridPose(disc.center_mm + np.asarray(entry.grid.center_offset_mm) @ disc.axes, disc.axes)
+    pose = entry.layout.pose(disc.center_mm, disc.axes)
     write_grid(output / f"grid_{level}.ply", grid, entry.grid.spec, pose)
     shape = " x ".join(str(size) for size in grid.shape[1:])
     yield f"{output / f'grid_{level}.ply'}: {np.count_nonzero(grid.any(axis=0)):,} of {shape} voxels hold something"

@@ -1,4 +1,4 @@
-"""Disc levels from sagittal stacks: every slice through a heat-map detector, the column labelled as a whole."""
+"""Finds disc levels in sagittal stacks: a heat-map detector sees every slice, then the whole column is labelled."""
 
 from spine_engine.detection.detect import DetectionOptions, detect, undetected
 from spine_engine.detection.labelling import LabellingOptions

@@ -1,4 +1,4 @@
-"""From heat maps to disc candidates in patient mm: peaks in every slice, joined over slices and series.
+"""Turns heat maps into disc candidates in patient mm: finds peaks in every slice, joins them over slices and series.
 
 Frame: patient LPS mm; the spine frame has rows (down, back, across), see `SpineFrame`.
 """
@@ -19,22 +19,25 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 PEAK_FLOOR = 0.08
-"""Peaks below this are noise: on held-out exams a disc's best slice peaks at 0.5-0.95."""
+"""Peaks with less heat than this are noise: on held-out exams a disc's best slice peaks at 0.5-0.95."""
 
 JOIN_MM = 13.0
-"""Peaks of one disc in neighbouring slices and series lie this near in the sagittal plane; discs are > 18 mm apart."""
+"""Largest distance in the sagittal plane between peaks of one disc; neighbouring discs are more than 18 mm apart."""
 
 MOST_CANDIDATES = 64
-"""A whole spine has 24 discs; more than this is noise."""
+"""Largest number of candidates per study: a whole spine has 24 discs, so more candidates than this are noise."""
 
 TYPICAL_OF = 5
-"""Five lumbar discs are nearly always in the picture: the median mass of the five heaviest is a disc of this study."""
+"""Number of heaviest candidates whose median mass is a typical disc's: five lumbar discs are nearly always visible."""
 
 MIN_SHARE = 0.12
-"""Less than this share of a typical disc's mass is noise or a facet joint (0.05-0.15 held out; discs > 0.4)."""
+"""Smallest share of a typical disc's mass that a disc has (discs > 0.4; noise and facet joints 0.05-0.15 held out)."""
 
-CROWDED_MM, CROWDED_SHARE = 24.0, 0.6
-"""No two lumbar discs are nearer than 24 mm: of two so near, one with less than 0.6 of the other's mass goes."""
+CROWDED_MM = 24.0
+"""Smallest distance between two lumbar discs."""
+
+CROWDED_SHARE = 0.6
+"""Share of its neighbour's mass below which a candidate nearer than ``CROWDED_MM`` is dropped."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,32 +61,32 @@ class Peaks:
     series: NDArray[np.int64]
 
     def of_series(self, number: int) -> Peaks:
-        """Those of one series."""
+        """Return the peaks of one series."""
         return self.where(self.series == number)
 
-    def where(self, kept: NDArray[np.bool_]) -> Peaks:
-        """Those marked in `kept (P,)`."""
+    def where(self, selected: NDArray[np.bool_]) -> Peaks:
+        """Return the peaks that the mask `selected (P,)` marks."""
         return Peaks(
-            self.position_mm[kept],
-            self.height[kept],
-            self.share_mm[kept],
-            self.direction[kept],
-            self.log_level[kept],
-            self.series[kept],
+            self.position_mm[selected],
+            self.height[selected],
+            self.share_mm[selected],
+            self.direction[selected],
+            self.log_level[selected],
+            self.series[selected],
         )
 
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One thing that may be a disc (or a vertebral body).
+    """A place in the patient that may be a disc (or a vertebral body).
 
     Attributes:
         position_mm: `(3,)` LPS centre.
-        peak: highest heat, mean over the series that see it.
+        peak: highest heat, mean over the series that show it.
         mass_mm: heat summed over slices times their lateral share, mean over all series: about 30 mm for a clear disc,
-            a few mm for a facet joint that looks like one in a lateral slice.
+            a few mm for a facet joint that looks like a disc in a lateral slice.
         direction: `(3,)` LPS vector anterior -> posterior along the disc.
-        log_level: `(bins,)` log probabilities of the level bins, summed over the series that see it.
+        log_level: `(bins,)` log probabilities of the level bins, summed over the series that show it.
     """
 
     position_mm: F64
@@ -94,26 +97,28 @@ class Candidate:
 
 
 def peaks_from_maps(heatmaps: Iterable[F32], canvas: Canvas, series: int, spec: DetectorSpec) -> tuple[Peaks, Peaks]:
-    """Peaks of the discs and of the bodies in the maps of a canvas, averaged over 5x5 pixels by squared heat.
+    """Return the disc peaks and the body peaks of a canvas, averaged over 5x5 pixels by squared heat.
 
     Args:
-        heatmaps: float32 `(N, K, h, w)`, some slices after the other until all of the canvas have come.
-        canvas: where its slices lie.
+        heatmaps: float32 `(N, K, h, w)` batches of the detector's maps, in the order of the canvas's slices.
+        canvas: where the slices lie.
         series: number of the series.
-        spec: of the maps.
+        spec: what the maps hold.
     """
     from spine_engine.detection.kernels import PEAK_COLUMNS, find_peaks  # numba: only a run should pay
 
-    tables, seen = [], 0
+    tables = []
+    slices_done = 0
     for maps in heatmaps:
-        tables.append(find_peaks(maps, PEAK_FLOOR))
-        tables[-1][:, 0] += seen
-        seen += len(maps)
+        peaks = find_peaks(maps, PEAK_FLOOR)
+        peaks[:, 0] += slices_done
+        tables.append(peaks)
+        slices_done += len(maps)
     table = np.concatenate(tables)
     slices = table[:, 0].astype(np.int64)
     mm = (table[:, 2:4] * spec.stride + (spec.stride - 1) / 2) * spec.pixel_mm
     plane = np.stack([canvas.down, canvas.back])
-    every = Peaks(
+    both_kinds = Peaks(
         canvas.origins_mm[slices] + mm @ plane,
         table[:, 4],
         canvas.step_mm[slices],
@@ -121,11 +126,11 @@ def peaks_from_maps(heatmaps: Iterable[F32], canvas: Canvas, series: int, spec: 
         table[:, PEAK_COLUMNS:],
         np.full(len(table), series),
     )
-    return every.where(table[:, 1] == DISC), every.where(table[:, 1] == BODY)
+    return both_kinds.where(table[:, 1] == DISC), both_kinds.where(table[:, 1] == BODY)
 
 
 def joined(peaks: Sequence[Peaks]) -> Peaks:
-    """All peaks in one table."""
+    """Return all peaks in one table."""
     return Peaks(
         np.concatenate([p.position_mm for p in peaks]),
         np.concatenate([p.height for p in peaks]),
@@ -137,10 +142,10 @@ def joined(peaks: Sequence[Peaks]) -> Peaks:
 
 
 def candidates_from_peaks(peaks: Peaks, frame: F64) -> list[Candidate]:
-    """Join peaks into candidates, highest first into a cluster, each peak into the nearest cluster within `JOIN_MM`.
+    """Join peaks into candidates: from the highest down, each goes to the nearest cluster within `JOIN_MM`.
 
     Args:
-        peaks: of all series of a study.
+        peaks: the peaks of all series of a study.
         frame: `(3, 3)` rows (down, back, across) of the spine, LPS.
     """
     from spine_engine.detection.kernels import join_peaks
@@ -149,36 +154,40 @@ def candidates_from_peaks(peaks: Peaks, frame: F64) -> list[Candidate]:
         return []
     place = peaks.position_mm @ frame[:2].T
     order = np.lexsort((peaks.position_mm @ frame[2], place[:, 1], place[:, 0], -peaks.height))
-    return _candidates(peaks, join_peaks(place, peaks.height, order, JOIN_MM))
+    clusters = join_peaks(place, peaks.height, order, JOIN_MM)
+    return _candidates(peaks, clusters)
 
 
 def clear_candidates(candidates: Sequence[Candidate], frame: F64) -> list[Candidate]:
-    """Candidates from the sacrum upwards, without those that are weak beside a stronger neighbour or weak at all.
+    """Return the candidates from the sacrum upwards, without the weak ones and those weak beside a stronger neighbour.
 
-    At most `MOST_CANDIDATES`, the heaviest, so that noise takes neither time nor memory without end.
+    At most the `MOST_CANDIDATES` heaviest are returned, which bounds time and memory on noise.
     """
     if not candidates:
         return []
-    typical = float(np.median(sorted((c.mass_mm for c in candidates), reverse=True)[:TYPICAL_OF]))
+    masses = sorted((candidate.mass_mm for candidate in candidates), reverse=True)
+    typical_mass = float(np.median(masses[:TYPICAL_OF]))
     places = (np.array([c.position_mm for c in candidates]) @ frame[:2].T).tolist()
-    kept: list[tuple[Candidate, list[float]]] = []
-    for candidate, place in sorted(
+    heaviest_first = sorted(
         zip(candidates, places, strict=True), key=lambda pair: (-pair[0].mass_mm, *pair[0].position_mm.tolist())
-    ):
-        if candidate.mass_mm < MIN_SHARE * typical:
+    )
+    clear: list[tuple[Candidate, list[float]]] = []
+    for candidate, place in heaviest_first:
+        if candidate.mass_mm < MIN_SHARE * typical_mass or len(clear) == MOST_CANDIDATES:
             break
-        strong = [other.mass_mm for other, there in kept if dist(place, there) < CROWDED_MM]
-        if not strong or candidate.mass_mm >= CROWDED_SHARE * max(strong):
-            kept.append((candidate, place))
-        if len(kept) == MOST_CANDIDATES:
-            break
-    return [candidate for candidate, _ in sorted(kept, key=lambda pair: -pair[1][0])]
+        neighbours = [other.mass_mm for other, there in clear if dist(place, there) < CROWDED_MM]
+        if not neighbours or candidate.mass_mm >= CROWDED_SHARE * max(neighbours):
+            clear.append((candidate, place))
+    return [candidate for candidate, _ in sorted(clear, key=lambda pair: -pair[1][0])]
 
 
 def _candidates(peaks: Peaks, number: NDArray[np.int64]) -> list[Candidate]:
-    """Weighted means of the clusters `number (P,)`; level votes are averaged in a series, then summed over series."""
-    series, own = np.unique(peaks.series, return_inverse=True)
-    part = number * len(series) + own
+    """Return a candidate for each cluster, given each peak's cluster `number (P,)`.
+
+    Places and directions are weighted means; level votes are averaged in a series, then summed over series.
+    """
+    series, series_index = np.unique(peaks.series, return_inverse=True)
+    part = number * len(series) + series_index
     order = np.argsort(part, kind="stable")
     starts = np.flatnonzero(np.diff(part[order], prepend=-1))
     weight = (peaks.height**2 * peaks.share_mm)[:, None]
@@ -188,15 +197,13 @@ def _candidates(peaks: Peaks, number: NDArray[np.int64]) -> list[Candidate]:
     tops = np.maximum.reduceat(peaks.height[order], starts)
     clusters = np.flatnonzero(np.diff(part[order][starts] // len(series), prepend=-1))
     votes = np.add.reduceat(sums[:, 6:-2] / sums[:, -2:-1], clusters)
-    views = np.diff(clusters, append=len(starts))
-    peak = np.add.reduceat(tops, clusters) / views
+    series_seen = np.diff(clusters, append=len(starts))
+    heights = np.add.reduceat(tops, clusters) / series_seen
     sums = np.add.reduceat(sums, clusters)
     means = sums[:, :6] / sums[:, -2:-1]
-    mass = (sums[:, -1] / len(series)).tolist()
-    return [
-        Candidate(mean[:3], top, heavy, mean[3:], vote)
-        for mean, top, heavy, vote in zip(means, peak.tolist(), mass, votes, strict=True)
-    ]
+    mass = sums[:, -1] / len(series)
+    rows = zip(means, heights.tolist(), mass.tolist(), votes, strict=True)
+    return [Candidate(mean[:3], peak, mass_mm, mean[3:], vote) for mean, peak, mass_mm, vote in rows]
 
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""The numba kernels of detection. Each has its plain NumPy twin in ``reference`` and a test that they agree.
+"""The numba kernels of detection. Each has a plain NumPy reference in ``reference`` and a test that they agree.
 
-One thread; the interpreter's lock is released. All of them live in one file, and each is called with one set of types:
-numba keeps one compiled copy for each, and loading it is part of a worker's start.
+The kernels use one thread and release the interpreter's lock. All of them live in one file, and each is called with one
+set of types: numba keeps one compiled copy for each set, and loading it is part of a worker's start.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spine_engine.detection.spec import BODY, DIRECTION, DISC, LEVELS
+from spine_engine.detection.spec import BODY, DIRECTION, DISC, FIRST_LEVEL
+
+# Compiled in from other files: 10075a5b60af
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 REACH = 2
-"""A peak is read from 5x5 pixels of 4 mm, about twice the width of a disc's heat."""
+"""Pixels to each side that a peak is averaged over: 5x5 pixels of 4 mm, about twice the width of a disc's heat."""
 
 PEAK_COLUMNS = 7
-"""Columns of a peak before its level bins: slice, channel, row, column, height, direction (row, column)."""
+"""Number of columns before a peak's level bins: slice, channel, row, column, height, direction (row, column)."""
 
 
 @njit(nogil=True, cache=True)
@@ -54,7 +56,7 @@ def resample_slice(out: F32, pixels: NDArray[np.uint16], start: F64, row_step: F
 
 @njit(nogil=True, cache=True)
 def _add_row(line: F32, source: NDArray[np.uint16], flip: np.uint16, weight: np.float32, more: bool) -> None:
-    """Weigh a row of stored values into `line`, to what it holds already where there is `more`."""
+    """Write `weight` times a row of stored values into `line`; add it to what `line` holds if `more` is set."""
     low = np.float32(flip)
     if more:
         for c in range(len(line)):
@@ -66,7 +68,10 @@ def _add_row(line: F32, source: NDArray[np.uint16], flip: np.uint16, weight: np.
 
 @njit(nogil=True, cache=True)
 def _add_taps(row: F32, line: F32, at: NDArray[np.uint32], weights: F32, loaded: F32, more: bool) -> None:
-    """Weigh `line[at]` into `row`; loaded first, because LLVM does not vectorise loops with such loads in them."""
+    """Write `weights` times `line[at]` into `row`; add it to what `row` holds if `more` is set.
+
+    The values are loaded first, because LLVM does not vectorise loops with such loads in them.
+    """
     for b in range(len(loaded)):
         loaded[b] = line[at[b]]
     if more:
@@ -79,7 +84,7 @@ def _add_taps(row: F32, line: F32, at: NDArray[np.uint32], weights: F32, loaded:
 
 @njit(nogil=True, cache=True)
 def _normalize(row: F32, gain: np.float32, offset: np.float32, clip: np.float32, gamma: np.float32) -> None:
-    """`clip(gain * v + offset, 0, clip) ** gamma`, in place; a power would double the time of drawing."""
+    """Apply `clip(gain * v + offset, 0, clip) ** gamma` in place; gamma 0.5 is a square root, twice as fast."""
     zero = np.float32(0.0)
     for b in range(len(row)):
         row[b] = min(max(gain * row[b] + offset, zero), clip)
@@ -103,18 +108,18 @@ def draw_slices(
     tone: F32,
     bend: tuple[np.float32, np.float32],
 ) -> None:
-    """Draw slices, normalised, on a grid that lies along their rows and columns, where it lies on the picture.
+    """Draw normalised slices on a grid along their rows and columns, where the grid lies on the picture.
 
     A slice becomes `R @ pixels @ C.T`, with few weights other than 0 in a row of `R` and `C`, then
     `clip(gain * v + offset, 0, clip) ** gamma`.
 
     Args:
-        out: `(N, A, B)`, one for each of `chosen`, along the rows and columns of the pixels.
+        out: `(N, A, B)`, a drawing of each `chosen` slice, along the rows and columns of the pixels.
         pixels: `(S, H, W)` stored values, their bits read as unsigned.
         flip: the sign bit for int16, else 0.
         chosen: `(N,)` slices to draw.
         first: `(A,)` and `(B,)`, the first pixel of each grid row and column that has a weight.
-        weights: `(T, A)` and `(T', B)` of that pixel and those after it.
+        weights: `(T, A)` and `(T', B)`, the weights of that pixel and of those after it.
         covered: grid rows and columns `from, to` that lie on the picture.
         tone: `(N, 2)` gain and offset.
         bend: clip and gamma.
@@ -134,7 +139,7 @@ def draw_slices(
 
 @njit(nogil=True, cache=True)
 def _is_peak(heat: F32, y: int, x: int) -> bool:
-    """Whether no pixel of the 5x5 neighbourhood exceeds this one; of equals the first is the peak; 0 off the map."""
+    """Tell whether no pixel of the 5x5 neighbourhood exceeds this one; the first of equals is the peak."""
     own = heat[y, x]
     for i in range(max(y - REACH, 0), min(y + REACH + 1, heat.shape[0])):
         for j in range(max(x - REACH, 0), min(x + REACH + 1, heat.shape[1])):
@@ -148,7 +153,7 @@ def _is_peak(heat: F32, y: int, x: int) -> bool:
 
 @njit(nogil=True, cache=True)
 def _read_peak(out: F64, maps: F32, heat: int, y: int, x: int) -> None:
-    """Write place, height and a disc's votes of the peak at `(y, x)` into its row, averages by squared heat."""
+    """Write the place, height and votes of the peak at `(y, x)` into its row `out`, averaged by squared heat."""
     bins = out[PEAK_COLUMNS:]
     out[:] = 0.0
     total = scale = 0.0
@@ -162,11 +167,11 @@ def _read_peak(out: F64, maps: F32, heat: int, y: int, x: int) -> None:
                 continue
             out[5] += weight * maps[DIRECTION, i, j]
             out[6] += weight * maps[DIRECTION + 1, i, j]
-            highest, mass = maps[LEVELS, i, j], 0.0
+            highest, mass = maps[FIRST_LEVEL, i, j], 0.0
             for b in range(1, len(bins)):
-                highest = max(highest, maps[LEVELS + b, i, j])
+                highest = max(highest, maps[FIRST_LEVEL + b, i, j])
             for b in range(len(bins)):
-                logit = np.float64(maps[LEVELS + b, i, j]) - highest
+                logit = np.float64(maps[FIRST_LEVEL + b, i, j]) - highest
                 mass += np.exp(logit)
                 bins[b] += weight * logit
             scale += weight * np.log(mass)
@@ -180,17 +185,17 @@ def _read_peak(out: F64, maps: F32, heat: int, y: int, x: int) -> None:
 
 @njit(nogil=True, cache=True)
 def find_peaks(maps: F32, floor: float) -> F64:
-    """Peaks of the heat channels of `maps (N, K, h, w)`: pixels above `floor` that no pixel round them exceeds.
+    """Find the peaks of the heat channels of `maps (N, K, h, w)`: pixels above `floor` that no neighbour exceeds.
 
     Returns:
-        `(P, 7 + bins)`: slice, channel, row and column (averaged over 5x5 pixels by squared heat), height; for discs,
-        averaged likewise, direction (row, column) and log probabilities of the level bins, else 0. Slice by slice,
-        channel by channel, row by row.
+        `(P, 7 + bins)`: slice, channel, row and column (averaged over 5x5 pixels by squared heat), height; for discs
+        also, averaged likewise, direction (row, column) and log probabilities of the level bins, else 0. Peaks are
+        sorted by slice, channel and row.
     """
     count, channels, height, width = maps.shape
     apart = REACH + 1  # two peaks are at least so far apart
     room = 2 * (-(-height // apart)) * (-(-width // apart))
-    table = np.empty((count * room, PEAK_COLUMNS + channels - LEVELS))
+    table = np.empty((count * room, PEAK_COLUMNS + channels - FIRST_LEVEL))
     found = 0
     for n in range(count):
         for channel in (DISC, BODY):
@@ -206,9 +211,9 @@ def find_peaks(maps: F32, floor: float) -> F64:
 
 @njit(nogil=True, cache=True)
 def join_peaks(places: F64, heights: F64, order: I64, reach_mm: float) -> I64:
-    """Join peaks `(P, 2)` in `order`, each into the nearest cluster within `reach_mm`, or into one of its own.
+    """Join peaks `(P, 2)` in `order`: each goes to the nearest cluster within `reach_mm`, or begins a new one.
 
-    A cluster lies at the mean of its peaks by `heights (P,)`; of two as near it is the older one.
+    A cluster lies at the mean of its peaks weighted by `heights (P,)`; the older of two clusters as near wins.
 
     Returns:
         The cluster `(P,)` of each peak.
@@ -232,20 +237,20 @@ def join_peaks(places: F64, heights: F64, order: I64, reach_mm: float) -> I64:
 
 @njit(nogil=True, cache=True)
 def _log_add(a: float, b: float) -> float:
-    """`log(exp(a) + exp(b))`."""
+    """Return `log(exp(a) + exp(b))`."""
     high = max(a, b)
     return high if high == -np.inf else high + np.log1p(np.exp(min(a, b) - high))
 
 
 @njit(nogil=True, cache=True)
 def weigh_column(forward: F64, backward: F64, best: F64, came: I64, emit: F64, step: F64, between: F64) -> None:
-    """Follow every way to label a column of n candidates, in place; the scores are those of `labelling.Column`.
+    """Sum the scores of every way to label a column of n candidates, in place; see `labelling.Column` for the scores.
 
     Args:
-        forward: `(n, ranks)`, `start + emit`; becomes the log score of everything up to a candidate kept at a rank.
-        backward: `(n, ranks)`, `end`; becomes the log score of everything after it.
-        best: `(n, ranks)`, `start + emit`; becomes the score of the best way there.
-        came: `(n, ranks, 2)`, -1; becomes the candidate before it on that way, and its rank.
+        forward: `(n, ranks)`, holds `start + emit`; becomes the log score of all ways up to a candidate at a rank.
+        backward: `(n, ranks)`, holds `end`; becomes the log score of all ways after that candidate.
+        best: `(n, ranks)`, holds `start + emit`; becomes the score of the best way up to that candidate.
+        came: `(n, ranks, 2)`, holds -1; becomes the candidate before it on the best way, and its rank.
         emit, step, between: see `labelling.Column`.
     """
     n, ranks = emit.shape

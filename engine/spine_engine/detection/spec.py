@@ -1,4 +1,4 @@
-"""What a detector model takes and gives: the contract between training, the bundle manifest and the decode."""
+"""Input and output of a detector model: the contract between training, the bundle manifest and the decoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DetectorSpec:
     """Input and output of the level heat-map detector.
 
     Input `slices`: float32 `(N, 1, H, W)`, rows superior -> inferior, columns anterior -> posterior, `pixel_mm` pixels,
-    H and W multiples of `multiple`, intensities as `slices.canvas_from_stack` gives them, 0 outside the picture.
+    H and W multiples of `multiple`, intensities normalised by `slices.canvas_from_stack`, 0 outside the picture.
 
     Output `heatmaps`: float32 `(N, 4 + bins, H / stride, W / stride)`; channel 0 disc heat, 1 vertebral-body heat (both
     0..1, scaled by the lateral distance to the middle of the column), 2-3 the disc's direction anterior -> posterior as
@@ -44,14 +44,14 @@ class DetectorSpec:
 
     @property
     def channels(self) -> int:
-        """Number of output channels."""
+        """The number of output channels."""
         return 4 + len(self.bins)
 
     @property
     def output_pixel_mm(self) -> float:
-        """Millimetres of one output pixel."""
+        """The edge of an output pixel, mm."""
         return self.pixel_mm * self.stride
 
 
-DISC, BODY, DIRECTION, LEVELS = 0, 1, 2, 4
-"""Output channels: the two heats, and the first of the direction's two and of the level bins."""
+DISC, BODY, DIRECTION, FIRST_LEVEL = 0, 1, 2, 4
+"""Output channels: disc heat, body heat, the first of the direction's two channels, and the first level bin."""

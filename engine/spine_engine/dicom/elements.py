@@ -1,6 +1,6 @@
 """A bounded walk over the elements of a DICOM file: structure only, nothing is decoded, nothing large is copied.
 
-Written here because the limits have to act while the header is walked: a general reader first builds every nested item
+Written here because the limits have to act while the header is parsed: a general reader first builds every nested item
 and only then can be asked how many there were. ``tests/dicom`` holds it equal to pydicom.
 Encoding: DICOM PS3.5 section 7 (elements, sequences), PS3.10 section 7 (file meta information).
 """
@@ -67,7 +67,7 @@ class PixelData:
 
 
 @dataclass(frozen=True, slots=True)
-class Walked:
+class ParsedFile:
     """One file: its file meta elements, its data set, its transfer syntax and its pixel data, if any.
 
     ``refusal`` is the limit that ended the walk; what was read before it stands.
@@ -84,8 +84,22 @@ class _DamagedError(Exception):
     """The bytes contradict themselves; what was read so far stands."""
 
 
-class _Walk:
-    """A walk over one buffer with one byte order."""
+@dataclass(slots=True)
+class _Scope:
+    """A data set or an item while it is parsed: where it ends, its encoding, how deep it lies, and what it fills."""
+
+    end: int
+    explicit: bool
+    depth: int
+    into: Elements | None
+
+    def kept(self, wanted: Mapping[int, bytes]) -> tuple[Mapping[int, bytes], dict[int, tuple[bytes, Value]]]:
+        """Return the tags to keep, none where nothing is filled, and where their values go."""
+        return ({}, {}) if self.into is None else (wanted, self.into.values)
+
+
+class _Parser:
+    """Parses one buffer with one byte order."""
 
     def __init__(self, buffer: bytes, little: bool, wanted: Mapping[int, bytes], limits: Limits) -> None:
         self.buffer = buffer
@@ -96,12 +110,14 @@ class _Walk:
         self._item_bytes = _ITEM_BYTES[little]
         self.pixel_data: PixelData | None = None
 
-    def elements(
-        self, at: int, end: int, explicit: bool, depth: int, into: Elements | None, stop_group: int | None = None
-    ) -> int:
-        """Walk elements from ``at`` up to ``end`` or an item delimiter; return where the walk stopped."""
-        buffer, top, unpack = self.buffer, depth == 0, self._explicit
-        wanted, values = (self.wanted, into.values) if into is not None else ({}, {})
+    def elements(self, at: int, scope: _Scope, stop_group: int | None = None) -> int:
+        """Parse elements from ``at`` up to the end of ``scope`` or an item delimiter; return where that is."""
+        buffer = self.buffer
+        unpack = self._explicit
+        end = scope.end
+        explicit = scope.explicit
+        top = scope.depth == 0
+        wanted, values = scope.kept(self.wanted)
         # What ends before this, has a short VR and comes before the pixels needs no other look than this one.
         quick = explicit and stop_group is None and self.limits.element_bytes >= _SHORT_LENGTHS
         quick_end = 0 if not quick else min(end, self.limits.header_bytes) if top else end
@@ -111,6 +127,7 @@ class _Walk:
             start = at + 8
             if vr in _SHORT_VRS and (stop := start + length) <= quick_end and tag < _PIXEL_DATA:
                 if tag in wanted:
+                    self._check_value(length)
                     values[tag] = (vr, buffer[start:stop])
                 at = stop
                 continue
@@ -118,48 +135,63 @@ class _Walk:
                 return start
             if stop_group is not None and group != stop_group:
                 return at
-            if explicit and vr in _VRS:
-                if vr in _LONG_VRS:
-                    if start + 4 > end:
-                        raise _DamagedError
-                    length = self._length(buffer, start)[0]
-                    start += 4
-            elif not (explicit and vr.isalpha() and vr.isupper()):  # implicit VR, also inside explicit (PS3.5 6.2.2)
+            if explicit and vr in _LONG_VRS:
+                start += 4
+                length = self._long_length(at, end)
+            elif not (explicit and _is_vr(vr)):  # implicit VR, also inside explicit (PS3.5 6.2.2)
                 length = self._implicit(buffer, at)[2]
                 vr = self.wanted.get(tag, b"")
             if tag == _PIXEL_DATA and top:
-                encapsulated = length == _UNDEFINED
-                size = end - start if encapsulated else length
-                self.pixel_data = PixelData(memoryview(buffer), vr, start, size, encapsulated)
+                self._meet_pixels(vr, start, length, end)
                 return end
-            at = self._value(tag, vr, start, length, end, explicit, depth, into)
-            if top and at > self.limits.header_bytes:
-                raise StudyError(Reason.TOO_LARGE, f"a header of more than {self.limits.header_bytes} bytes")
+            at = self._value(tag, vr, start, length, scope)
+            self._check_header(at, top)
         if top and at < end:
             raise _DamagedError
         return at
 
-    def _value(
-        self, tag: int, vr: bytes, start: int, length: int, end: int, explicit: bool, depth: int, into: Elements | None
-    ) -> int:
+    def _check_value(self, length: int) -> None:
+        if length > self.limits.value_bytes:
+            raise StudyError(Reason.TOO_LARGE, f"a value of {length} bytes, at most {self.limits.value_bytes} are read")
+
+    def _check_header(self, at: int, top: bool) -> None:
+        if top and at > self.limits.header_bytes:
+            raise StudyError(Reason.TOO_LARGE, f"a header of more than {self.limits.header_bytes} bytes")
+
+    def _long_length(self, at: int, end: int) -> int:
+        """Return the length of an element at ``at`` whose VR has one of 32 bits."""
+        if at + 12 > end:
+            raise _DamagedError
+        length: int = self._length(self.buffer, at + 8)[0]
+        return length
+
+    def _meet_pixels(self, vr: bytes, start: int, length: int, end: int) -> None:
+        encapsulated = length == _UNDEFINED
+        size = end - start if encapsulated else length
+        self.pixel_data = PixelData(memoryview(self.buffer), vr, start, size, encapsulated)
+
+    def _value(self, tag: int, vr: bytes, start: int, length: int, scope: _Scope) -> int:
         """Keep the value when it is wanted, look inside when it is a sequence; return where it ends."""
+        into = scope.into
         keep = into is not None and tag in self.wanted
         items: list[Elements] | None = [] if keep else None
         if length == _UNDEFINED:
             opaque = vr not in (b"SQ", b"UN", b"")  # fragments, as in an encapsulated icon
-            stop = self.items(start, end, explicit and vr != b"UN", depth + 1, items, closed=False, opaque=opaque)
+            inside = _Scope(scope.end, scope.explicit and vr != b"UN", scope.depth + 1, None)
+            stop = self.items(start, inside, items, closed=False, opaque=opaque)
         else:
             stop = start + length
             if length > self.limits.element_bytes:
                 raise StudyError(Reason.TOO_LARGE, f"an element of {length} bytes, at most {self.limits.element_bytes}")
-            if stop > end:
+            if stop > scope.end:
                 raise _DamagedError
             if not (vr == b"SQ" or (not vr and self.buffer[start : start + 4] == self._item_bytes)):
                 if into is not None and keep:
+                    self._check_value(length)
                     into.values[tag] = (vr, self.buffer[start:stop])
                 return stop
             try:
-                self.items(start, stop, explicit, depth + 1, items, closed=True)
+                self.items(start, _Scope(stop, scope.explicit, scope.depth + 1, None), items, closed=True)
             except _DamagedError:
                 if keep:
                     raise
@@ -167,18 +199,10 @@ class _Walk:
             into.values[tag] = (b"SQ", items)
         return stop
 
-    def items(
-        self,
-        at: int,
-        end: int,
-        explicit: bool,
-        depth: int,
-        into: list[Elements] | None,
-        closed: bool,
-        opaque: bool = False,
-    ) -> int:
-        """Walk the items of a sequence, ``closed`` when its length is known; return where it ends."""
-        if depth > self.limits.nesting:
+    def items(self, at: int, scope: _Scope, into: list[Elements] | None, closed: bool, opaque: bool = False) -> int:
+        """Parse the items of a sequence, ``closed`` when its length is known; return where it ends."""
+        end = scope.end
+        if scope.depth > self.limits.nesting:
             raise StudyError(Reason.TOO_LARGE, f"sequences nested more than {self.limits.nesting} deep")
         while at + 8 <= end:
             group, number, length = self._implicit(self.buffer, at)
@@ -191,7 +215,7 @@ class _Walk:
                 raise _DamagedError
             item = Elements(self.little) if into is not None else None
             if not opaque:
-                at = self.elements(at, stop, explicit, depth, item)
+                at = self.elements(at, _Scope(stop, scope.explicit, scope.depth, item))
             at = at if length == _UNDEFINED else stop
             if into is not None and item is not None:
                 into.append(item)
@@ -202,7 +226,7 @@ class _Walk:
         return at
 
 
-def walk(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMITS) -> Walked:
+def parse(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
     """Walk a whole file, or its beginning, keeping the elements whose tags are in ``wanted`` (tag -> VR).
 
     A file without preamble is taken when it begins with a plausible element of group 2 or 8.
@@ -217,13 +241,14 @@ def walk(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMI
     else:
         raise StudyError(Reason.NOT_AN_IMAGE, "not a DICOM file")
     meta = Elements(little=True)
-    meta_walk = _Walk(data, True, _META_WANTED, limits)
+    meta_parser = _Parser(data, True, _META_WANTED, limits)
     if data[start : start + 2] == b"\x02\x00":
         try:
-            start = meta_walk.elements(start, len(data), data[start + 4 : start + 6] in _VRS, 0, meta, stop_group=2)
+            explicit = data[start + 4 : start + 6] in _VRS
+            start = meta_parser.elements(start, _Scope(len(data), explicit, 0, meta), stop_group=2)
         except _DamagedError:
             meta.damaged = True
-            return Walked(meta, Elements(True, damaged=True), "", None)
+            return ParsedFile(meta, Elements(True, damaged=True), "", None)
     syntax = meta.values.get(_TRANSFER_SYNTAX, (b"", b""))[1]
     transfer_syntax = syntax.decode("ascii", "replace").rstrip("\0 ") if isinstance(syntax, bytes) else ""
     if transfer_syntax == DEFLATED:
@@ -232,15 +257,19 @@ def walk(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMI
     if not transfer_syntax:
         transfer_syntax = (EXPLICIT_LITTLE if little else EXPLICIT_BIG) if explicit else IMPLICIT_LITTLE
     dataset = Elements(little)
-    dataset_walk = _Walk(data, little, wanted, limits)
+    dataset_parser = _Parser(data, little, wanted, limits)
     refusal: StudyError | None = None
     try:
-        dataset_walk.elements(start, len(data), explicit, 0, dataset)
+        dataset_parser.elements(start, _Scope(len(data), explicit, 0, dataset))
     except _DamagedError:
         dataset.damaged = True
     except StudyError as error:
         refusal = error
-    return Walked(meta, dataset, transfer_syntax, dataset_walk.pixel_data, refusal)
+    return ParsedFile(meta, dataset, transfer_syntax, dataset_parser.pixel_data, refusal)
+
+
+def _is_vr(code: bytes) -> bool:
+    return code in _VRS or (code.isalpha() and code.isupper())
 
 
 def _plausible_start(data: bytes) -> bool:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from spine_engine.dicom.limits import DEFAULT_LIMITS, MIB, Limits
-from spine_engine.errors import Reason, StudyError
+from spine_engine.errors import MachineError, Reason, StudyError
 
 # O_NONBLOCK: opening a FIFO that replaced the file returns at once. O_NOFOLLOW: a link that replaced it is refused.
 _OPEN_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -21,6 +22,36 @@ _FILES_AHEAD: Final = 16
 """How many files are open ahead of the one that is read: measured, twice as many fetch no sooner."""
 _BYTES_AHEAD: Final = 8 * MIB
 """How much of a file is fetched ahead: a slice of 2048 x 2048; what is larger streams well enough."""
+
+
+_TRANSIENT: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY})
+"""Errors of disks and network shares that may be gone a moment later."""
+RETRY_DELAYS_S: Final = (0.05, 0.2)
+"""Waits before a call is tried again: short, since a broken disk fails every file of a study."""
+
+T = TypeVar("T")
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Return what ``call`` returns, trying again after an error that may be gone in a moment.
+
+    Raises:
+        MachineError: this process, or the machine, has too many files open.
+        MemoryError: the system lacks memory for the call.
+        OSError: whatever else the call raises in the end.
+    """
+    for delay in (*RETRY_DELAYS_S, None):
+        try:
+            return call()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise MachineError("too many files are open: raise the limit ('ulimit -n') and run again") from None
+            if error.errno == errno.ENOMEM:
+                raise MemoryError from None
+            if delay is None or error.errno not in _TRANSIENT:
+                raise
+            time.sleep(delay)
+    raise AssertionError("the last try returns or raises")
 
 
 def check_regular(status: os.stat_result, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -44,8 +75,9 @@ def read_file(path: Path | str, limits: Limits = DEFAULT_LIMITS, first_bytes: in
 
 @dataclass(frozen=True, slots=True)
 class OpenFile:
-    """A regular file of ``size`` bytes that was opened and is to be read once, which closes it."""
+    """A regular file of ``size`` bytes at ``path`` that was opened and is to be read once, which closes it."""
 
+    path: Path | str
     descriptor: int
     size: int
 
@@ -53,18 +85,34 @@ class OpenFile:
         """Return the content, or its first ``first_bytes`` bytes, and close the file.
 
         Raises:
-            StudyError: it cannot be read.
+            StudyError: it cannot be read, not even when it is opened again, or has become shorter meanwhile.
+            MachineError, MemoryError: as for ``patiently``.
         """
         wanted = self.size if first_bytes is None else min(first_bytes, self.size)
+        descriptors = [self.descriptor]
+
+        def content() -> bytes:
+            descriptor = descriptors.pop() if descriptors else os.open(self.path, _OPEN_FLAGS)
+            try:
+                return _content(descriptor, wanted)
+            finally:
+                os.close(descriptor)
+
         try:
-            data = os.read(self.descriptor, wanted)
-            while len(data) < wanted and (more := os.read(self.descriptor, wanted - len(data))):
-                data += more
-            return data
+            data = patiently(content)
         except OSError:
             raise StudyError(Reason.UNREADABLE) from None
-        finally:
-            os.close(self.descriptor)
+        if len(data) < wanted:
+            raise StudyError(Reason.UNREADABLE, "the file ends before its size")
+        return data
+
+
+def _content(descriptor: int, wanted: int) -> bytes:
+    """Return ``wanted`` bytes from here on, fewer where the file ends before."""
+    data = os.read(descriptor, wanted)
+    while len(data) < wanted and (more := os.read(descriptor, wanted - len(data))):
+        data += more
+    return data
 
 
 def open_ahead(paths: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[OpenFile | StudyError]:
@@ -101,13 +149,15 @@ def _announce(file: OpenFile) -> None:
 
 def _opened(path: Path | str, limits: Limits) -> OpenFile:
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = patiently(lambda: os.open(path, _OPEN_FLAGS))
     except OSError as error:
         # ELOOP: a link stands where a file was listed. ENXIO: a socket.
         special = error.errno in (errno.ELOOP, errno.ENXIO)
         raise StudyError(Reason.NOT_A_REGULAR_FILE if special else Reason.UNREADABLE) from None
     try:
         status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise StudyError(Reason.UNREADABLE, "a folder that could not be listed")
         check_regular(status, limits)
     except OSError:
         os.close(descriptor)
@@ -115,4 +165,4 @@ def _opened(path: Path | str, limits: Limits) -> OpenFile:
     except StudyError:
         os.close(descriptor)
         raise
-    return OpenFile(descriptor, status.st_size)
+    return OpenFile(path, descriptor, status.st_size)

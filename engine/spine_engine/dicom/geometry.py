@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.dicom.header import Frame, Image
+from spine_engine.dicom.header import FrameHeader, ImageHeader
 from spine_engine.dicom.pixels import Pixels
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.study import Stack
@@ -56,8 +56,8 @@ class Slice:
     """One decoded slice on its way into a stack."""
 
     path: str
-    image: Image
-    frame: Frame
+    image: ImageHeader
+    frame: FrameHeader
     pixels: Pixels
 
     @property
@@ -68,7 +68,7 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedSlice:
     """A slice with checked geometry.
 
     Attributes:
@@ -103,7 +103,7 @@ class BuiltStack:
     notes: tuple[str, ...]
 
 
-def place(source: Slice) -> Placed:
+def place(source: Slice) -> PlacedSlice:
     """Check and renormalise a slice's geometry.
 
     Raises:
@@ -117,7 +117,7 @@ def place(source: Slice) -> Placed:
     if frame.spacing_mm is None:
         raise StudyError(Reason.NO_PIXEL_SPACING)
     axes, key = _orthonormal(frame.orientation)
-    return Placed(source, np.array(frame.position_mm), axes, key, (*key[:3], *key[6:], *frame.position_mm))
+    return PlacedSlice(source, np.array(frame.position_mm), axes, key, (*key[:3], *key[6:], *frame.position_mm))
 
 
 @lru_cache(maxsize=1024)  # the slices of a series share one orientation, or a few
@@ -196,7 +196,7 @@ def build_stacks(slices: Sequence[Slice]) -> tuple[list[BuiltStack], Counter[Rea
 
     Stacks come in a fixed spatial order: of falling height (superior first), then from the left, then from the back.
     """
-    placed: list[Placed] = []
+    placed: list[PlacedSlice] = []
     refused: Counter[Reason] = Counter()
     for s in slices:
         try:
@@ -211,7 +211,7 @@ def build_stacks(slices: Sequence[Slice]) -> tuple[list[BuiltStack], Counter[Rea
     return built, refused
 
 
-def _parallel_groups(placed: Sequence[Placed]) -> list[list[Placed]]:
+def _parallel_groups(placed: Sequence[PlacedSlice]) -> list[list[PlacedSlice]]:
     """Cluster slices by StackID and by normals and row vectors within ``PARALLEL_DEGREES`` of a group's leader.
 
     The most frequent orientation leads first; ties go by the orientation itself.
@@ -230,7 +230,7 @@ def _parallel_groups(placed: Sequence[Placed]) -> list[list[Placed]]:
         key: int(np.argmax([float((turn * leader).sum(axis=1).min()) for leader in leaders]))
         for key, turn in turns.items()
     }
-    groups: list[list[Placed]] = [[] for _ in leaders]
+    groups: list[list[PlacedSlice]] = [[] for _ in leaders]
     for p in sorted(placed, key=lambda p: p.spatial_key):
         groups[nearest[p.axes_key]].append(p)
     ids = sorted({p.source.frame.stack_id for p in placed})
@@ -238,9 +238,9 @@ def _parallel_groups(placed: Sequence[Placed]) -> list[list[Placed]]:
     return [group for group in by_id if group]
 
 
-def _largest_consistent(parallel: list[Placed]) -> tuple[list[Placed], int]:
+def _largest_consistent(parallel: list[PlacedSlice]) -> tuple[list[PlacedSlice], int]:
     """Keep the largest group of one matrix, spacing and signedness; also return how many slices that leaves out."""
-    groups: dict[tuple[int, int, bool], dict[tuple[float, float], list[Placed]]] = {}
+    groups: dict[tuple[int, int, bool], dict[tuple[float, float], list[PlacedSlice]]] = {}
     for p in parallel:
         image = p.source.image
         by_spacing = groups.setdefault((image.rows, image.columns, image.signed), {})
@@ -255,7 +255,7 @@ def _same_spacing(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return all(abs(a - b) <= ROUNDING_MM + SPACING_TOLERANCE * b for a, b in zip(one, other, strict=True))
 
 
-def _blocks(consistent: list[Placed]) -> list[list[Placed]]:
+def _blocks(consistent: list[PlacedSlice]) -> list[list[PlacedSlice]]:
     """Split parallel slices that share positions along the normal yet lie side by side in the plane."""
     axes = consistent[0].axes
     placed = sorted(((float(p.origin_mm @ axes[0]), p.spatial_key, p) for p in consistent), key=lambda item: item[:2])
@@ -267,7 +267,7 @@ def _blocks(consistent: list[Placed]) -> list[list[Placed]]:
     )
     if not side_by_side:
         return _split_where_tilt_changes(ordered, along, in_plane)
-    blocks: list[tuple[NDArray[np.float64], list[Placed]]] = []
+    blocks: list[tuple[NDArray[np.float64], list[PlacedSlice]]] = []
     for p, where in zip(ordered, in_plane, strict=True):
         near = [(float(np.abs(last - where).max()), i) for i, (last, _) in enumerate(blocks)]
         distance, nearest = min(near, default=(np.inf, -1))
@@ -280,8 +280,8 @@ def _blocks(consistent: list[Placed]) -> list[list[Placed]]:
 
 
 def _split_where_tilt_changes(
-    ordered: list[Placed], along: list[float], in_plane: list[NDArray[np.float64]]
-) -> list[list[Placed]]:
+    ordered: list[PlacedSlice], along: list[float], in_plane: list[NDArray[np.float64]]
+) -> list[list[PlacedSlice]]:
     """Split nearly parallel blocks: where the tilt changes at a jump, and every block holds ``MIN_BLOCK`` slices."""
     if len(ordered) < 2 * MIN_BLOCK:
         return [ordered]
@@ -298,7 +298,7 @@ def _split_where_tilt_changes(
     return blocks if min(map(len, blocks)) >= MIN_BLOCK else [ordered]
 
 
-def _stack(block: list[Placed], left_out: int) -> BuiltStack:
+def _stack(block: list[PlacedSlice], left_out: int) -> BuiltStack:
     """Build one stack from ordered, consistent slices, after duplicates at one position are settled."""
     axes = Counter(p.axes_key for p in block)
     leader = np.array(max(axes, key=lambda a: (axes[a], a))).reshape(3, 3)
@@ -319,9 +319,11 @@ def _stack(block: list[Placed], left_out: int) -> BuiltStack:
     return BuiltStack(stack, tuple(p.source for p in kept), frozenset(warnings), tuple(notes))
 
 
-def _without_duplicates(block: list[Placed], normal: NDArray[np.float64]) -> tuple[list[Placed], set[Warn], list[str]]:
+def _without_duplicates(
+    block: list[PlacedSlice], normal: NDArray[np.float64]
+) -> tuple[list[PlacedSlice], set[Warn], list[str]]:
     """Keep one slice a position: exact copies are dropped, of different images the latest stays."""
-    kept: list[Placed] = []
+    kept: list[PlacedSlice] = []
     warnings: set[Warn] = set()
     notes: list[str] = []
     copies = 0
@@ -347,7 +349,7 @@ def _without_duplicates(block: list[Placed], normal: NDArray[np.float64]) -> tup
     return kept, warnings, notes
 
 
-def _numbers_of(p: Placed) -> str:
+def _numbers_of(p: PlacedSlice) -> str:
     return f"{p.source.image.acquisition_number}/{p.source.image.instance_number}"
 
 
@@ -366,9 +368,9 @@ def _spacing_warnings(positions_mm: list[float]) -> set[Warn]:
     return warnings
 
 
-def _positions(block: list[Placed], normal: NDArray[np.float64]) -> list[list[Placed]]:
+def _positions(block: list[PlacedSlice], normal: NDArray[np.float64]) -> list[list[PlacedSlice]]:
     """Gather ordered slices that lie at one position along the normal."""
-    positions: list[list[Placed]] = []
+    positions: list[list[PlacedSlice]] = []
     for p in block:
         if positions and float((p.origin_mm - positions[-1][0].origin_mm) @ normal) < SAME_POSITION_MM:
             positions[-1].append(p)
@@ -377,7 +379,7 @@ def _positions(block: list[Placed], normal: NDArray[np.float64]) -> list[list[Pl
     return positions
 
 
-def _pixel_hash(p: Placed) -> bytes:
+def _pixel_hash(p: PlacedSlice) -> bytes:
     """Hash what a slice shows: its pixels and their rescale."""
     frame = p.source.frame
     digest = hashlib.sha256(np.array([frame.slope, frame.intercept]).tobytes())

@@ -7,11 +7,11 @@ Attributes: DICOM PS3.3 C.7.6.2 (image plane), C.7.6.3 (pixels), C.8.3 (MR image
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final
 
-from spine_engine.dicom.elements import Elements, Walked
+from spine_engine.dicom.elements import Elements, ParsedFile
 from spine_engine.dicom.limits import DEFAULT_LIMITS, Limits
 from spine_engine.errors import Reason, StudyError
 
@@ -83,6 +83,8 @@ _BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "L", b"SL": "l", b"FL": "f", b"
 _REMEMBERED_BYTES: Final = 128
 """Longer than six decimal strings of 16 bytes (PS3.5 6.2), and short enough to remember some thousand of."""
 _MAX_UID_BYTES: Final = 64  # PS3.5 9.1
+_LARGEST_SPACING_MM: Final = 100.0  # of pixels: a localizer has 2 mm, nonsense has 10 million
+_LARGEST_POSITION_MM: Final = 100_000.0  # a scanner is 2 m long
 _LARGEST_NUMBER: Final = 1e12  # nothing that is read comes near; keeps later arithmetic finite
 
 # Objects that hold no image: SOP class UIDs (PS3.4 B.5) and Modality values (PS3.3 C.7.3.1.1.1).
@@ -102,7 +104,7 @@ _NOT_IMAGE_MODALITIES: Final = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class FrameHeader:
     """One slice of a file. Millimetres, patient LPS; None where the file does not say or says nonsense."""
 
     index: int
@@ -123,7 +125,7 @@ class Frame:
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
+class ImageHeader:
     """One file: what its frames share."""
 
     series_uid: str
@@ -147,7 +149,7 @@ class Image:
     series_number: int
     acquisition_number: int
     instance_number: int
-    frames: tuple[Frame, ...]
+    frames: tuple[FrameHeader, ...]
 
 
 def _text(elements: Elements, tag: int) -> str:
@@ -158,7 +160,12 @@ def _text(elements: Elements, tag: int) -> str:
 
 
 def _words(elements: Elements, tag: int) -> tuple[str, ...]:
-    text = _text(elements, tag)
+    return _split(_text(elements, tag))
+
+
+@lru_cache(maxsize=1024)
+def _split(text: str) -> tuple[str, ...]:
+    """Return the words of a text; all frames of a file share one tuple."""
     return tuple(word.strip().upper() for word in text.split("\\")) if text else ()
 
 
@@ -198,42 +205,47 @@ def _exactly(numbers: tuple[float, ...], count: int) -> tuple[float, ...] | None
     return numbers if len(numbers) == count else None
 
 
-def study_uid(walked: Walked) -> str:
+def _within(numbers: tuple[float, ...] | None, largest: float) -> tuple[float, ...] | None:
+    """Return lengths in mm unless one of them is beyond anything that a scanner measures."""
+    return None if numbers is None or max(map(abs, numbers)) > largest else numbers
+
+
+def study_uid(parsed: ParsedFile) -> str:
     """Return the StudyInstanceUID as an opaque key of at most 64 characters, or "" when there is none."""
-    uid = _text(walked.dataset, 0x0020000D)
+    uid = _text(parsed.dataset, 0x0020000D)
     return uid if len(uid) <= _MAX_UID_BYTES else ""
 
 
-def series_uid(walked: Walked) -> str:
+def series_uid(parsed: ParsedFile) -> str:
     """Return the SeriesInstanceUID as an opaque key, or ""."""
-    return _text(walked.dataset, 0x0020000E)
+    return _text(parsed.dataset, 0x0020000E)
 
 
-def check_is_image(walked: Walked) -> None:
+def check_is_image(parsed: ParsedFile) -> None:
     """Raise ``StudyError`` unless the file is an image with pixels, within the limits.
 
     The SOP class of the file meta information counts only where the data set has none: writers copy it blindly.
     """
-    dataset = walked.dataset
-    sop_class = _text(dataset, 0x00080016) or _text(walked.meta, 0x00020002)
+    dataset = parsed.dataset
+    sop_class = _text(dataset, 0x00080016) or _text(parsed.meta, 0x00020002)
     if sop_class.startswith(_NOT_IMAGE_CLASSES) or _text(dataset, 0x00080060).upper() in _NOT_IMAGE_MODALITIES:
         raise StudyError(Reason.NOT_AN_IMAGE, "a DICOM object that is not an image")
-    if walked.refusal is not None:
-        raise walked.refusal
-    if dataset.damaged or walked.meta.damaged:
+    if parsed.refusal is not None:
+        raise parsed.refusal
+    if dataset.damaged or parsed.meta.damaged:
         raise StudyError(Reason.CORRUPT_FILE, "the header is cut short or contradicts itself")
-    if walked.pixel_data is None:
+    if parsed.pixel_data is None:
         cut_short = _text(dataset, 0x00080060).upper() == "MR" or {0x00200032, 0x00280010} & dataset.values.keys()
         raise StudyError(Reason.CORRUPT_FILE if cut_short else Reason.NOT_AN_IMAGE, "no pixel data")
 
 
-def read_image(walked: Walked, limits: Limits = DEFAULT_LIMITS) -> Image:
+def read_image(parsed: ParsedFile, limits: Limits = DEFAULT_LIMITS) -> ImageHeader:
     """Return the typed header of an image.
 
     Raises:
         StudyError: a declared size is beyond a limit.
     """
-    dataset = walked.dataset
+    dataset = parsed.dataset
     rows, columns = _integer(dataset, 0x00280010, 0), _integer(dataset, 0x00280011, 0)
     bits_allocated = _integer(dataset, 0x00280100, 16)
     bits_stored = _integer(dataset, 0x00280101, bits_allocated)
@@ -248,8 +260,8 @@ def read_image(walked: Walked, limits: Limits = DEFAULT_LIMITS) -> Image:
         raise StudyError(Reason.TOO_LARGE, f"a frame of {rows} x {columns}, at most {limits.frame_bytes} bytes decoded")
     options = (*_words(dataset, 0x00180022), *_words(dataset, 0x00180024))
     texts = tuple(_text(dataset, tag).upper() for tag in (0x0008103E, 0x00181030, 0x00180024))
-    return Image(
-        series_uid=series_uid(walked),
+    return ImageHeader(
+        series_uid=series_uid(parsed),
         patient=(_text(dataset, 0x00100020), _text(dataset, 0x00100030), _text(dataset, 0x00100010)),
         modality=_text(dataset, 0x00080060).upper(),
         rows=rows,
@@ -261,7 +273,7 @@ def read_image(walked: Walked, limits: Limits = DEFAULT_LIMITS) -> Image:
         signed=_integer(dataset, 0x00280103, 0) == 1,
         monochrome1=_text(dataset, 0x00280004).upper() == "MONOCHROME1",
         declared_frames=declared_frames,
-        transfer_syntax=walked.transfer_syntax,
+        transfer_syntax=parsed.transfer_syntax,
         frame_of_reference=_text(dataset, 0x00200052),
         scanning_sequence=_words(dataset, 0x00180020) or _echo_pulse_sequence(dataset),
         contrast_agent=bool(_text(dataset, 0x00180010)),
@@ -285,14 +297,14 @@ def _items(elements: Elements, tag: int) -> list[Elements]:
     return found[1] if found is not None and isinstance(found[1], list) else []
 
 
-def _frames(dataset: Elements, declared_frames: int) -> tuple[Frame, ...]:
+def _frames(dataset: Elements, declared_frames: int) -> tuple[FrameHeader, ...]:
     """Return one ``Frame`` a declared frame: per-frame functional groups, then shared ones, then the data set."""
     per_frame = _items(dataset, 0x52009230)
     shared = _items(dataset, 0x52009229)[:1]
     if not per_frame and not shared:
         plain = _frame(0, [dataset])
         # Several frames without functional groups share one position: they can be no volume.
-        return tuple(_frame(index, [dataset]) for index in range(declared_frames)) if declared_frames > 1 else (plain,)
+        return tuple(replace(plain, index=index) for index in range(declared_frames))
     frames = []
     for index in range(declared_frames):
         groups = [*per_frame[index : index + 1], *shared]
@@ -301,7 +313,7 @@ def _frames(dataset: Elements, declared_frames: int) -> tuple[Frame, ...]:
     return tuple(frames)
 
 
-def _frame(index: int, sources: list[Elements]) -> Frame:
+def _frame(index: int, sources: list[Elements]) -> FrameHeader:
     """Return one frame; every attribute comes from the first source that has it."""
 
     def source(*tags: int) -> tuple[Elements, int]:
@@ -319,11 +331,11 @@ def _frame(index: int, sources: list[Elements]) -> Frame:
         numbers = _numbers(*source(*tags))
         return int(numbers[0]) if numbers else None
 
-    spacing = _exactly(_numbers(*source(0x00280030)), 2)
+    spacing = _within(_exactly(_numbers(*source(0x00280030)), 2), _LARGEST_SPACING_MM)
     slope = number(0x00281053)
-    return Frame(
+    return FrameHeader(
         index=index,
-        position_mm=_exactly(_numbers(*source(0x00200032)), 3),
+        position_mm=_within(_exactly(_numbers(*source(0x00200032)), 3), _LARGEST_POSITION_MM),
         orientation=_exactly(_numbers(*source(0x00200037)), 6),
         spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
         slope=slope if slope else 1.0,

@@ -17,6 +17,7 @@ class Limits:
         file_bytes: largest file that is opened.
         header_bytes: largest header, pixels apart.
         element_bytes: largest single element, pixels apart.
+        value_bytes: largest value that is read: no number, name or list of the standard comes near.
         nesting: deepest sequence.
         matrix: most rows, and most columns.
         frames: most frames of one file, and most items of one sequence.
@@ -31,6 +32,7 @@ class Limits:
     file_bytes: int = 2 * GIB
     header_bytes: int = 64 * MIB
     element_bytes: int = 64 * MIB
+    value_bytes: int = 4096
     nesting: int = 64
     matrix: int = 16_384
     frames: int = 10_000

@@ -8,8 +8,10 @@ with the header's. Values that need no change stay where they are: a native slic
 from __future__ import annotations
 
 import struct
+import sys
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import imagecodecs
@@ -17,16 +19,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.dicom.elements import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, PixelData
-from spine_engine.dicom.header import Image
+from spine_engine.dicom.header import ImageHeader
+from spine_engine.dicom.whole import is_whole_jpeg, is_whole_jpeg_2000, without_padding
 from spine_engine.errors import Reason, StudyError
 
 NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED})
 RLE: Final = "1.2.840.10008.1.2.5"
+
+
+def _decode_lossless(frame: bytes) -> NDArray[Any]:
+    """Decode lossless JPEG: by the faster decoder, or the one that knows more of the format."""
+    try:
+        array: NDArray[Any] = imagecodecs.ljpeg_decode(frame)
+    except imagecodecs.LjpegError:
+        array = imagecodecs.jpegsof3_decode(frame)
+    return array
+
+
 _DECODERS: Final[dict[str, Any]] = {
     "1.2.840.10008.1.2.4.50": imagecodecs.jpeg8_decode,  # JPEG baseline
     "1.2.840.10008.1.2.4.51": imagecodecs.jpeg8_decode,  # JPEG extended, 12 bits
-    "1.2.840.10008.1.2.4.57": imagecodecs.jpegsof3_decode,  # JPEG lossless
-    "1.2.840.10008.1.2.4.70": imagecodecs.jpegsof3_decode,  # JPEG lossless, first-order prediction
+    "1.2.840.10008.1.2.4.57": _decode_lossless,  # JPEG lossless
+    "1.2.840.10008.1.2.4.70": _decode_lossless,  # JPEG lossless, first-order prediction
     "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_decode,
     "1.2.840.10008.1.2.4.81": imagecodecs.jpegls_decode,
     "1.2.840.10008.1.2.4.90": imagecodecs.jpeg2k_decode,
@@ -35,6 +49,9 @@ _DECODERS: Final[dict[str, Any]] = {
     "1.2.840.10008.1.2.4.202": imagecodecs.htj2k_decode,
     "1.2.840.10008.1.2.4.203": imagecodecs.htj2k_decode,
 }
+JPEG_2000: Final = frozenset(
+    uid for uid, decode in _DECODERS.items() if decode in (imagecodecs.jpeg2k_decode, imagecodecs.htj2k_decode)
+)
 SUPPORTED: Final = NATIVE | {RLE} | set(_DECODERS)
 _RLE_SLACK: Final = 64
 """Room for the padding that encoders leave after a segment, bytes."""
@@ -48,7 +65,7 @@ _SEQUENCE_END: Final = b"\xfe\xff\xdd\xe0"
 Pixels = NDArray[np.uint16] | NDArray[np.int16]
 
 
-def check_decodable(image: Image) -> None:
+def check_decodable(image: ImageHeader) -> None:
     """Raise ``StudyError`` when nothing here can decode the image's pixels."""
     if image.transfer_syntax not in SUPPORTED:
         raise StudyError(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
@@ -58,7 +75,7 @@ def check_decodable(image: Image) -> None:
         raise StudyError(Reason.CORRUPT_PIXELS, f"bits {bits}, matrix {image.rows} x {image.columns}")
 
 
-def frames(image: Image, pixel_data: PixelData) -> Iterator[Pixels | StudyError]:
+def frames(image: ImageHeader, pixel_data: PixelData) -> Iterator[Pixels | StudyError]:
     """Yield the stored values ``(R, C)`` of each declared frame, or why that frame cannot be had.
 
     They may be a read-only view of ``pixel_data.buffer`` where that holds little else.
@@ -79,7 +96,7 @@ def frames(image: Image, pixel_data: PixelData) -> Iterator[Pixels | StudyError]
         yield StudyError(Reason.CORRUPT_PIXELS, "the pixel data is cut short")
 
 
-def _native(image: Image, pixel_data: PixelData) -> Iterator[NDArray[Any]]:
+def _native(image: ImageHeader, pixel_data: PixelData) -> Iterator[NDArray[Any]]:
     """Yield the raw frames of native pixel data; a frame that is not wholly there ends them."""
     pixels = image.rows * image.columns
     size = image.bits_allocated // 8
@@ -96,7 +113,7 @@ def _native(image: Image, pixel_data: PixelData) -> Iterator[NDArray[Any]]:
         yield (raw if in_place else raw.copy()).reshape(image.rows, image.columns)
 
 
-def _encapsulated(image: Image, pixel_data: PixelData) -> Iterator[NDArray[Any] | StudyError]:
+def _encapsulated(image: ImageHeader, pixel_data: PixelData) -> Iterator[NDArray[Any] | StudyError]:
     """Yield the decoded frames of encapsulated pixel data (PS3.5 A.4)."""
     if image.transfer_syntax in NATIVE:
         raise StudyError(Reason.CORRUPT_PIXELS)
@@ -135,7 +152,7 @@ def _frames_of_fragments(data: bytes, declared_frames: int) -> Iterator[bytes]:
         yield from generate_frames(data, number_of_frames=declared_frames)
 
 
-def _decoded(frame: bytes, image: Image) -> NDArray[Any]:
+def _decoded(frame: bytes, image: ImageHeader) -> NDArray[Any]:
     """Decode one encapsulated frame to ``(R, C)``."""
     shape = (image.rows, image.columns)
     if image.transfer_syntax == RLE:
@@ -147,20 +164,45 @@ def _decoded(frame: bytes, image: Image) -> NDArray[Any]:
         if len(imagecodecs.dicomrle_decode(frame, f"<u{size}", out=values)) < pixels * size:
             raise ValueError("too few pixels")
         return np.frombuffer(values, f"<u{size}", pixels).reshape(shape)
-    if _declared_shape(frame) != shape or not frame.rstrip(b"\0").endswith(b"\xff\xd9"):
+    frame = without_padding(frame)
+    if _declared_shape(frame, image.transfer_syntax) != shape or not frame.endswith(b"\xff\xd9"):
         raise ValueError("the code stream is cut short or of another size")
-    array: NDArray[Any] = _DECODERS[image.transfer_syntax](frame)
+    jpeg_2000 = image.transfer_syntax in JPEG_2000
+    if not (is_whole_jpeg_2000(frame) if jpeg_2000 else is_whole_jpeg(frame)):
+        raise ValueError("the code stream ends before its pixels, or after")
+    with _complaints_raised():
+        array: NDArray[Any] = _DECODERS[image.transfer_syntax](frame)
     if array.shape != shape or array.dtype.kind not in "ui" or array.dtype.itemsize > 4:
         raise ValueError("not one sample a pixel")
     return array
 
 
-def _declared_shape(frame: bytes) -> tuple[int, int] | None:
-    """Return (rows, columns) as a code stream of one component declares them (JPEG and JPEG-LS SOF, JPEG 2000 SIZ)."""
-    start = frame.find(b"\xff\x4f\xff\x51")
-    if start >= 0:  # PS3.5 A.4.4; ISO 15444-1 A.5.1
-        width, height, left, top = struct.unpack_from(">4L", frame, start + 8)
-        return (height - top, width - left) if struct.unpack_from(">H", frame, start + 40)[0] == 1 else None
+@contextmanager
+def _complaints_raised() -> Iterator[None]:
+    """Raise what a decoder raises inside a callback, where Python could only print it: OpenJPH's errors."""
+    complaints: list[Any] = []
+    before = sys.unraisablehook
+    sys.unraisablehook = complaints.append
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+    if complaints:
+        raise ValueError("the decoder complains")
+
+
+def _declared_shape(frame: bytes, transfer_syntax: str) -> tuple[int, int] | None:
+    """Return (rows, columns) as a code stream of one component declares them; None where it is no such code stream.
+
+    JPEG 2000 (PS3.5 A.4.4; ISO 15444-1 A.5.1) begins with SOC and SIZ, JPEG and JPEG-LS with SOI and have a SOF.
+    """
+    if transfer_syntax in JPEG_2000:
+        if not frame.startswith(b"\xff\x4f\xff\x51"):
+            return None
+        width, height, left, top = struct.unpack_from(">4L", frame, 8)
+        return (height - top, width - left) if struct.unpack_from(">H", frame, 40)[0] == 1 else None
+    if not frame.startswith(b"\xff\xd8"):
+        return None
     at = 2
     while at + 9 < len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], struct.unpack_from(">H", frame, at + 2)[0]
@@ -171,7 +213,7 @@ def _declared_shape(frame: bytes) -> tuple[int, int] | None:
     return None
 
 
-def _stored_values(raw: NDArray[Any], image: Image) -> Pixels:
+def _stored_values(raw: NDArray[Any], image: ImageHeader) -> Pixels:
     """Cut the stored bits out, extend the sign and invert MONOCHROME1 about the stored range (PS3.3 C.7.6.3.1)."""
     bits = image.bits_stored
     shift = image.high_bit + 1 - bits

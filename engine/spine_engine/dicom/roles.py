@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 
 from spine_engine.dicom.geometry import BuiltStack, image_kind
-from spine_engine.dicom.header import Frame, Image
+from spine_engine.dicom.header import FrameHeader, ImageHeader
 from spine_engine.study import Role, Stack
 
 MIN_SLICES: Final = 5
@@ -67,12 +67,12 @@ class Part:
     stated: Role | None = None
 
     @property
-    def image(self) -> Image:
+    def image(self) -> ImageHeader:
         """The header of the first slice."""
         return self.stacks[0].slices[0].image
 
     @property
-    def frame(self) -> Frame:
+    def frame(self) -> FrameHeader:
         """The frame attributes of the first slice."""
         return self.stacks[0].slices[0].frame
 
@@ -104,7 +104,7 @@ def plane_of(stack: Stack, texts: Sequence[str]) -> str | None:
     return _first_match(texts, lambda text: {plane for plane, pattern in _PLANES.items() if pattern.search(text)})
 
 
-def contrast_of_numbers(frame: Frame) -> str | None:
+def contrast_of_numbers(frame: FrameHeader) -> str | None:
     """Return ``"t1"``, ``"t2"``, ``"stir"`` or ``"pd"`` from echo, repetition and inversion times in ms, else None.
 
     The limits are those of clinical spin-echo protocols: T1 TE <= 30 and TR <= 1200, T2 TE >= 60 and TR >= 1500,
@@ -144,7 +144,7 @@ def _first_match(texts: Sequence[str], named: Callable[[str], set[str]]) -> str 
     return None
 
 
-def ineligible(image: Image, frame: Frame) -> str | None:
+def ineligible(image: ImageHeader, frame: FrameHeader) -> str | None:
     """Say why images of this kind take no role (rule 2, and gradient echoes of rule 4); None when they may."""
     kind = image_kind(frame.image_type)
     if image.modality not in ("", "MR"):
@@ -207,7 +207,7 @@ def _by_rules(part: Part) -> Decision:
     return Decision(role, contrast, f"{where}, {because}: {outcome}")
 
 
-def _contrast(frame: Frame, texts: Sequence[str]) -> tuple[str | None, str]:
+def _contrast(frame: FrameHeader, texts: Sequence[str]) -> tuple[str | None, str]:
     """Return the contrast and what decided it: numbers first, then text."""
     numbers = [
         f"{name} {value:g} ms"

@@ -1,4 +1,4 @@
-"""Synthetic lumbar MR studies with known anatomy, severity and laterality. Research use only."""
+"""Makes synthetic lumbar MR studies with known anatomy, severity and laterality. Research use only."""
 
 from spine_engine.phantom.dicom_out import write_study
 from spine_engine.phantom.protocol import Protocol

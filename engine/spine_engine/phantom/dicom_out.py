@@ -1,4 +1,4 @@
-"""Phantom studies as DICOM MR files: one classic image a file, headers as an ordinary scanner writes them."""
+"""Writes phantom studies as DICOM MR files: one classic image per file, with the headers of an ordinary scanner."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def write_study(study: PhantomStudy, root: Path, *, shuffled: bool = False, rle:
     """Write ``<root>/<StudyInstanceUID>/<SeriesInstanceUID>/<instance number>.dcm`` and return the study's folder.
 
     Args:
-        study: what ``render`` made.
-        root: created when missing.
-        shuffled: number the instances in random order, as no reader may rely on them.
-        rle: RLE Lossless, as the RSNA 2024 files are, instead of explicit little endian; some 20 times slower.
+        study: a study from ``render``.
+        root: folder for the study's folder; created if missing.
+        shuffled: number the instances in random order, which no reader may rely on.
+        rle: RLE Lossless, as in the RSNA 2024 files, instead of explicit little endian; some 20 times slower.
     """
     folder = root / study.study_id
     for number, series in enumerate(study.series, start=1):
@@ -46,7 +46,7 @@ def write_study(study: PhantomStudy, root: Path, *, shuffled: bool = False, rle:
 def numbered_slices(
     study: PhantomStudy, series: PhantomSeries, *, shuffled: bool = False
 ) -> Iterator[tuple[int, Stack, int]]:
-    """Yield ``(instance number, stack, slice)`` of every image; some series run one way, some the other."""
+    """Yield ``(instance number, stack, slice)`` of every image; some series are numbered in the other direction."""
     slices = [(stack, k) for stack in series.stacks for k in range(len(stack.pixels))]
     rng = np.random.default_rng(_entropy(study.study_id, series.name, "order"))
     numbers = np.arange(1, len(slices) + 1)
@@ -72,7 +72,7 @@ def _entropy(*parts: str) -> int:
 
 
 def _series_elements(study: PhantomStudy, series: PhantomSeries, number: int) -> Dataset:
-    """The elements that all images of a series share; everything about the patient is plainly synthetic."""
+    """Return the elements that all images of a series share; everything about the patient is plainly synthetic."""
     sequence = series.sequence
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 192"
@@ -115,14 +115,17 @@ def _series_elements(study: PhantomStudy, series: PhantomSeries, number: int) ->
     ds.PositionReferenceIndicator = ""
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+    ds.BitsAllocated = 16
+    ds.BitsStored = 12
+    ds.HighBit = 11
+    ds.PixelRepresentation = 0
     return ds
 
 
 def _instance(
     shared: Dataset, study: PhantomStudy, series: PhantomSeries, stack: Stack, index: int, number: int
 ) -> Dataset:
-    """One image: the shared elements, its place (PS3.3 C.7.6.2.1.1) and its pixels."""
+    """Return one image: the shared elements, its place (PS3.3 C.7.6.2.1.1) and its pixels."""
     pixels: NDArray[np.uint16] = stack.pixels[index].astype("<u2", copy=False)
     ds = Dataset()
     ds.update(shared)
@@ -134,8 +137,8 @@ def _instance(
     ds.ImageOrientationPatient = [f"{v:.10f}" for v in (*stack.axes[2], *stack.axes[1])]
     ds.Rows, ds.Columns = pixels.shape
     ds.PixelSpacing = [f"{v:.8f}" for v in stack.spacing_mm]
-    middle, width = float(np.median(pixels)), float(np.ptp(pixels))
-    ds.WindowCenter, ds.WindowWidth = f"{middle * 1.5 + 1:.0f}", f"{max(width, 1):.0f}"
+    ds.WindowCenter = f"{float(np.median(pixels)) * 1.5 + 1:.0f}"
+    ds.WindowWidth = f"{max(float(np.ptp(pixels)), 1):.0f}"
     ds.PixelData = pixels.tobytes()
     ds["PixelData"].VR = "OW"
     meta = FileMetaDataset()

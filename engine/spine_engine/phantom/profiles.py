@@ -1,4 +1,4 @@
-"""The anatomy as arrays for the rendering kernels: everything that depends on the way down the spine, tabulated.
+"""Tabulates the anatomy for the rendering kernels: everything that depends on the position along the spine.
 
 ``along`` holds one row every ``CURVE_STEP_MM`` of arc length with the columns of ``Column``; ``plane`` maps a point of
 the midsagittal plane to (s, h); ``soft`` holds the outlines of the body. All in the canonical frame, mm.
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Condition
 from spine_engine.phantom.spine import CURVE_STEP_MM, FIRST_DISC, PhantomSpine
+
+# Compiled in from other files: 366f960a3b20
 
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
@@ -71,9 +73,12 @@ COLUMNS: Final = len(Column)
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """What the kernels read: see the module's docstring. ``lattice`` is standard normal noise ``(32, 32, 32)``.
+    """The tables that the rendering kernels read.
 
-    ``scalars``: fat share of muscles, bowel's share of the abdomen, its haze, bladder's centre (3) and radius.
+    Attributes:
+        along, plane, soft: see the module's docstring.
+        lattice: standard normal noise ``(32, 32, 32)``.
+        scalars: fat share of muscles, bowel's share of the abdomen, its haze, bladder's centre (3) and radius.
     """
 
     along: Float32Array
@@ -84,8 +89,9 @@ class Field:
 
 
 def field_of(spine: PhantomSpine) -> Field:
-    """Tabulate a phantom for rendering, about 15 ms."""
-    curve, shape = spine.curve, spine.shape
+    """Tabulate a phantom for rendering; this takes about 15 ms."""
+    curve = spine.curve
+    shape = spine.shape
     plane = np.empty((*PLANE_SHAPE, 2), np.float32)
     _fill_plane(curve.y, curve.z, curve.tilt, curve.start_mm, CURVE_STEP_MM, plane)
     rng = np.random.default_rng([shape.texture_seed, 3])
@@ -98,7 +104,8 @@ def field_of(spine: PhantomSpine) -> Field:
 
 
 def _along(spine: PhantomSpine) -> FloatArray:
-    curve, shape = spine.curve, spine.shape
+    curve = spine.curve
+    shape = spine.shape
     s = curve.s
     middles = (curve.tops + curve.bottoms) / 2
     disc = np.argmin(np.abs(s[:, None] - curve.discs), axis=1)
@@ -112,8 +119,10 @@ def _along(spine: PhantomSpine) -> FloatArray:
     out[:, Column.A] = np.interp(s, middles, shape.half_depth) * (1 - 0.085 * waist)
     out[:, Column.WALL] = np.interp(s, middles, shape.half_depth) * (1 - 0.02 * waist)
     out[:, Column.B] = np.interp(s, middles, shape.half_width) * (1 - 0.13 * waist)
-    out[:, Column.X], out[:, Column.LEAN] = curve.x, curve.lean
-    out[:, Column.COS_TURN], out[:, Column.SIN_TURN] = np.cos(curve.turn), np.sin(curve.turn)
+    out[:, Column.X] = curve.x
+    out[:, Column.LEAN] = curve.lean
+    out[:, Column.COS_TURN] = np.cos(curve.turn)
+    out[:, Column.SIN_TURN] = np.sin(curve.turn)
     out[:, Column.CANAL_WIDTH] = np.interp(s, middles, shape.canal_half_width)
     out[:, Column.CANAL_DEPTH] = np.interp(s, middles, shape.canal_depth)
     _add_narrowing(out, spine, s)
@@ -152,7 +161,8 @@ def _add_posterior(
 ) -> None:
     """Tabulate the ranges of pedicles, laminae, spinous processes, facets and roots as signed distances, mm."""
     curve = spine.curve
-    top, height = curve.tops[body], spine.shape.body_height[body]
+    top = curve.tops[body]
+    height = spine.shape.body_height[body]
     free = np.where(body >= 10, 0.6, 1.0)
     out[:, Column.PEDICLE] = np.minimum(s - (top + 0.04 * height), top + 0.50 * height - s)
     lamina = np.minimum(s - (top + 0.30 * height), top + 0.98 * height - s)
@@ -167,8 +177,9 @@ def _add_posterior(
 
 
 def _soft(spine: PhantomSpine) -> Float32Array:
-    """Outlines per z: back of the muscles, skin of the back, inner abdominal wall, skin of the belly (y, mm)."""
-    curve, shape = spine.curve, spine.shape
+    """Return y, mm, of four outlines for each z: back muscles, skin of the back, inner abdominal wall, belly skin."""
+    curve = spine.curve
+    shape = spine.shape
     z = PLANE_START_MM[0] + SOFT_STEP_MM * np.arange(PLANE_SHAPE[0])
     order = np.argsort(curve.z)
     line = np.interp(z, curve.z[order], curve.y[order])
@@ -188,7 +199,7 @@ def _soft(spine: PhantomSpine) -> Float32Array:
 def _fill_plane(
     y: FloatArray, z: FloatArray, tilt: FloatArray, start_mm: float, step_mm: float, plane: Float32Array
 ) -> None:
-    """Find for every node the closest point of the curve, refined below its sampling step, and store (s, h)."""
+    """Store (s, h) of every node: find the closest point of the curve, refined below the curve's sampling step."""
     for i in range(plane.shape[0]):
         node_z = PLANE_START_MM[0] + PLANE_STEP_MM * i
         for j in range(plane.shape[1]):

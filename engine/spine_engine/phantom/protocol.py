@@ -1,4 +1,4 @@
-"""How a phantom is scanned: sequences, slices, fields of view, and the planes they give."""
+"""Scan protocols of phantoms: sequences, slices, fields of view, and the planes that follow from them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Protocol:
         sagittal: contrasts of the sagittal series, of ``"t1"``, ``"t2"``, ``"stir"``; they share one set of planes.
         axial: five stacks along the discs, one block of parallel slices, or no axial series.
         sagittal_slices, sagittal_step_mm, sagittal_fov_mm, sagittal_matrix, sagittal_center_mm: the sagittal planes;
-            the centre lies that far below the middle of L3.
+            the last is the distance of their centre below the middle of L3.
         axial_slices, axial_step_mm, axial_fov_mm, axial_matrix: the axial planes; slices are per disc, at least five
-            in drawn protocols, for shorter stacks take no role.
+            in drawn protocols, because shorter stacks get no role.
         tilt_deg: standard deviation of the planes' tilts against the anatomy.
-        follow_patient: planes turn with the patient's pose, as a careful technician would; else they stay upright.
+        follow_patient: planes turn with the patient's pose, as a careful technician plans them; else they stay upright.
         noise: standard deviation of the complex noise as a share of the 99th percentile of the signal.
         coil_falloff: 0 for an even image, 1 for a strong surface coil at the back.
-        saturation: what a saturation band leaves of the signal in front of the spine; 1 for no band.
-        ghost: strength of one motion ghost, a share of the signal.
+        saturation: share of the signal in front of the spine that a saturation band leaves; 1 for no band.
+        ghost: strength of one motion ghost as a share of the signal.
     """
 
     sagittal: tuple[str, ...] = ("t1", "t2")
@@ -66,15 +66,15 @@ class Protocol:
 
     @classmethod
     def draw(cls, seed: int) -> Protocol:
-        """Draw a protocol as scanners vary: resolution, fields of view, T2 or STIR, axial stacks or block."""
+        """Draw a protocol with the variety of many scanners: resolution, field of view, T2 or STIR, axial layout."""
         rng = np.random.default_rng([seed, 11])
         fov = float(rng.uniform(220, 340))
         matrix = int(np.clip(32 * round(fov / rng.uniform(0.68, 0.95) / 32), 256, 448))
-        kind = rng.random()
-        t2 = ("t1", "t2") if kind < 0.82 else ("t1", "stir") if kind < 0.92 else ("t1", "t2", "stir")
+        chance = rng.random()
+        contrasts = ("t1", "t2") if chance < 0.82 else ("t1", "stir") if chance < 0.92 else ("t1", "t2", "stir")
         axial_fov = float(rng.uniform(150, 220))
         return cls(
-            sagittal=t2,
+            sagittal=contrasts,
             axial="disc_stacks" if rng.random() < 0.85 else "block",
             sagittal_slices=int(rng.integers(13, 18)),
             sagittal_step_mm=float(rng.uniform(4.0, 5.0)),
@@ -94,8 +94,15 @@ class Protocol:
 
 @dataclass(frozen=True, eq=False)
 class Planes:
-    """Parallel slices in the canonical frame: ``center_mm (3,)``, unit ``axes (3, 3)`` (through the slices, down the
-    rows, along the columns, right-handed as ``study.Stack``), counts ``(slices, rows, columns)`` and steps in mm."""
+    """Parallel slices in the canonical frame.
+
+    Attributes:
+        center_mm: ``(3,)``, the middle of all slices.
+        axes: ``(3, 3)`` unit vectors through the slices, down the rows, along the columns; right-handed as in
+            ``study.Stack``.
+        shape: numbers of slices, rows and columns.
+        step_mm: distances of slices, rows and columns.
+    """
 
     center_mm: FloatArray
     axes: FloatArray
@@ -111,7 +118,7 @@ class Planes:
 
 @dataclass(frozen=True, eq=False)
 class SeriesPlan:
-    """What one group of series needs: its planes and the sequences acquired on them."""
+    """A group of series: its planes and the sequences acquired on them."""
 
     role_prefix: Literal["sagittal", "axial"]
     planes: tuple[Planes, ...]
@@ -126,7 +133,8 @@ def plan(spine: PhantomSpine, protocol: Protocol, seed: int) -> list[SeriesPlan]
     middle = spine.shape.center_mm
     plans = []
     if protocol.sagittal:
-        down, right = np.array([0.0, 0, -1]), np.array([0.0, 1, 0])
+        down = np.array([0.0, 0, -1])
+        right = np.array([0.0, 1, 0])
         axes = np.stack([np.cross(right, down), down, right]) @ _small_rotation(tilts[0]).T @ upright.T
         step = protocol.sagittal_fov_mm / protocol.sagittal_matrix
         shift = np.array([rng.normal(0, 1.2), rng.normal(-5, 8), -protocol.sagittal_center_mm])
@@ -136,14 +144,15 @@ def plan(spine: PhantomSpine, protocol: Protocol, seed: int) -> list[SeriesPlan]
             (protocol.sagittal_slices, protocol.sagittal_matrix, protocol.sagittal_matrix),
             (protocol.sagittal_step_mm, step, step),
         )
-        plans.append(SeriesPlan("sagittal", (planes,), tuple(_sequence(c, rng) for c in protocol.sagittal)))
+        sequences = tuple(_sequence(contrast, rng) for contrast in protocol.sagittal)
+        plans.append(SeriesPlan("sagittal", (planes,), sequences))
     if protocol.axial != "none":
         plans.append(SeriesPlan("axial", _axial_planes(spine, protocol, tilts, upright, rng), (_axial_t2(rng),)))
     return plans
 
 
 def role_of(prefix: str, contrast: str) -> Role:
-    """Return the role a series of this plane and contrast plays."""
+    """Return the role of a series of this plane and contrast."""
     if prefix == "axial":
         return Role.AXIAL_T2
     return Role.SAGITTAL_T1 if contrast == "t1" else Role.SAGITTAL_T2
@@ -155,11 +164,14 @@ def _axial_planes(
     step = protocol.axial_fov_mm / protocol.axial_matrix
     matrix = protocol.axial_matrix
     frames = [spine.curve.frame_at(float(s)) for s in spine.curve.discs[FIRST_DISC : FIRST_DISC + 5]]
-    spread = float(frames[0][0][2] - frames[-1][0][2])
     if protocol.axial == "block":
-        groups = [(np.mean([f[0] for f in frames], axis=0), 0.0, int(spread / protocol.axial_step_mm) + 6)]
+        centers = [center for center, _ in frames]
+        height_mm = float(centers[0][2] - centers[-1][2])
+        groups = [(np.mean(centers, axis=0), 0.0, int(height_mm / protocol.axial_step_mm) + 6)]
     else:
-        groups = [(c, float(np.arctan2(-a[0][1], -a[0][2])), protocol.axial_slices) for c, a in frames]
+        groups = [
+            (center, float(np.arctan2(-axes[0][1], -axes[0][2])), protocol.axial_slices) for center, axes in frames
+        ]
     planes = []
     for k, (center, tilt, slices) in enumerate(groups):
         down = np.array([0.0, np.cos(tilt), -np.sin(tilt)])
@@ -178,8 +190,12 @@ def _sequence(contrast: str, rng: np.random.Generator) -> Sequence:
     if contrast == "t1":
         return Sequence(contrast="t1", tr_ms=float(rng.integers(450, 720)), te_ms=float(rng.integers(8, 15)))
     if contrast == "stir":
-        tr, te, ti = rng.integers(3200, 5200), rng.integers(45, 80), rng.integers(150, 181)
-        return Sequence(contrast="stir", tr_ms=float(tr), te_ms=float(te), ti_ms=float(ti))
+        return Sequence(
+            contrast="stir",
+            tr_ms=float(rng.integers(3200, 5200)),
+            te_ms=float(rng.integers(45, 80)),
+            ti_ms=float(rng.integers(150, 181)),
+        )
     return Sequence(contrast="t2", tr_ms=float(rng.integers(2600, 4600)), te_ms=float(rng.integers(85, 122)))
 
 
@@ -188,18 +204,20 @@ def _axial_t2(rng: np.random.Generator) -> Sequence:
 
 
 def _small_rotation(angles: FloatArray) -> FloatArray:
-    """Return the rotation about x, y, z by three angles in radians, multiplied in this order."""
-    out = np.eye(3)
+    """Return the rotation about x, then y, then z by three angles in radians."""
+    rotation = np.eye(3)
     for axis, angle in enumerate(angles):
-        i, j = (axis + 1) % 3, (axis + 2) % 3
+        i = (axis + 1) % 3
+        j = (axis + 2) % 3
         turn = np.eye(3)
         turn[i, i] = turn[j, j] = np.cos(angle)
-        turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
-        out = turn @ out
-    return out
+        turn[j, i] = np.sin(angle)
+        turn[i, j] = -turn[j, i]
+        rotation = turn @ rotation
+    return rotation
 
 
 def _pose_only(spine: PhantomSpine) -> FloatArray:
-    """The patient's pose without the mirror: the proper rotation in ``rotation``."""
+    """Return the patient's pose without the mirror: the proper rotation in ``rotation``."""
     flip = np.diag([-1.0, 1.0, 1.0])
     return spine.rotation @ flip if spine.is_mirrored else spine.rotation

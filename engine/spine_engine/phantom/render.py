@@ -1,4 +1,4 @@
-"""Phantoms as MR images: tissue kernels sampled on the scan planes, then coil, point spread, noise and 12 bits."""
+"""Renders phantoms as MR images: samples tissue on the scan planes, adds coil, blur and noise, stores 12 bits."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from spine_engine.phantom.signal import TEXTURE, Sequence
 from spine_engine.phantom.spine import CURVE_MARGIN_MM, PhantomSpine
 from spine_engine.study import Role, Series, Stack, Study
 
+# Compiled in from other files: f7c95ed690ac
+
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
-FULL_SCALE: Final = 4095
-"""Largest stored value: 12 bits."""
-
 SIGNAL_SPREAD: Final = 0.10
-"""Log-normal spread of each tissue's signal between scans: patients and scanners differ."""
+"""Log-normal spread of each tissue's signal between scans, because patients and scanners differ."""
 
 NORMAL_TABLE_SIZE: Final = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
 class PhantomSeries:
-    """One rendered series: what it is, the sequence that made it, its stacks in patient LPS mm."""
+    """One rendered series: its name and role, the sequence that made it, its stacks in patient LPS mm."""
 
     name: str
     description: str
@@ -43,21 +42,20 @@ class PhantomSeries:
 
 @dataclass(frozen=True, eq=False)
 class PhantomStudy:
-    """A rendered study and the spine it shows. ``study_id`` is a UID under 2.25 that depends on all that was drawn."""
+    """A rendered study and the spine it shows; ``study_id`` is a UID under 2.25 that depends on everything drawn."""
 
     study_id: str
     spine: PhantomSpine
     series: tuple[PhantomSeries, ...]
 
     def as_study(self) -> Study:
-        """Return the study as the reader would have read it, without the way through files."""
-        return Study(
-            self.study_id,
-            tuple(
-                Series(s.name, s.role, "phantom", s.stacks, sum(len(t.pixels) for t in s.stacks), s.sequence.contrast)
-                for s in sorted(self.series, key=lambda s: s.name)
-            ),
-        )
+        """Return the study as the reader would return it, without writing files."""
+        series = []
+        for rendered in sorted(self.series, key=lambda rendered: rendered.name):
+            slices = sum(len(stack.pixels) for stack in rendered.stacks)
+            contrast = rendered.sequence.contrast
+            series.append(Series(rendered.name, rendered.role, "phantom", rendered.stacks, slices, contrast))
+        return Study(self.study_id, tuple(series))
 
 
 def render(spine: PhantomSpine, *, seed: int, protocol: Protocol | None = None) -> PhantomStudy:
@@ -65,32 +63,32 @@ def render(spine: PhantomSpine, *, seed: int, protocol: Protocol | None = None) 
 
     Args:
         spine: the patient, perhaps mirrored or posed.
-        seed: draws the protocol (when none is given), plane tilts, coil, noise; the same seed, the same bytes.
-        protocol: how to scan; drawn from the seed when None.
+        seed: seed of the protocol (if none is given), plane tilts, coil and noise; the same seed gives the same bytes.
+        protocol: how to scan; None draws it from the seed.
     """
     protocol = protocol or Protocol.draw(seed)
     anatomy = field_of(spine)
     rng = np.random.default_rng([seed, 13])
     normals = rng.standard_normal(NORMAL_TABLE_SIZE, dtype=np.float32)
     series: list[PhantomSeries] = []
-    for part in plan(spine, protocol, seed):
-        signals = np.stack([s.signal() for s in part.sequences])
+    for group in plan(spine, protocol, seed):
+        signals = np.stack([sequence.signal() for sequence in group.sequences])
         signals *= np.exp(rng.normal(0, SIGNAL_SPREAD, signals.shape)).astype(np.float32)
-        clean = [render_clean(anatomy, planes, signals, saturation=protocol.saturation) for planes in part.planes]
-        for k, sequence in enumerate(part.sequences):
+        clean = [render_clean(anatomy, planes, signals, saturation=protocol.saturation) for planes in group.planes]
+        for k, sequence in enumerate(group.sequences):
             bright = float(np.percentile(clean[0][k, ::3, ::7, ::7], 99))
-            images = [_oriented(planes, image[k], spine) for planes, image in zip(part.planes, clean, strict=True)]
+            images = [_oriented(planes, image[k], spine) for planes, image in zip(group.planes, clean, strict=True)]
             stacks = _acquire(images, bright, protocol, normals, rng)
-            series.append(_named(part, sequence, stacks))
-    series.sort(key=lambda s: s.name)
+            series.append(_named(group, sequence, stacks))
+    series.sort(key=lambda rendered: rendered.name)
     return PhantomStudy(_study_id(spine, seed, protocol), spine, tuple(series))
 
 
 def render_clean(anatomy: Field, planes: Planes, signals: Float32Array, *, saturation: float = 1.0) -> Float32Array:
     """Return the noise-free images ``(sequences, slices, rows, columns)`` on planes of the canonical frame.
 
-    ``signals (sequences, tissues)`` says how bright each tissue is; ``saturation`` is what a saturation band leaves
-    of the signal in front of the spine, 1 for no band.
+    ``signals (sequences, tissues)`` holds the brightness of each tissue; ``saturation`` is the share of the signal in
+    front of the spine that a saturation band leaves, 1 for no band.
     """
     out = np.empty((len(signals), *planes.shape), np.float32)
     steps = (planes.axes * np.array(planes.step_mm)[:, None]).astype(np.float64)
@@ -102,7 +100,7 @@ def render_clean(anatomy: Field, planes: Planes, signals: Float32Array, *, satur
 
 
 def _oriented(planes: Planes, image: Float32Array, spine: PhantomSpine) -> tuple[Planes, Float32Array]:
-    """Carry planes to the patient; a mirror flips columns (axial) or slices (sagittal): axes stay right-handed."""
+    """Place planes in the patient; a mirror flips columns (axial) or slices (sagittal), so axes stay right-handed."""
     axes = planes.axes @ spine.rotation.T
     center = spine.rotation @ planes.center_mm + spine.translation_mm
     if spine.is_mirrored:
@@ -132,20 +130,19 @@ def _acquire(
         )  # fmt: skip
         count = len(pixels)
         origins = planes.origin_mm + np.arange(count)[:, None] * planes.step_mm[0] * planes.axes[0]
-        one = np.ones(count, np.float32)
-        stacks.append(Stack(pixels, one, 0 * one, origins, planes.axes, (planes.step_mm[1], planes.step_mm[2])))
+        slope = np.ones(count, np.float32)
+        intercept = np.zeros(count, np.float32)
+        stacks.append(Stack(pixels, slope, intercept, origins, planes.axes, (planes.step_mm[1], planes.step_mm[2])))
     return tuple(stacks)
 
 
-def _named(part: SeriesPlan, sequence: Sequence, stacks: tuple[Stack, ...]) -> PhantomSeries:
-    plane = "Sagittal" if part.role_prefix == "sagittal" else "Axial"
-    contrast = "STIR" if sequence.contrast == "stir" else sequence.contrast.upper()
+def _named(group: SeriesPlan, sequence: Sequence, stacks: tuple[Stack, ...]) -> PhantomSeries:
     return PhantomSeries(
-        name=f"{part.role_prefix}_{sequence.contrast}",
-        description=f"{plane} {contrast}",
-        role=role_of(part.role_prefix, sequence.contrast),
+        name=f"{group.role_prefix}_{sequence.contrast}",
+        description=f"{group.role_prefix.capitalize()} {sequence.contrast.upper()}",
+        role=role_of(group.role_prefix, sequence.contrast),
         sequence=sequence,
-        thickness_mm=round(part.planes[0].step_mm[0] * SLICE_THICKNESS_SHARE, 2),
+        thickness_mm=round(group.planes[0].step_mm[0] * SLICE_THICKNESS_SHARE, 2),
         stacks=stacks,
     )
 

@@ -1,8 +1,8 @@
-"""Sets of phantom studies in the layout of the RSNA 2024 training data, with their truth beside them.
+"""Writes sets of phantom studies in the layout of the RSNA 2024 training data, with their truth beside them.
 
-``ROOT/train_images/<study>/<series>/<n>.dcm`` and the three ``train*.csv`` files are as RSNA ships them, so training
-code reads the set unchanged; ``spine-engine run --input ROOT`` finds the images below ``train_images`` by itself.
-``ROOT/truth.json`` adds what only a phantom knows.
+``ROOT/train_images/<study>/<series>/<n>.dcm`` and the three ``train*.csv`` files have RSNA's layout, so training code
+reads the set unchanged; ``spine-engine run --input ROOT`` finds the images below ``train_images`` itself.
+``ROOT/truth.json`` adds what is known of phantoms alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SERIES_NAMES: Final = {
 }
 IMAGES_FOLDER: Final = "train_images"
 
-# Where RSNA's readers put the point of each condition: role, and (down, back, left) from the disc's centre in mm.
+# The point where RSNA's readers mark each condition: role, and (down, back, left) from the disc's centre in mm.
 READER_POINTS: Final = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, (0.0, 24.0, 0.0)),
     Condition.LEFT_NEURAL_FORAMINAL_NARROWING: (Role.SAGITTAL_T1, (-7.0, 20.0, 17.0)),
@@ -46,17 +46,17 @@ READER_POINTS: Final = {
 
 
 def study_seeds(count: int, seed: int) -> list[int]:
-    """Return the seeds of a set's studies; sets of different seeds share none, a longer set begins like a shorter."""
+    """Return the seeds of a set's studies; sets of different seeds share none, a longer set begins as a shorter one."""
     return [int(np.random.default_rng([seed, 21, k]).integers(2**31)) for k in range(count)]
 
 
 def write_studies(
     root: Path, count: int, seed: int, *, protocol: Protocol | None = None, shuffled: bool = False, rle: bool = False
 ) -> Iterator[str]:
-    """Write ``count`` studies and RSNA's files one by one, yielding each study's id as it is done.
+    """Write ``count`` studies and RSNA's files, and yield each study's id when it is written.
 
-    Memory stays that of one study. It is a generator: nothing happens until it is walked; the files are complete when
-    it ends. ``protocol`` None draws a scanner for every study.
+    Memory holds one study at a time. This is a generator: nothing is written until it is iterated, and the files are
+    complete when it ends. ``protocol`` None draws a scanner for every study.
     """
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
@@ -75,7 +75,7 @@ def write_studies(
         for k, study_seed in enumerate(study_seeds(count, seed)):
             study = render(draw_spine(study_seed), seed=study_seed, protocol=protocol)
             write_study(study, root / IMAGES_FOLDER, shuffled=shuffled, rle=rle)
-            grades = [GRADE_NAMES[g] for g in study.spine.grades.T.ravel()]
+            grades = [GRADE_NAMES[grade] for grade in study.spine.grades.T.ravel()]
             tables["train"].writerow([study.study_id, *grades])
             for series in study.series:
                 row = [study.study_id, series_uid(study, series), SERIES_NAMES[series.role]]
@@ -87,8 +87,9 @@ def write_studies(
 
 
 def truth_of(spine: PhantomSpine) -> dict[str, Any]:
-    """Return what is known about a phantom, ready for JSON: per level centre and axes, per condition its severity."""
-    probabilities, best = spine.probabilities, best_predictions(spine.narrowing)
+    """Return the truth about a phantom, ready for JSON: centre and axes of each level, severity of each condition."""
+    probabilities = spine.probabilities
+    best = best_predictions(spine.narrowing)
     levels = {}
     for i, level in enumerate(LEVELS):
         levels[str(level)] = {
@@ -114,15 +115,15 @@ def _write_truth(file: IO[str], study: PhantomStudy, *, first: bool) -> None:
 
 def _coordinates(study: PhantomStudy, shuffled: bool) -> Iterator[list[object]]:
     """Yield RSNA's rows of points: each condition where a reader would mark it, on the nearest slice of its series."""
-    centers, axes = study.spine.disc_center_mm, study.spine.disc_axes
+    discs = list(zip(LEVELS, study.spine.disc_center_mm, study.spine.disc_axes, strict=True))
     for condition in CONDITIONS:
         role, offset = READER_POINTS[condition]
         series = next((s for s in study.series if s.role is role), None)
         if series is None:
             continue
-        for i, level in enumerate(LEVELS):
-            number, x, y = _pixel_of(study, series, centers[i] + np.array(offset) @ axes[i], shuffled)
-            name = condition.replace("_", " ").title()
+        name = condition.replace("_", " ").title()
+        for level, center, axes in discs:
+            number, x, y = _pixel_of(study, series, center + np.array(offset) @ axes, shuffled)
             row = [study.study_id, series_uid(study, series), number, name, level.replace("_", "/").upper()]
             yield [*row, f"{x:.3f}", f"{y:.3f}"]
 
@@ -130,15 +131,19 @@ def _coordinates(study: PhantomStudy, shuffled: bool) -> Iterator[list[object]]:
 def _pixel_of(
     study: PhantomStudy, series: PhantomSeries, point_mm: FloatArray, shuffled: bool
 ) -> tuple[int, float, float]:
-    """Return instance number, column and row of a point on the slice that lies nearest, mm counted both ways."""
-    best: tuple[float, int, float, float] | None = None
+    """Return the instance number of the slice nearest to a point, and the point's column and row on it.
+
+    The distance is that from the slice's plane, mm, plus that from the picture's edge, pixels.
+    """
+    nearest: tuple[float, int, float, float] | None = None
     for number, stack, k in numbered_slices(study, series, shuffled=shuffled):
-        away, down, right = stack.axes @ (point_mm - stack.origins_mm[k])
+        away_mm, down_mm, right_mm = stack.axes @ (point_mm - stack.origins_mm[k])
         rows, columns = stack.pixels.shape[1:]
-        y, x = down / stack.spacing_mm[0], right / stack.spacing_mm[1]
-        outside = max(0.0, -y, -x, y - rows + 1, x - columns + 1)
-        if best is None or abs(away) + outside < best[0]:
-            best = (abs(away) + outside, number, float(x), float(y))
-    if best is None:
+        y = down_mm / stack.spacing_mm[0]
+        x = right_mm / stack.spacing_mm[1]
+        distance = abs(away_mm) + max(0.0, -y, -x, y - rows + 1, x - columns + 1)
+        if nearest is None or distance < nearest[0]:
+            nearest = (distance, number, float(x), float(y))
+    if nearest is None:
         raise ValueError(f"series {series.name} has no slices")
-    return best[1], best[2], best[3]
+    return nearest[1:]

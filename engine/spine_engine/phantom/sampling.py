@@ -1,8 +1,8 @@
-"""The outer rendering kernel: tissue samples of every voxel, summed into signals.
+"""The outer rendering kernel: sums the tissue samples of every voxel into signals.
 
-numba files a cached kernel under the content of its own source file, so a change in the kernels it calls would go
-unnoticed. ``sample`` therefore closes over a stamp of all the sources that are compiled into it, which numba adds to
-the key: an upgraded installation never runs a mixture of old and new kernels.
+numba caches a kernel under the content of its own source file, so a change in the kernels it calls would go unnoticed.
+``sample`` therefore closes over a stamp of all the sources that are compiled into it, which numba adds to the key: an
+upgraded installation never runs a mixture of old and new kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SUPERSAMPLING: Final = np.array(
     np.float32,
 )
 """Offsets of a voxel's samples near the spine: through the slice (share of its thickness), down and along (pixels).
-The last two are taken only where the first three (middle and both faces of the slice) disagree."""
+The last two are sampled only where the first three (middle and both faces of the slice) disagree."""
 
 _COMPILED_IN: Final = ("tissue.py", "profiles.py", "signal.py", "spine.py")
 
@@ -59,7 +59,7 @@ def _stamped(stamp: int) -> Callable[..., None]:
         texture: Float32Array, along: Float32Array, start_mm: float, plane: Float32Array, soft: Float32Array,
         lattice: Float32Array, scalars: Float32Array, saturation: float, out: Float32Array,
     ) -> None:  # fmt: skip
-        """Mean signal of each voxel: several tissue samples near the spine, one elsewhere; texture once a voxel."""
+        """Fill ``out`` with each voxel's mean signal: several samples near the spine, one elsewhere, one texture."""
         if stamp < 0:
             return
         contrasts = signals.shape[0]

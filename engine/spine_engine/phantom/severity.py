@@ -1,10 +1,10 @@
-"""How narrow each place of a phantom is, and how a noisy reader grades it.
+"""Draws how narrow each place of a phantom is, and how a noisy reader grades it.
 
 Every level and condition has a continuous narrowing in [0, 1] that shapes the anatomy. A reader sees it with Gaussian
-noise and cuts it at two thresholds, so the probabilities of the three grades, and with them the best metric that
-anyone can reach on phantoms, are known exactly. The narrowings are logit-normal, fitted so that the grades come as
-often as in the RSNA 2024 training labels; a Gaussian factor model correlates them across sides, conditions and levels.
-Arrays are ordered ``(5 levels, 5 conditions)`` as ``anatomy.LEVELS`` and ``anatomy.CONDITIONS``.
+noise and cuts it at two thresholds, so the probabilities of the three grades are known exactly, and with them the best
+metric that anyone can reach on phantoms. The narrowings are logit-normal, fitted so that the grades are as frequent as
+in the RSNA 2024 training labels; a Gaussian factor model correlates them across sides, conditions and levels. Arrays
+are ordered ``(5 levels, 5 conditions)`` as ``anatomy.LEVELS`` and ``anatomy.CONDITIONS``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from spine_engine.anatomy import CONDITIONS, LEVELS, Condition
 FloatArray = NDArray[np.float64]
 
 READER_THRESHOLDS: Final = (0.42, 0.68)
-"""Narrowing above which a noise-free reader says moderate, severe."""
+"""Narrowings above which a noise-free reader grades moderate, severe."""
 
 READER_NOISE: Final = 0.073
 """Standard deviation of the reader's noise; chosen so that the best reachable metric is about 0.2 (0.190 measured,
@@ -50,7 +50,7 @@ _NODE_WEIGHTS = np.exp(-0.5 * _NODES**2) / np.exp(-0.5 * _NODES**2).sum()
 
 
 def grade_frequencies() -> FloatArray:
-    """Return how often RSNA's labels hold each grade, ``(5 levels, 5 conditions, 3)``, left and right pooled."""
+    """Return the frequency of each grade in RSNA's labels, ``(5 levels, 5 conditions, 3)``, left and right pooled."""
     frequencies = np.empty((len(LEVELS), len(CONDITIONS), 3))
     for c, condition in enumerate(CONDITIONS):
         table = _CANAL_COUNTS
@@ -81,8 +81,7 @@ _READER_STREAM = 0x5EAD
 def draw_narrowing(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """Draw a patient's narrowings ``(5 levels, 5 conditions)`` in [0, 1], and each level's wear, N(0, 1) ``(5,)``.
 
-    The wear correlates with the narrowings and drives what discs look like; it is drawn here because the two share
-    their factors.
+    The wear correlates with the narrowings and decides how discs look; it is drawn here because both share factors.
     """
     patient = rng.normal()
     level = rng.normal(size=len(LEVELS))
@@ -90,13 +89,16 @@ def draw_narrowing(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     latent = np.empty((len(LEVELS), len(CONDITIONS)))
     for c, condition in enumerate(CONDITIONS):
         own = rng.normal(size=len(LEVELS))
-        shares, both = _CANAL_SHARES, np.zeros(len(LEVELS))
+        shares = _CANAL_SHARES
+        sides = np.zeros(len(LEVELS))
         if condition in _FORAMINAL:
-            shares, both = _FORAMINAL_SHARES, pair[_FORAMINAL]
+            shares = _FORAMINAL_SHARES
+            sides = pair[_FORAMINAL]
         elif condition in _SUBARTICULAR:
-            shares, both = _SUBARTICULAR_SHARES, pair[_SUBARTICULAR]
+            shares = _SUBARTICULAR_SHARES
+            sides = pair[_SUBARTICULAR]
         loadings = np.sqrt(shares)
-        latent[:, c] = loadings[0] * patient + loadings[1] * level + loadings[2] * both + loadings[3] * own
+        latent[:, c] = loadings[0] * patient + loadings[1] * level + loadings[2] * sides + loadings[3] * own
     mean, spread = _latent_parameters()
     wear = np.sqrt(0.35) * patient + np.sqrt(0.35) * level + np.sqrt(0.3) * rng.normal(size=len(LEVELS))
     return 1.0 / (1.0 + np.exp(-(mean + spread * latent))), wear
@@ -108,21 +110,25 @@ def best_predictions(narrowing: FloatArray) -> FloatArray:
     The official metric weighs a row by its true grade, so its best answer is not the plain Bayes probability.
     """
     weighted = reader_probabilities(narrowing) * np.array(GRADE_WEIGHTS)
-    best: FloatArray = weighted / weighted.sum(axis=-1, keepdims=True)
-    return best
+    return np.asarray(weighted / weighted.sum(axis=-1, keepdims=True))
 
 
 def official_metric(predictions: FloatArray, grades: NDArray[np.int64]) -> FloatArray:
-    """Return the RSNA 2024 metric's four parts: canal, foraminal, subarticular, any severe canal. Their mean scores.
+    """Return the four parts of the RSNA 2024 metric: canal, foraminal, subarticular, any severe canal.
+
+    The metric is the mean of the parts.
 
     Args:
         predictions: ``(studies, 5 levels, 5 conditions, 3)``, rows summing to 1.
         grades: ``(studies, 5 levels, 5 conditions)`` in 0, 1, 2.
     """
     weights = np.array(GRADE_WEIGHTS)[grades]
-    loss = -np.log(np.clip(np.take_along_axis(predictions, grades[..., None], axis=-1)[..., 0], 1e-15, 1.0))
-    groups = [[CONDITIONS.index(c) for c in group] for group in ((_CANAL,), _FORAMINAL, _SUBARTICULAR)]
-    parts = [float((loss * weights)[..., g].sum() / weights[..., g].sum()) for g in groups]
+    probability = np.take_along_axis(predictions, grades[..., None], axis=-1)[..., 0]
+    loss = -np.log(np.clip(probability, 1e-15, 1.0))
+    parts = []
+    for group in ((_CANAL,), _FORAMINAL, _SUBARTICULAR):
+        columns = [CONDITIONS.index(condition) for condition in group]
+        parts.append(float((loss * weights)[..., columns].sum() / weights[..., columns].sum()))
     canal = CONDITIONS.index(_CANAL)
     severe = (grades[..., canal] == 2).any(axis=1)
     chance = np.clip(predictions[..., canal, 2].max(axis=1), 1e-15, 1 - 1e-15)
@@ -134,7 +140,7 @@ def official_metric(predictions: FloatArray, grades: NDArray[np.int64]) -> Float
 
 @lru_cache(maxsize=1)
 def _latent_parameters() -> tuple[FloatArray, FloatArray]:
-    """Fit mean and spread of logit(narrowing) so that the reader's grades come as often as in RSNA's labels."""
+    """Fit mean and spread of logit(narrowing) so that the reader's grades are as frequent as in RSNA's labels."""
     frequencies = grade_frequencies()
     mean, spread = np.empty((2, len(LEVELS), len(CONDITIONS)))
     for index in np.ndindex(len(LEVELS), len(CONDITIONS)):
@@ -147,28 +153,27 @@ def _fit(frequency: FloatArray) -> tuple[float, float]:
     target = _logit(np.array([1 - frequency[0], frequency[2]]))
     point = np.array([-1.5, 1.0])
     for _ in range(60):
-        miss = _logit(_exceedance(point)) - target
+        error = _logit(_exceedance(point)) - target
         step = 1e-4
-        slopes = np.stack([(_logit(_exceedance(point + step * e)) - target - miss) / step for e in np.eye(2)], axis=1)
-        point = point - np.clip(np.linalg.solve(slopes, miss), -0.4, 0.4)
+        moved = [_logit(_exceedance(point + step * axis)) for axis in np.eye(2)]
+        slopes = np.stack([(logits - target - error) / step for logits in moved], axis=1)
+        point = point - np.clip(np.linalg.solve(slopes, error), -0.4, 0.4)
         point[1] = max(point[1], 0.2)
-        if np.abs(miss).max() < 1e-9:
+        if np.abs(error).max() < 1e-9:
             break
     return float(point[0]), float(point[1])
 
 
 def _exceedance(point: FloatArray) -> FloatArray:
+    """Return P(grade >= moderate) and P(severe) of narrowings with ``point = (mean, spread)`` of their logit."""
     narrowing = 1.0 / (1.0 + np.exp(-(point[0] + point[1] * _NODES)))
     grades = reader_probabilities(narrowing)
-    above: FloatArray = np.array([_NODE_WEIGHTS @ (grades[:, 1] + grades[:, 2]), _NODE_WEIGHTS @ grades[:, 2]])
-    return above
+    return np.asarray(np.array([_NODE_WEIGHTS @ (grades[:, 1] + grades[:, 2]), _NODE_WEIGHTS @ grades[:, 2]]))
 
 
 def _logit(p: FloatArray) -> FloatArray:
-    out: FloatArray = np.log(p / (1 - p))
-    return out
+    return np.asarray(np.log(p / (1 - p)))
 
 
 def _normal_cdf(z: FloatArray) -> FloatArray:
-    out: FloatArray = 0.5 * (1.0 + np.vectorize(erf, otypes=[float])(np.asarray(z) / np.sqrt(2.0)))
-    return out
+    return np.asarray(0.5 * (1.0 + np.vectorize(erf, otypes=[float])(np.asarray(z) / np.sqrt(2.0))))

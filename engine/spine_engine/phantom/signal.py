@@ -1,4 +1,4 @@
-"""What each tissue looks like: relaxation times at 1.5 T and the spin-echo and inversion-recovery signal equations."""
+"""Signal of each tissue: relaxation times at 1.5 T and the spin-echo and inversion-recovery signal equations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class Tissue(IntEnum):
-    """What a point of the phantom is made of."""
+    """The tissues that a phantom is made of."""
 
     AIR = 0
     FAT = 1
@@ -74,5 +74,4 @@ class Sequence:
         longitudinal = 1 - recovery
         if self.ti_ms > 0:
             longitudinal = np.abs(1 - 2 * np.exp(-self.ti_ms / t1) + recovery)
-        out: NDArray[np.float32] = (density * longitudinal * np.exp(-self.te_ms / t2)).astype(np.float32)
-        return out
+        return np.asarray(density * longitudinal * np.exp(-self.te_ms / t2), np.float32)

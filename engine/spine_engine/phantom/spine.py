@@ -1,9 +1,9 @@
 """The phantom's anatomy: a parametric lumbar spine, drawn from a seed, placed in the patient, with known truth.
 
-The spine lives in a frame of its own, the *canonical* frame: LPS axes, the middle of L3's body near the origin,
-patient upright in the scanner. Along its centre curve a point has three coordinates in mm: ``s`` down the curve,
+The spine is described in a frame of its own, the *canonical* frame: LPS axes, the middle of L3's body near the origin,
+the patient upright in the scanner. Along the centre curve a point has three coordinates in mm: ``s`` down the curve,
 ``h`` towards the back, ``w`` towards the patient's left; discs and bodies are simple shapes in (s, h, w).
-``rotation`` and ``translation_mm`` carry canonical to patient LPS coordinates; a mirrored spine has a reflection there.
+``rotation`` and ``translation_mm`` map canonical to patient LPS coordinates; for a mirrored spine they reflect.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class SpineShape:
         disc_height, hydration, schmorl_mm: ``(14,)``; hydration 1 is a bright young disc, 0 a black one.
         marrow: ``(15,)`` signal factor of each vertebra's marrow.
         scoliosis_mm, scoliosis_length_mm, scoliosis_phase, rotation_deg_per_mm: lateral curve and its axial rotation.
-        conus_mm: where the cord ends, below the middle of L1.
+        conus_mm: distance of the cord's end below the middle of L1.
         back_fat_mm, front_mm, front_fat_mm, muscle_fat: soft tissue around the spine.
         center_mm: ``(3,)`` middle of L3's body in the canonical frame.
-        texture_seed: what the texture of tissues is drawn from.
+        texture_seed: seed of the texture of tissues.
     """
 
     body_height: FloatArray
@@ -79,11 +79,17 @@ class SpineShape:
 
 @dataclass(frozen=True, eq=False)
 class CenterCurve:
-    """The centre curve sampled every ``CURVE_STEP_MM`` from ``start_mm``: ``(n,)`` arrays in the canonical frame.
+    """The centre curve sampled every ``CURVE_STEP_MM``: ``(n,)`` arrays in the canonical frame.
 
-    ``x, y, z`` are positions, ``tilt`` the sagittal angle (radians, positive where the way down leads backwards),
-    ``lean`` the lateral slope dx/ds, ``turn`` the axial rotation (radians); ``tops`` and ``bottoms`` are the arc
-    lengths of the vertebral bodies' ends, ``discs`` those of the disc centres.
+    Attributes:
+        start_mm: arc length of the first sample.
+        s: arc length.
+        x, y, z: position.
+        tilt: sagittal angle (radians, positive where the way down leads backwards).
+        lean: lateral slope dx/ds.
+        turn: axial rotation (radians).
+        tops, bottoms: arc lengths of the vertebral bodies' ends.
+        discs: arc lengths of the disc centres.
     """
 
     start_mm: float
@@ -116,7 +122,7 @@ class PhantomSpine:
     """A spine with known severity, placed in the patient.
 
     Attributes:
-        seed: what it was drawn from.
+        seed: seed that the spine was drawn from.
         shape: anatomy in the canonical frame.
         narrowing: ``(5 levels, 5 conditions)`` in [0, 1], sides as they are in the *patient*.
         grades: ``(5, 5)``, the noisy reader's grades: 0 normal-mild, 1 moderate, 2 severe.
@@ -137,7 +143,7 @@ class PhantomSpine:
 
     @property
     def probabilities(self) -> FloatArray:
-        """P(grade | narrowing) of the noisy reader, ``(5 levels, 5 conditions, 3)``."""
+        """The noisy reader's P(grade | narrowing), ``(5 levels, 5 conditions, 3)``."""
         return reader_probabilities(self.narrowing)
 
     @property
@@ -152,17 +158,17 @@ class PhantomSpine:
 
     @property
     def disc_center_mm(self) -> FloatArray:
-        """Centres of the five discs ``(5, 3)``, patient LPS mm."""
+        """The centres of the five discs ``(5, 3)``, patient LPS mm."""
         return np.stack([self._placed_frame(s)[0] for s in self._graded_discs])
 
     @property
     def disc_axes(self) -> FloatArray:
-        """Axes of the five discs ``(5, 3, 3)``: rows superior to inferior, front to back, patient's right to left."""
+        """The axes of the five discs ``(5, 3, 3)``: superior to inferior, front to back, patient's right to left."""
         return np.stack([self._placed_frame(s)[1] for s in self._graded_discs])
 
     @property
     def vertebra_center_mm(self) -> FloatArray:
-        """Centres of the vertebral bodies T8 .. S5 ``(15, 3)``, patient LPS mm, as named in ``VERTEBRAE``."""
+        """The centres of the vertebral bodies T8 .. S5 ``(15, 3)``, patient LPS mm, as named in ``VERTEBRAE``."""
         return np.stack([self._placed_frame(s)[0] for s in (self.curve.tops + self.curve.bottoms) / 2])
 
     def mirrored(self) -> Self:
@@ -241,8 +247,10 @@ def _draw_shape(rng: np.random.Generator, wear: FloatArray, scoliosis: bool) -> 
     hydration = np.clip(0.62 - 0.27 * worn + rng.normal(0, 0.10, 14) - rng.normal(0, 0.15), 0.02, 1.0)
     loss = np.clip(0.16 * (worn - 0.5), 0, 0.45)
     tilt = np.array(_TILT_DEG, float)
-    lordosis, slope, kyphosis = rng.normal(1, 0.22), rng.normal(0, 6), rng.normal(0, 3)
-    tilt = np.concatenate([tilt[:5] * lordosis + kyphosis, tilt[5:10] * lordosis, tilt[10:] + slope])
+    lordosis = rng.normal(1, 0.22)
+    sacral_slope = rng.normal(0, 6)
+    kyphosis = rng.normal(0, 3)
+    tilt = np.concatenate([tilt[:5] * lordosis + kyphosis, tilt[5:10] * lordosis, tilt[10:] + sacral_slope])
     tilt += rng.normal(0, 1.2, len(tilt)) + rng.normal(0, 3)
     body_height = vary(_BODY_HEIGHT, 0.04)
     if rng.random() < 0.10:
@@ -278,7 +286,8 @@ def _center_curve(shape: SpineShape) -> CenterCurve:
     steps[1::2] = shape.body_height
     steps[2::2] = shape.disc_height
     ends = np.cumsum(steps)
-    tops, bottoms = ends[::2], ends[1::2]
+    tops = ends[::2]
+    bottoms = ends[1::2]
     discs = (bottoms[:-1] + tops[1:]) / 2
     s = np.arange(-CURVE_MARGIN_MM, bottoms[-1] + CURVE_MARGIN_MM, CURVE_STEP_MM)
 

@@ -1,9 +1,9 @@
-"""Which tissue lies at a point of the phantom: the implicit shapes, as numba kernels.
+"""Tells which tissue lies at a point of the phantom: the implicit shapes, as numba kernels.
 
-``tissue_at`` answers ``(first, second, share)``: the point is ``share`` of ``second`` and the rest of ``first``.
+``tissue_at`` returns ``(first, second, share)``: the point is ``share`` of ``second`` and the rest of ``first``.
 Shapes are written in the spine's coordinates: ``s`` down the centre curve, ``h`` to the back, ``w`` to the left, mm.
 Severity acts in the space behind the body: its front wall (disc) and back wall (ligament, facet) approach each other
-at the canal, recesses and foramina, each on its own side; what lies between (sac, roots, fat) shrinks with it.
+at the canal, recesses and foramina, each on its own side; the sac, roots and fat between them shrink.
 None of these kernels is cached by itself: ``sampling`` caches the one that calls them, under a stamp of this source.
 """
 
@@ -54,7 +54,7 @@ _ROOTS: Final = np.array(
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")
 def noise_at(lattice: Float32Array, x: float, y: float, z: float) -> float:
-    """Trilinear value noise with unit lattice spacing, period ``NOISE_SIZE``; standard normal at the nodes."""
+    """Return trilinear value noise: unit lattice spacing, period ``NOISE_SIZE``, standard normal at the nodes."""
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
     i, j, k = int(fx) & (NOISE_SIZE - 1), int(fy) & (NOISE_SIZE - 1), int(fz) & (NOISE_SIZE - 1)
     u, v, t = x - fx, y - fy, z - fz
@@ -85,7 +85,7 @@ def plane_at(plane: Float32Array, y: float, z: float) -> tuple[float, float]:
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")
 def _hill(u: float) -> float:
-    """1 at 0, falling smoothly to 0 at |u| = 1."""
+    """Return 1 at 0, falling smoothly to 0 at |u| = 1."""
     v = 1 - u * u
     return v * v if v > 0 else 0.0
 
@@ -146,7 +146,7 @@ def _front(
     x: float, y: float, z: float, h: float, w: float, fine: float, coarse: float,
     row: Float32Array, scalars: Float32Array,
 ) -> Mix:  # fmt: skip
-    """Great vessels, bowel, organs and fat before the spine."""
+    """Return the tissue in front of the spine: great vessels, bowel, organs, fat."""
     a = row[Column.A]
     radius = row[Column.AORTA]
     if row[Column.SACRUM] < 5:
@@ -183,7 +183,7 @@ def _column(
     s: float, h: float, w: float, fine: float, coarse: float, streak: float,
     row: Float32Array, along: Float32Array, start_mm: float, muscle_fat: float,
 ) -> Mix:  # fmt: skip
-    """Bodies, discs, the space behind them, posterior elements and muscles."""
+    """Return the tissue of bodies, discs, the space behind them, posterior elements and muscles."""
     b = row[Column.B]
     a = row[Column.WALL]
     side = abs(w)
@@ -228,7 +228,7 @@ def _column(
 def _body(
     s: float, h: float, w: float, inside: float, bulge: float, fine: float, coarse: float, row: Float32Array
 ) -> Mix:
-    """A vertebral body, its endplates, the disc, or the disc's bulge behind them."""
+    """Return the tissue of a vertebral body, its endplates, the disc, or the disc's bulge behind them."""
     a, b = row[Column.A], row[Column.B]
     from_disc = s - row[Column.DISC_S]
     away = abs(from_disc)
@@ -262,7 +262,7 @@ def _body(
 def _canal(
     s: float, h: float, w: float, front: float, back: float, recess: float, fine: float, row: Float32Array
 ) -> Mix:
-    """Thecal sac with cord or roots, epidural fat, and the traversing root in the recess."""
+    """Return the tissue of the canal: sac with cord or roots, epidural fat, the traversing root in the recess."""
     a, depth, wide = row[Column.WALL], row[Column.CANAL_DEPTH], row[Column.CANAL_WIDTH]
     side = abs(w)
     canal = row[Column.CANAL]
@@ -303,7 +303,7 @@ def _foramen(
     s: float, h: float, side: float, front: float, back: float, narrow: float, fine: float, coarse: float,
     row: Float32Array,
 ) -> Mix:  # fmt: skip
-    """Between the pedicles: the exiting root in fat, high in the foramen, or the pedicle itself."""
+    """Return the tissue between the pedicles: the exiting root in fat, high in the foramen, or the pedicle itself."""
     wide = row[Column.CANAL_WIDTH]
     pedicle = row[Column.PEDICLE] - 0.05 * (h - 0.5 * (front + back) + 1) ** 2 + 1.0
     if row[Column.SACRUM] > 20:
@@ -332,7 +332,7 @@ def _posterior(
     s: float, h: float, side: float, back: float, roof: float, facet: float, fine: float, coarse: float,
     streak: float, row: Float32Array, along: Float32Array, start_mm: float, muscle_fat: float,
 ) -> Mix:  # fmt: skip
-    """Flavum, laminae, facets, spinous processes and what lies between them."""
+    """Return the tissue behind the canal: flavum, laminae, facets, spinous processes and the tissue between them."""
     wide = row[Column.CANAL_WIDTH]
     depth = h - back
     sacral = row[Column.SACRUM] > 0
@@ -380,7 +380,7 @@ def _posterior(
 def _lateral(
     s: float, h: float, side: float, fine: float, coarse: float, streak: float, row: Float32Array, muscle_fat: float
 ) -> Mix:
-    """Beside the spine: psoas, transverse processes, sacral wings, back muscles, fat."""
+    """Return the tissue beside the spine: psoas, transverse processes, sacral wings, back muscles, fat."""
     a, b = row[Column.A], row[Column.B]
     wing = row[Column.SACRUM]
     if wing > b and side < wing and h < a + 16 - 0.15 * side:

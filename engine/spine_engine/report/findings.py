@@ -65,10 +65,10 @@ class Grade:
         return f"{SHORT_CONDITION_NAMES[self.condition]} {LEVEL_NAMES[self.level]}"
 
 
-Grades = Mapping[tuple[Condition, Level], Grade]
+GradeTable = Mapping[tuple[Condition, Level], Grade]
 
 
-def grades_of(result: StudyResult) -> Grades:
+def grades_of(result: StudyResult) -> GradeTable:
     """Return the 25 grades of a study."""
     lost = set(result.not_assessed)
     return {
@@ -79,7 +79,7 @@ def grades_of(result: StudyResult) -> Grades:
     }
 
 
-def worst_grade(grades: Grades) -> Grade | None:
+def worst_grade(grades: GradeTable) -> Grade | None:
     """Return the grade with the highest probability of severe, then of moderate; None where nothing is graded."""
     graded = [grade for grade in grades.values() if grade.graded]
     return max(graded, key=triage_key) if graded else None
@@ -90,7 +90,7 @@ def triage_key(grade: Grade) -> tuple[int, int]:
     return grade.row[2], grade.row[1]
 
 
-def count(grades: Grades) -> dict[Severity | None, int]:
+def count(grades: GradeTable) -> dict[Severity | None, int]:
     """Return how many places have each likeliest severity; under None those that are not graded."""
     counts: dict[Severity | None, int] = dict.fromkeys((*SEVERITIES, None), 0)
     for grade in grades.values():
@@ -98,13 +98,13 @@ def count(grades: Grades) -> dict[Severity | None, int]:
     return counts
 
 
-def findings(grades: Grades) -> list[Grade]:
+def findings(grades: GradeTable) -> list[Grade]:
     """Return the graded places whose likeliest severity is above normal or mild, the worst and the surest first."""
     found = [grade for grade in grades.values() if grade.graded and grade.likeliest is not Severity.NORMAL_MILD]
     return sorted(found, key=lambda grade: (SEVERITIES.index(grade.likeliest), grade.share), reverse=True)
 
 
-def summary(result: StudyResult, grades: Grades) -> str:
+def summary(result: StudyResult, grades: GradeTable) -> str:
     """Return the findings of a study in one sentence or two, the worst first."""
     if result.status is not Status.GRADED:
         reason = "" if result.reason is None else f"{REASONS[result.reason].title}. "
@@ -145,7 +145,7 @@ def in_short(counts: Mapping[Severity | None, int]) -> str:
     return ", ".join(parts)
 
 
-def means(grades: Iterable[Grades], condition: Condition) -> tuple[int, tuple[float, ...], dict[Level, int]]:
+def means(grades: Iterable[GradeTable], condition: Condition) -> tuple[int, tuple[float, ...], dict[Level, int]]:
     """Return of a condition over all studies: graded places, mean probability of each severity, places by level."""
     totals, places = [0, 0, 0], dict.fromkeys(LEVELS, 0)
     for study in grades:

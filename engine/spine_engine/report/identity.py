@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from spine_engine.dicom.discovery import FileEntry
-from spine_engine.dicom.elements import Elements, walk
+from spine_engine.dicom.discovery import InputFile
+from spine_engine.dicom.elements import Elements, parse
 from spine_engine.dicom.files import read_file
 from spine_engine.dicom.limits import DEFAULT_LIMITS
 from spine_engine.errors import StudyError
@@ -31,7 +31,7 @@ MOST_TEXT: Final = 256
 """Characters of an element that are kept: LO has 64 at most, a person's name three times that (PS3.5 6.2)."""
 
 
-def identity_of(root: Path, files: Sequence[FileEntry]) -> Identity:
+def identity_of(root: Path, files: Sequence[InputFile]) -> Identity:
     """Return what the headers of a study's files say of the person and, by folder, of the series.
 
     The study's own elements are those of the first file that has them. What cannot be read is left out.
@@ -59,7 +59,7 @@ def identity_of(root: Path, files: Sequence[FileEntry]) -> Identity:
 def _texts(path: Path) -> dict[str, str]:
     """Return what the beginning of a file says, read within the limits of a run: no other reader meets these files."""
     try:
-        found = walk(read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED).dataset
+        found = parse(read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED).dataset
     except StudyError:
         return {}
     encodings = _encodings(_bytes(found, _CHARACTER_SET).decode("ascii", "replace"))

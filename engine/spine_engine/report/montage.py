@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import Level
+from spine_engine.bundle.manifest import GraderEntry
 from spine_engine.errors import UsageError
-from spine_engine.manifest import GraderEntry
 from spine_engine.report.cloud import ROLE_NAMES
 from spine_engine.report.scene import confidence_words
 from spine_engine.report.words import LEVEL_NAMES

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import LEVELS, Level
-from spine_engine.manifest import GraderEntry
+from spine_engine.bundle.manifest import GraderEntry
 from spine_engine.report.content import Outline, Picture
 from spine_engine.results import LevelResult
 from spine_engine.study import Role, Series, Stack, Study

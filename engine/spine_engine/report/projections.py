@@ -117,8 +117,7 @@ def slice_corners(stack: Stack) -> F64:
     rows, columns = stack.pixels.shape[1:]
     down, right = stack.axes[1] * stack.spacing_mm[0], stack.axes[2] * stack.spacing_mm[1]
     ways = np.array([[-0.5, -0.5], [-0.5, columns - 0.5], [rows - 0.5, columns - 0.5], [rows - 0.5, -0.5]])
-    corners: F64 = stack.origins_mm[:, None] + ways @ np.stack([down, right])
-    return corners
+    return np.asarray(stack.origins_mm[:, None] + ways @ np.stack([down, right]))
 
 
 def _drawing(

@@ -10,17 +10,17 @@ from typing import Final
 import numpy as np
 
 from spine_engine.anatomy import LEVELS, Level
-from spine_engine.detection.levels import DiscLevel, Source
-from spine_engine.dicom import FileEntry, RoleOverrides, read_unit
-from spine_engine.grading import level_grids
-from spine_engine.ledger import RecordedStudy
-from spine_engine.manifest import GraderEntry
+from spine_engine.bundle.manifest import GraderEntry
+from spine_engine.detection.levels import DiscLevel
+from spine_engine.dicom import InputFile, RoleOverrides, read_unit
+from spine_engine.pipeline.level_grids import level_grids
 from spine_engine.report.content import Identity, Picture, StudyContent
 from spine_engine.report.identity import identity_of
 from spine_engine.report.pictures import OVERVIEW_PX, crops, overview
 from spine_engine.report.scene import study_scene
 from spine_engine.results import LevelResult, Status, StudyResult, study_key
-from spine_engine.study import Role, Study
+from spine_engine.run.ledger import RecordedStudy
+from spine_engine.study import Role, Source, Study
 
 NOT_READ: Final = "There are no pictures: the run failed at this study."
 CHANGED: Final = "There are no pictures: the study's files have changed since the run, or are not there any more."
@@ -50,7 +50,7 @@ class StudySource:
     provenance: Sequence[tuple[str, str]]
     with_identity: bool
 
-    def identity(self, files: Sequence[FileEntry]) -> Identity | None:
+    def identity(self, files: Sequence[InputFile]) -> Identity | None:
         """Return whom files of a study are of, where pages say so."""
         return identity_of(self.root, files) if self.with_identity and self.root is not None else None
 
@@ -123,8 +123,8 @@ def _pictures(
     and smaller ones where they would make the page too large."""
     places = disc_levels(levels)
     planes: Mapping[Level, Sequence[Picture]] = {}
-    if entry is not None and any(disc.source != "prior" for disc in places.values()):
-        grids, coverage = level_grids(study, places, entry)
+    if entry is not None and any(disc.source != Source.PRIOR for disc in places.values()):
+        grids, coverage = level_grids(study, places, entry.layout)
         planes = crops(grids, coverage, entry, levels)
         if _bytes(*planes.values()) > MOST_PICTURE_BYTES / 2:
             planes = crops(grids, coverage, entry, levels, middle_only=True)
@@ -145,8 +145,7 @@ def disc_levels(levels: Mapping[Level, LevelResult]) -> dict[Level, DiscLevel]:
 
 def _disc(level: Level, entry: LevelResult | None) -> DiscLevel:
     if entry is None or entry.center_mm is None or entry.axes is None or entry.size_mm is None:
-        return DiscLevel(level, np.zeros(3), np.eye(3), np.ones(3), 0.0, "prior")
-    source: Source = entry.source  # type: ignore[assignment]  # written from a Source
+        return DiscLevel(level, np.zeros(3), np.eye(3), np.ones(3), 0.0, Source.PRIOR)
     return DiscLevel(
-        level, np.array(entry.center_mm), np.array(entry.axes), np.array(entry.size_mm), entry.confidence, source
+        level, np.array(entry.center_mm), np.array(entry.axes), np.array(entry.size_mm), entry.confidence, entry.source
     )

@@ -10,7 +10,7 @@ from spine_engine.anatomy import LEVELS, SEVERITIES, Condition, Severity, prior
 from spine_engine.report.content import RunContent, RunStudy
 from spine_engine.report.findings import (
     Grade,
-    Grades,
+    GradeTable,
     count,
     findings,
     grades_of,
@@ -37,6 +37,7 @@ from spine_engine.report.words import (
     many,
 )
 from spine_engine.results import Status, StudyResult
+from spine_engine.study import Source
 
 MOST_LINKS: Final = 100
 """Studies linked under a reason; the table above has all of them."""
@@ -68,7 +69,7 @@ class StudyRow:
 
     study: RunStudy
     name: str
-    grades: Grades
+    grades: GradeTable
     worst: Grade | None
     digits: str
     drawing: Mapping[str, str]
@@ -167,7 +168,7 @@ def _row(study: RunStudy) -> StudyRow:
         told=_told(grades),
         counts=in_short(count(grades)),
         confidence=min((level.confidence for level in levels), default=None),
-        guessed=sum(level.source != "detector" for level in levels),
+        guessed=sum(level.source != Source.DETECTOR for level in levels),
     )
 
 
@@ -177,7 +178,7 @@ def _dots(digits: str, digit: str) -> str:
     return "".join(f"M{i % 5}{begin} {i // 5}.5h{length}" for i, found in enumerate(digits) if found == digit)
 
 
-def _told(grades: Grades) -> str:
+def _told(grades: GradeTable) -> str:
     found = findings(grades)
     said = [
         f"{SEVERITY_NAMES[severity]}: {', '.join(grade.place for grade in found if grade.likeliest is severity)}."
@@ -283,7 +284,7 @@ def _stages(run: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
 
 
 def _memory(run: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the highest resident memory of each process, bytes; that of shared models comes last (``Scheduler``)."""
+    """Return the highest resident memory of each process, bytes; that of shared models comes last (``WorkerPool``)."""
     peak = run.get("peak_memory_bytes", {})
     sizes = [int(size) for size in peak.get("workers") or []]
     lines = [("Main process", int(peak.get("main") or 0))]

@@ -26,6 +26,7 @@ from spine_engine.report.words import (
     percent,
 )
 from spine_engine.results import LevelResult, SeriesResult, StudyResult
+from spine_engine.study import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,7 @@ def _place(entry: LevelResult | None) -> str:
     if entry is None:
         return "not looked for"
     said = SOURCE_NAMES.get(entry.source, entry.source)
-    return said if entry.source == "prior" else f"{said}, confidence {percent(entry.confidence)}"
+    return said if entry.source == Source.PRIOR else f"{said}, confidence {percent(entry.confidence)}"
 
 
 def _center(entry: LevelResult | None) -> str:

@@ -147,7 +147,8 @@ REASONS: Final[Mapping[Reason, Words]] = {
     ),
     Reason.CORRUPT_PIXELS: Words(
         "Damaged pixels",
-        "The pixel data is cut short, cannot be decoded, or contradicts the header.",
+        "The pixel data is cut short, cannot be decoded, contradicts the header, holds more or less than its pixels, "
+        "or is noise where the rest of the series shows a picture.",
         "Copy the file again from its source.",
     ),
     Reason.CORRUPT_FILE: Words(
@@ -173,8 +174,8 @@ REASONS: Final[Mapping[Reason, Words]] = {
     ),
     Reason.TOO_LARGE: Words(
         "Too large",
-        "Beyond a limit: file 2 GiB, header or element 64 MiB, nesting 64, 16,384 rows or columns, 10,000 frames, 256 "
-        "MiB a frame, 4 GiB or 20,000 files a study, deflated data growing 200 times.",
+        "Beyond a limit: file 2 GiB, header or element 64 MiB, a value that is read 4 KiB, nesting 64, 16,384 rows or "
+        "columns, 10,000 frames, 256 MiB a frame, 4 GiB or 20,000 files a study, deflated data growing 200 times.",
         "Check the file: no lumbar-spine study comes near these.",
     ),
     Reason.UID_COLLISION: Words(
@@ -206,7 +207,8 @@ REASONS: Final[Mapping[Reason, Words]] = {
     ),
     Reason.OUT_OF_MEMORY: Words(
         "Out of memory",
-        "There was not enough memory for this study.",
+        "There was not enough memory for this study, not even alone. Nothing is said about the patient; the next run "
+        "of the same command tries it again.",
         "Use fewer workers or a higher `--max-memory` (a study gets all of it before this is said), or a machine with "
         "more memory.",
     ),
@@ -311,6 +313,12 @@ WARNINGS: Final[Mapping[Warn, Words]] = {
         "Graded as a whole",
         "Levels were not found, or not looked for; the grades come from the whole study at once and are less sure.",
         "Look at the study before using the grades; the places in `levels` are guesses from the field of view.",
+    ),
+    Warn.FILE_UNREADABLE: Words(
+        "Files could not be read",
+        "A file or folder of the study could not be read, although it was tried again: the study is used without it, "
+        "counted as `incomplete` in `run.json`, and the run ends with the exit code 8.",
+        "Mend the cause (permissions, the disk, the share) and run the same command: it tries these studies again.",
     ),
 }
 

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from spine_engine._version import __version__
-from spine_engine.backends.base import Device
 from spine_engine.bundle import Bundle
-from spine_engine.dicom import RoleOverrides, WorkUnit
+from spine_engine.dicom import RoleOverrides
 from spine_engine.errors import OutputError, UsageError
-from spine_engine.ledger import LEDGER_FILE, LedgerReader, RecordedStudy
 from spine_engine.options import usable_cpus
-from spine_engine.output import check_input, held
 from spine_engine.report.content import Identity, RunContent, RunStudy
 from spine_engine.report.page import write_page
 from spine_engine.report.reading import LOST, StudySource, page_without_pictures, study_content
 from spine_engine.report.run_page import run_page
 from spine_engine.report.study_page import study_page
 from spine_engine.results import RUN_FILE
-from spine_engine.scheduler import Scheduler, UnitOutcome, WorkerError
+from spine_engine.run.folders import check_input, locked
+from spine_engine.run.ledger import LEDGER_FILE, LedgerReader, RecordedStudy
+from spine_engine.scheduler import Facts, WorkerError, WorkerPool
 
 REPORT_FOLDER: Final = "report"
 INDEX_FILE: Final = "index.html"
@@ -60,12 +59,25 @@ class Report:
     wall_s: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """Where what a run used lies by now; None for what has not moved.
+
+    Attributes:
+        root: the input folder.
+        bundle: the bundle.
+        series_descriptions: the table of series that the run was given.
+    """
+
+    root: Path | None = None
+    bundle: Path | None = None
+    series_descriptions: Path | None = None
+
+
 def write_report(
     output: Path,
     *,
-    root: Path | None = None,
-    bundle: Path | None = None,
-    series_descriptions: Path | None = None,
+    moved: Moved | None = None,
     with_identity: bool = False,
     workers: int | None = None,
     on_page: Callable[[int, int], None] = lambda done, of: None,
@@ -77,15 +89,13 @@ def write_report(
 
     Args:
         output: the output folder of the run.
-        root: the input folder, where it has moved since.
-        bundle: the bundle the run used, where that has moved.
-        series_descriptions: the table of series that the run was given, where that has moved.
+        moved: what has moved since the run, if anything.
         with_identity: show names, descriptions and paths; without it nothing on the pages names a patient.
         workers: processes that draw pages; one for each usable CPU if not given.
         on_page: told after each page how many are done, of how many.
 
     Raises:
-        UsageError: ``root`` is no folder, the bundle is not the one of the run, the table cannot be read, or another
+        UsageError: the input is no folder, the bundle is not the one of the run, the table cannot be read, or another
             version of the engine made the results.
         BundleError: the bundle is missing or damaged.
         OutputError: ``output`` is not the output folder of a run, or cannot be written.
@@ -93,9 +103,9 @@ def write_report(
     """
     begun = time.monotonic()
     run = _run_record(output)
-    with held(output), closing(LedgerReader(output / LEDGER_FILE)) as reader:
+    with locked(output), closing(LedgerReader(output / LEDGER_FILE)) as reader:
         try:
-            source = _source(reader, run, root, bundle, series_descriptions, with_identity=with_identity)
+            source = _source(reader, run, moved or Moved(), with_identity=with_identity)
             writing = _Writing(output, source, run, on_page)
             writing.begin()
             asyncio.run(writing.write_all(reader, workers or usable_cpus()))
@@ -130,31 +140,23 @@ def _run_record(output: Path) -> dict[str, Any]:
     return parts
 
 
-def _source(
-    reader: LedgerReader,
-    run: Mapping[str, Any],
-    root: Path | None,
-    bundle: Path | None,
-    series_descriptions: Path | None,
-    *,
-    with_identity: bool,
-) -> StudySource:
+def _source(reader: LedgerReader, run: Mapping[str, Any], moved: Moved, *, with_identity: bool) -> StudySource:
     made_by = reader.fact("engine version")
     if made_by != __version__:
         raise UsageError(
             f"the run was done by spine-engine {made_by}, this is {__version__}, which may cut the grids otherwise: "
             "report with that version, or run again into a new folder"
         )
-    used = Bundle.open(bundle or (Path(run["bundle"]["path"]) if run["bundle"]["path"] else None))
+    used = Bundle.open(moved.bundle or (Path(run["bundle"]["path"]) if run["bundle"]["path"] else None))
     if used.digest != reader.fact("bundle"):
         raise UsageError(
             f"the run used the bundle {run['bundle']['name']} {run['bundle']['version']}, digest "
             f"{run['bundle']['digest'][:12]}; {used.path} has {used.digest[:12]}: name the run's with --bundle"
         )
-    found = check_input(root) if root is not None else Path(reader.fact("input") or "")
-    overrides = _overrides(found, series_descriptions, run["options"]["series_descriptions"])
+    root = Path(reader.fact("input") or "") if moved.root is None else check_input(moved.root)
+    overrides = _overrides(root, moved.series_descriptions, run["options"]["series_descriptions"])
     return StudySource(
-        root=found if found.is_dir() else None,
+        root=root if root.is_dir() else None,
         overrides=overrides,
         grader=used.manifest.models.grader,
         provenance=tuple(_provenance(run)),
@@ -211,7 +213,7 @@ class _Writing:
     async def write_all(self, reader: LedgerReader, workers: int) -> None:
         """Write the page of every study."""
         total = self._run["studies"]["total"]
-        scheduler = Scheduler(
+        pool = WorkerPool(
             PageFactory(self._ledger, self._folder, self._source),
             workers=min(workers, max(1, total)),
             timeout_s=PAGE_TIMEOUT_S,
@@ -222,11 +224,10 @@ class _Writing:
             for study in recorded:
                 result = study.result
                 try:
-                    async with scheduler.slot() as slot:
-                        drawn = await slot.walk(WorkUnit(key=study.unit.key, files=(), study_id=result.study_id))
+                    async with pool.slot() as slot:
+                        drawn = await slot.run(result.study_id)
                 except WorkerError:  # the files have become dangerous since the run
                     drawn = _write_without_pictures(study, self._source, self._folder)
-                assert isinstance(drawn, PageOutcome)
                 self.without_pictures += not drawn.pictures
                 page = f"{STUDIES_FOLDER}/{page_name(result.study_id)}"
                 self.studies.append(
@@ -241,7 +242,7 @@ class _Writing:
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
         finally:
-            scheduler.close()
+            pool.close()
 
     def finish(self) -> Path:
         """Write the page of the run and remove pages of studies that are not in it; return its path."""
@@ -257,7 +258,7 @@ class _Writing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PageOutcome(UnitOutcome):
+class PageOutcome:
     """What drawing a page gave: whether it has pictures, and the person it names, where asked for."""
 
     pictures: bool
@@ -276,29 +277,31 @@ def _write_without_pictures(recorded: RecordedStudy, source: StudySource, folder
 
 @dataclass(frozen=True)
 class PageFactory:
-    """Makes the walk that draws pages."""
+    """Makes the worker that draws pages."""
 
     ledger: Path
     folder: Path
     source: StudySource
 
-    def __call__(self) -> PageWalk:
+    def __call__(self) -> tuple[PageWorker, Facts]:
         """Open the ledger."""
-        return PageWalk(self)
+        return PageWorker(self), {}
 
 
-class PageWalk:
+class PageWorker:
     """Draws the pages of studies, by their ids."""
 
     def __init__(self, plan: PageFactory) -> None:
-        self.devices: Mapping[str, Device] = {}
         self._plan = plan
         self._reader = LedgerReader(plan.ledger)
 
-    def __call__(self, unit: WorkUnit) -> PageOutcome:
-        """Write the page of one study."""
-        assert unit.study_id is not None
-        recorded, folder = self._reader.study(unit.study_id), self._plan.folder
+    def run(self, task: str) -> tuple[PageOutcome, Facts]:
+        """Write the page of the study whose id is ``task``."""
+        return self._drawn(task), {}
+
+    def _drawn(self, study_id: str) -> PageOutcome:
+        recorded = self._reader.study(study_id)
+        folder = self._plan.folder
         try:
             content = study_content(recorded, self._plan.source, run_page=_BACK)
             text = study_page(content)

@@ -1,19 +1,27 @@
-"""Carries units of work out: workers, what they share, and what becomes of those that die."""
+"""A pool of processes that may die, for tasks of any kind; ``batching`` serves models to its workers."""
 
-from spine_engine.scheduler.models import ModelProcess
-from spine_engine.scheduler.processes import peak_memory_bytes
-from spine_engine.scheduler.slots import MemoryShare, Scheduler, Slot
-from spine_engine.scheduler.walks import ModelsLostError, UnitOutcome, Walk, WalkFactory, WorkerError
+from spine_engine.scheduler.pool import WorkerPool, WorkerSlot
+from spine_engine.scheduler.process import MemoryShare, peak_memory_bytes
+from spine_engine.scheduler.task import (
+    Companion,
+    CompanionLostError,
+    Facts,
+    SharedFaultError,
+    Worker,
+    WorkerError,
+    WorkerFactory,
+)
 
 __all__ = [
+    "Companion",
+    "CompanionLostError",
+    "Facts",
     "MemoryShare",
-    "ModelProcess",
-    "ModelsLostError",
-    "Scheduler",
-    "Slot",
-    "UnitOutcome",
-    "Walk",
-    "WalkFactory",
+    "SharedFaultError",
+    "Worker",
     "WorkerError",
+    "WorkerFactory",
+    "WorkerPool",
+    "WorkerSlot",
     "peak_memory_bytes",
 ]

@@ -1,19 +1,21 @@
-"""Posed stacks into voxel grids of float32, straight from stored values; numba kernels, NumPy references."""
+"""Resamples posed stacks into float32 voxel grids, straight from stored values; numba kernels, NumPy references."""
 
 from spine_engine.voxels.grid import GridPose, GridSpec
-from spine_engine.voxels.ready import ReadyChannel, ready
+from spine_engine.voxels.layout import GridLayout
+from spine_engine.voxels.prepared import PreparedChannel, prepared
 from spine_engine.voxels.voxelize import VoxelGrid, scatter, voxelize
 from spine_engine.voxels.window import IntensityWindow, WindowedStack, full_window, robust_window, windowed
 
 __all__ = [
+    "GridLayout",
     "GridPose",
     "GridSpec",
     "IntensityWindow",
-    "ReadyChannel",
+    "PreparedChannel",
     "VoxelGrid",
     "WindowedStack",
     "full_window",
-    "ready",
+    "prepared",
     "robust_window",
     "scatter",
     "voxelize",

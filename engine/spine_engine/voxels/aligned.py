@@ -1,9 +1,9 @@
-"""The numba kernel for grids along a stack's own axes: interpolated one axis after the other.
+"""The numba kernel for grids along a stack's own axes, which interpolates one axis after the other.
 
-The general kernel loads eight pixels a voxel. Here whole rows of pixels are blended across the other axes first, as
-contiguous vectors; what is left is to interpolate along a row, a vector of voxels at once, picked from a few in
-registers. Its twin is the same ``reference`` as the general kernel's. ``contract`` allows fused multiply-adds and
-nothing else.
+This kernel is frozen for speed: callers use ``voxelize`` and need not read it. The general kernel loads eight pixels a
+voxel. This one first blends whole rows of pixels across the other axes, as contiguous vectors; then it interpolates
+along a row, one vector of voxels at a time, picked from a few vectors in registers. It has the same reference as the
+general kernel. ``contract`` allows fused multiply-adds and nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spine_engine.voxels.placement import Line
+from spine_engine.voxels.placement import GridLine
 from spine_engine.voxels.vectors import (
     F32,
     LANES,
@@ -27,6 +27,8 @@ from spine_engine.voxels.vectors import (
     turn,
 )
 
+# Compiled in from other files: a8b430f4f25c
+
 I32 = NDArray[np.int32]
 Picks = tuple[I32, I32, F32, int]
 Tone = tuple[np.uint16, np.float32, np.float32]
@@ -35,19 +37,19 @@ Size = tuple[int, int, int]
 
 _ONE = np.float32(1.0)
 _BLOCK = 8
-"""Rows blended before the first of them is read again: what was just written cannot be read in pieces at once."""
+"""Rows blended before the first of them is read again: reading parts of what was just written has to wait."""
 _CACHE_LINE = 32
-"""Pixels that come from memory together: 64 bytes."""
+"""Pixels per cache line of 64 bytes."""
 _STREAM_BYTES = 1 << 20
-"""Grids from this size on are written past the caches, which would not hold them: a quarter less for an axial stack."""
+"""Size from which grids are written past the caches, which cannot hold them: a quarter less time for an axial stack."""
 
 _kernel = njit(nogil=True, cache=True, fastmath={"contract"})
 _inlined = njit(nogil=True, cache=True, fastmath={"contract"}, forceinline=True)
 
 
 @_inlined
-def _taps(axis: Line) -> tuple[I32, F32]:
-    """Return for each voxel along an axis the pixel below it and the fraction beyond; a pixel above is there unless the
+def _taps(axis: GridLine) -> tuple[I32, F32]:
+    """Return the pixel below each voxel along an axis and the fraction beyond it; a pixel above exists unless the
     fraction is 0."""
     first, step, voxels, pixels = axis
     below, beyond = np.empty(voxels, np.int32), np.empty(voxels, np.float32)
@@ -59,10 +61,12 @@ def _taps(axis: Line) -> tuple[I32, F32]:
 
 
 @_inlined
-def _picks(axis: Line) -> tuple[int, int, Picks]:
-    """Return the first pixel that an axis needs and how many, and its voxels in whole vectors: where the pixels of each
-    vector begin, counted from the first; each voxel's pixel, counted from there; the fraction beyond it; and how many
-    vectors of pixels a vector of voxels is picked from."""
+def _picks(axis: GridLine) -> tuple[int, int, Picks]:
+    """Return the first pixel that an axis needs, the number of pixels, and the axis's voxels in whole vectors.
+
+    The voxels are: the first pixel of each vector, counted from the first of all; each voxel's pixel, counted from
+    there; the fraction beyond that pixel; and the number of pixel vectors that a vector of voxels is picked from.
+    """
     below, beyond = _taps(axis)
     n, one, other = axis[2], below[0], below[axis[2] - 1]
     first, last = min(one, other), min(max(one, other) + 1, axis[3] - 1)
@@ -79,27 +83,27 @@ def _picks(axis: Line) -> tuple[int, int, Picks]:
 
 
 @_inlined
-def _blend_two(flat: U16, one: int, behind: int, t: np.float32, tone: Tone, out: F32, at: int, n: int) -> None:
-    """Blend ``n`` pixels of a row and of the one ``behind`` it, toned."""
-    (flip, gain, offset), to = tone, np.uint64(at)
+def _blend_two(flat: U16, one: int, behind: int, t: np.float32, rescale: Tone, out: F32, at: int, n: int) -> None:
+    """Blend ``n`` pixels of a row and of the row ``behind`` it, and tone the result."""
+    (sign_bit, gain, offset), to = rescale, np.uint64(at)
     a, b, p, q = np.uint64(one), np.uint64(one + behind), gain * (_ONE - t), gain * t
     for w in range(n):
         x = np.uint64(w)
-        out[to + x] = p * np.float32(flat[a + x] ^ flip) + (q * np.float32(flat[b + x] ^ flip) + offset)
+        out[to + x] = p * np.float32(flat[a + x] ^ sign_bit) + (q * np.float32(flat[b + x] ^ sign_bit) + offset)
 
 
 @_inlined
 def _blend_four(
-    flat: U16, one: int, behind: int, t: np.float32, under: int, u: np.float32, tone: Tone, out: F32, at: int, n: int
+    flat: U16, one: int, behind: int, t: np.float32, under: int, u: np.float32, rescale: Tone, out: F32, at: int, n: int
 ) -> None:
-    """Blend ``n`` pixels of a row, of the one ``behind`` it, and of those ``under`` both, toned."""
-    (flip, gain, offset), to = tone, np.uint64(at)
+    """Blend ``n`` pixels of a row, of the row ``behind`` it, and of the rows ``under`` both, and tone the result."""
+    (sign_bit, gain, offset), to = rescale, np.uint64(at)
     a, b, c, d = np.uint64(one), np.uint64(one + behind), np.uint64(one + under), np.uint64(one + under + behind)
     p, q, r, s = gain * (_ONE - t) * (_ONE - u), gain * t * (_ONE - u), gain * (_ONE - t) * u, gain * t * u
     for w in range(n):
         x = np.uint64(w)
-        upper = p * np.float32(flat[a + x] ^ flip) + (q * np.float32(flat[b + x] ^ flip) + offset)
-        out[to + x] = r * np.float32(flat[c + x] ^ flip) + (s * np.float32(flat[d + x] ^ flip) + upper)
+        upper = p * np.float32(flat[a + x] ^ sign_bit) + (q * np.float32(flat[b + x] ^ sign_bit) + offset)
+        out[to + x] = r * np.float32(flat[c + x] ^ sign_bit) + (s * np.float32(flat[d + x] ^ sign_bit) + upper)
 
 
 @_inlined
@@ -107,8 +111,11 @@ def _rows(
     line: F32, base: int, gap: int, count: int, starts: I32, index: I32, fraction: F32, pieces: int, clip: Bounds,
     n: int, out: F32, at: int, stride: int, streamed: bool,
 ) -> None:  # fmt: skip
-    """Interpolate along ``count`` lines, ``gap`` apart from ``line[base]`` on, into rows of ``n`` voxels, ``stride``
-    apart from ``out[at]`` on. Two rows share the work of finding their pixels; an odd one goes with its neighbour."""
+    """Interpolate along ``count`` lines into rows of ``n`` voxels.
+
+    The lines begin at ``line[base]``, ``gap`` apart; the rows begin at ``out[at]``, ``stride`` apart. Two rows share
+    the work of finding their pixels; an odd one is computed with its neighbour.
+    """
     (low, high), whole = clip, n // LANES * LANES if pieces <= MOST_PIECES else 0
     gap, stride = (gap, stride) if count > 1 else (0, 0)
     over, down = np.uint64(gap), np.uint64(stride)
@@ -131,7 +138,7 @@ def _rows(
 
 @_inlined
 def _ask_for(flat: U16, one: int, other: int, n: int) -> None:
-    """Have ``n`` pixels of two rows fetched: rows are too short for the processor to guess what comes next."""
+    """Prefetch ``n`` pixels of two rows: rows are too short for the processor to predict the next one."""
     for x in range(0, n, _CACHE_LINE):
         prefetch(flat, np.uint64(one + x))
         prefetch(flat, np.uint64(other + x))
@@ -139,10 +146,10 @@ def _ask_for(flat: U16, one: int, other: int, n: int) -> None:
 
 @_inlined
 def _resample_along(
-    out: F32, start: int, strides: Size, flat: U16, read: Size, steps: tuple[int, int], tone: Tone, outer: Line,
-    inner: Line, n: int, picks: Picks, clip: Bounds, streamed: bool,
+    out: F32, start: int, strides: Size, flat: U16, read: Size, steps: tuple[int, int], rescale: Tone, outer: GridLine,
+    inner: GridLine, n: int, picks: Picks, clip: Bounds, streamed: bool,
 ) -> None:  # fmt: skip
-    """Rows of voxels along rows of pixels: four of these are blended for each, and the blend interpolated."""
+    """Fill rows of voxels along rows of pixels: blend four rows of pixels for each, and interpolate the blend."""
     (first, lead, width), (starts, index, fraction, pieces) = read, picks
     (below, beyond), (rows, weights) = _taps(outer), _taps(inner)
     room = width + (MOST_PIECES + 1) * LANES
@@ -161,7 +168,7 @@ def _resample_along(
                 row, under, line = rows[i] * steps[1], steps[1] if weights[i] > 0 else 0, (i - block) * room
                 if (o + i) % turns == 0:
                     _ask_for(flat, coming + row, coming + row + under, width)
-                _blend_four(flat, base + row, behind, t, under, weights[i], tone, lines, line, width)
+                _blend_four(flat, base + row, behind, t, under, weights[i], rescale, lines, line, width)
             _rows(
                 lines, lead, room, end - block, starts, index, fraction, pieces, clip, n, out,
                 start + o * strides[0] + block * strides[1], strides[1], streamed,
@@ -170,10 +177,10 @@ def _resample_along(
 
 @_inlined
 def _resample_across(
-    out: F32, start: int, strides: Size, flat: U16, read: Size, steps: tuple[int, int], tone: Tone, outer: Line,
-    inner: Line, n: int, picks: Picks, clip: Bounds, streamed: bool,
+    out: F32, start: int, strides: Size, flat: U16, read: Size, steps: tuple[int, int], rescale: Tone, outer: GridLine,
+    inner: GridLine, n: int, picks: Picks, clip: Bounds, streamed: bool,
 ) -> None:  # fmt: skip
-    """Rows of voxels across rows of pixels: a plane is interpolated along the pixels, turned, then along its rows."""
+    """Fill rows of voxels across rows of pixels: interpolate a plane along the pixels, turn it, then along its rows."""
     (first, lead, width), (starts, index, fraction, pieces) = read, picks
     below, beyond = _taps(outer)
     top, rows, (heads, lanes, weights, parts) = _picks(inner)
@@ -187,7 +194,7 @@ def _resample_across(
         for block in range(0, rows, _BLOCK):
             end = min(block + _BLOCK, rows)
             for k in range(block, end):
-                _blend_two(flat, here + k * steps[1], behind, t, tone, lines, (k - block) * room, width)
+                _blend_two(flat, here + k * steps[1], behind, t, rescale, lines, (k - block) * room, width)
             _rows(
                 lines, lead, room, end - block, starts, index, fraction, pieces, unbounded, wide, flat_plane,
                 block * wide, wide, False,
@@ -213,30 +220,30 @@ def resample_aligned(
     strides: Size,
     flat: U16,
     steps: tuple[int, int],
-    flip: int,
-    tone: F32,
-    outer: Line,
-    inner: Line,
-    column: Line,
+    sign_bit: int,
+    rescale: F32,
+    outer: GridLine,
+    inner: GridLine,
+    column: GridLine,
     clip: Bounds,
 ) -> None:
-    """Trilinear values of an even stack in a box of voxels along its axes.
+    """Write the trilinear values of an even stack into a box of voxels along its axes.
 
     Args:
         out: the grid, flat.
-        start: the box's first voxel is ``out[start]``.
+        start: index in ``out`` of the box's first voxel.
         strides: distance in ``out`` of neighbours along the outer, inner and column axis; the last or the middle is 1.
         flat: stored values, their bits read as unsigned.
         steps: distance in ``flat`` of neighbours along the outer and inner axis; along columns it is 1.
-        flip: bits that turn the stored values into unsigned order (int16), else 0.
-        tone: ``(2, S)``, gain and offset, the same for all slices.
-        outer, inner, column: the box's axes, see ``placement.Line``; ``column`` lies along rows of pixels.
-        clip: bounds of the values written.
+        sign_bit: bits that turn the stored values into unsigned order (int16), else 0.
+        rescale: ``(2, S)``, gain and offset, the same for all slices.
+        outer, inner, column: the box's axes, see ``placement.GridLine``; ``column`` lies along rows of pixels.
+        clip: bounds of the written values.
     """
     first, count, picks = _picks(column)
     width = min((count + LANES - 1) // LANES * LANES, column[3])
     lead = max(first + width - column[3], 0)
-    read, toning = (first - lead, lead, width), (np.uint16(flip), tone[0, 0], tone[1, 0])
+    read, toning = (first - lead, lead, width), (np.uint16(sign_bit), rescale[0, 0], rescale[1, 0])
     aligned = (out.ctypes.data // 4 | start | strides[0] | max(strides[1], strides[2])) % (STREAM_ALIGN // 4) == 0
     streamed = aligned and 4 * out.size >= _STREAM_BYTES
     if strides[2] == 1:

@@ -1,4 +1,4 @@
-"""Where a voxel grid lies in the patient, and how fine it is."""
+"""Defines a voxel grid: its shape and voxel size, and its place in the patient."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AXES_TOLERANCE = 1e-6
 
 @dataclass(frozen=True)
 class GridSpec:
-    """Shape ``(D, H, W)`` and voxel size in mm of a grid, whatever its place.
+    """Shape ``(D, H, W)`` and voxel size in mm of a grid, independent of its place.
 
     For level grids D runs superior to inferior, H anterior to posterior, W from the patient's right to left.
     """
@@ -28,7 +28,7 @@ class GridSpec:
 
     @property
     def size_mm(self) -> tuple[float, float, float]:
-        """Edge lengths of the box the voxels fill, mm."""
+        """The edge lengths of the box that the voxels fill, mm."""
         d, h, w = (n * step for n, step in zip(self.shape, self.spacing_mm, strict=True))
         return (d, h, w)
 

@@ -1,10 +1,12 @@
-"""The numba kernels for any pose. Each has its plain NumPy twin in ``reference`` and a test that they agree.
+"""The numba kernels for any pose. Each has a plain NumPy reference in ``reference`` and a test that they agree.
 
-A row of voxels is float32 throughout (integer times float32 would become float64), and is worked through in short loops
-over few arrays: where the voxels lie (vectorised), loads (scalar: gathers are slower), blend (vectorised). LLVM leaves
-loops scalar that have many arrays that might overlap, signed indices that might count from the end, or integers quietly
-widened to 64 bits. ``contract`` allows fused multiply-adds and nothing else. One thread; the interpreter's lock
-is released. Kernels that call each other share this file, for numba's cache knows a kernel by its own file alone.
+These kernels are frozen for speed: callers use ``voxelize`` and need not read them.
+
+A row of voxels is float32 throughout (integer times float32 would become float64). It is computed in short loops over
+few arrays: the voxels' places (vectorised), loads (scalar: gathers are slower), blend (vectorised). LLVM leaves loops
+scalar that have many arrays that might overlap, signed indices that might count from the end, or integers implicitly
+widened to 64 bits. ``contract`` allows fused multiply-adds and nothing else. The kernels use one thread and release the
+interpreter's lock. Kernels that call each other share this file, because numba's cache checks only a kernel's own file.
 """
 
 from __future__ import annotations
@@ -15,30 +17,33 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from spine_engine.voxels.placement import EVEN, SIDED, UNEVEN
+from spine_engine.voxels.placement import EVEN, STAGGERED, UNEVEN
 from spine_engine.voxels.vectors import F32, LANES, U16, load_cells, prefetch
 
+# Compiled in from other files: 7b6271c4b542
+
 U32 = NDArray[np.uint32]
-Line = tuple[float, float]
-"""Where a row of voxels begins on an axis of the stack, and its step."""
+RowLine = tuple[float, float]
+"""The place on an axis of the stack where a row of voxels begins, and the row's step."""
 Bounds = tuple[np.float32, np.float32]
 Size = tuple[int, int, int]
 Segments = tuple[F32, NDArray[np.int32], F32]
 
 _AHEAD, _ASK_EVERY = 3, 8
-"""Planes of voxels between asking for pixels and reading them, and voxels along a row for which it is done once. What
-is not asked for comes one cache line at a time: a quarter of the time went in waiting."""
+"""Planes of voxels between prefetching pixels and reading them, and voxels along a row that share one prefetch. Without
+it, pixels arrive one cache line at a time, and waiting took a quarter of the time."""
 
 _ZERO, _ONE, _HALF = np.float32(0.0), np.float32(1.0), np.float32(0.5)
 _LOW_HALF, _HIGH_HALF = np.uint32(0xFFFF), np.uint32(16)
 
 _kernel = njit(nogil=True, cache=True, fastmath={"contract"})
 _inlined = njit(nogil=True, cache=True, fastmath={"contract"}, forceinline=True)
-"""Pieces of a kernel take whole arrays and counts: every view of an array costs two atomic operations a row."""
+"""Compiles pieces of a kernel, which take whole arrays and counts: each array view costs two atomic operations a row.
+"""
 
 
 @_inlined
-def _span(line: Line, low: float, high: float, first: int, last: int) -> tuple[int, int]:
+def _span(line: RowLine, low: float, high: float, first: int, last: int) -> tuple[int, int]:
     """Narrow ``first <= w < last`` to the w with ``low <= start + w * step <= high``."""
     start, step = line
     one, other = start + first * step, start + (last - 1) * step
@@ -53,7 +58,7 @@ def _span(line: Line, low: float, high: float, first: int, last: int) -> tuple[i
 
 
 @_inlined
-def _locate(z: Line, r: Line, c: Line, shape: Size, first: int, n: int, fraction: F32, at: U32) -> None:
+def _locate(z: RowLine, r: RowLine, c: RowLine, shape: Size, first: int, n: int, fraction: F32, at: U32) -> None:
     """Split the positions of ``n`` voxels in slices, rows and columns, clamped to the stack, into the index of the
     pixel below and the fractions beyond it."""
     z0, r0, c0 = np.float32(z[0] + first * z[1]), np.float32(r[0] + first * r[1]), np.float32(c[0] + first * c[1])
@@ -75,8 +80,8 @@ def _blend(
     words: U32, flips: np.uint32, fraction: F32, gain: np.float32, offset: np.float32, clip: Bounds, out: F32, at: int,
     n: int,
 ) -> None:  # fmt: skip
-    """Trilinear values of the loaded cells, toned and clipped, into ``out[at : at + n]``; fractions along slices, rows
-    and columns."""
+    """Write the trilinear values of the loaded cells, toned and clipped, into ``out[at : at + n]``; ``fraction`` runs
+    along slices, rows and columns."""
     (low, high), start, room = clip, np.uint64(at), len(words) // 4
     second, third, fourth = np.uint64(room), np.uint64(2 * room), np.uint64(3 * room)
     for w in range(n):
@@ -96,14 +101,14 @@ def _blend(
 
 @_inlined
 def _load_row(flat: U16, under: U16, near: U32, far: U32, words: U32, n: int) -> None:
-    """Load the cells of ``n`` voxels whose two slices lie anywhere."""
+    """Load the cells of ``n`` voxels whose two slices may lie anywhere."""
     for w in range(0, n, 4):
         load_cells(flat, under, flat, under, near, far, words, np.uint64(len(words) // 4), np.uint64(w))
 
 
 @_inlined
 def _walk(
-    z: Line, first: int, n: int, segments: Segments, slices: NDArray[np.int32], t: F32, hit: NDArray[np.bool_]
+    z: RowLine, first: int, n: int, segments: Segments, slices: NDArray[np.int32], t: F32, hit: NDArray[np.bool_]
 ) -> None:
     """Find the two slices of each voxel, the weight of the second, and whether it is covered at all, walking along the
     segments with the voxels."""
@@ -124,11 +129,11 @@ def _walk(
 
 @_inlined
 def _uneven_row(
-    z: Line, r: Line, c: Line, first: int, n: int, flat: U16, under: U16, size: Size,
+    z: RowLine, r: RowLine, c: RowLine, first: int, n: int, flat: U16, under: U16, size: Size,
     segments: Segments, fraction: F32, near: U32, far: U32, slices: NDArray[np.int32], hit: NDArray[np.bool_],
     words: U32,
 ) -> None:  # fmt: skip
-    """Load the cells of a row in a stack of uneven slices, straight behind each other."""
+    """Load the cells of a row in a stack of uneven slices that lie straight behind each other."""
     area = np.uint32(size[1] * size[2])
     _locate((0.0, 0.0), r, c, (1, size[1], size[2]), first, n, fraction, near)
     _walk(z, first, n, segments, slices, fraction, hit)
@@ -140,11 +145,11 @@ def _uneven_row(
 
 @_inlined
 def _sided_row(
-    z: Line, r: Line, c: Line, first: int, n: int, flat: U16, under: U16, size: Size,
-    flips: np.uint32, tone: F32, shift: F32, segments: Segments, fraction: F32, near: U32, slices: NDArray[np.int32],
+    z: RowLine, r: RowLine, c: RowLine, first: int, n: int, flat: U16, under: U16, size: Size,
+    flips: np.uint32, rescale: F32, shift: F32, segments: Segments, fraction: F32, near: U32, slices: NDArray[np.int32],
     hit: NDArray[np.bool_], words: U32, part: F32, value: F32,
 ) -> None:  # fmt: skip
-    """Values of a row in any stack: each of a voxel's two slices has its own place and tone."""
+    """Compute the values of a row in any stack: each of a voxel's two slices has its own place and rescale."""
     area, columns, unbounded = (
         np.uint32(size[1] * size[2]),
         np.uint32(size[2]),
@@ -171,7 +176,7 @@ def _sided_row(
         _blend(words, flips, fraction, _ONE, _ZERO, unbounded, part, 0, n)
         for w in range(n):
             s, t = np.uint64(slices[side, w]), fraction[0, w]
-            one = (t if side else _ONE - t) * (tone[0, s] * part[w] + tone[1, s])
+            one = (t if side else _ONE - t) * (rescale[0, s] * part[w] + rescale[1, s])
             value[w] = value[w] + one if side else one
 
 
@@ -187,8 +192,10 @@ def _write_row(
     value: F32, hit: NDArray[np.bool_], clip: Bounds, fresh: bool, out: F32, filled: NDArray[np.bool_], keep: bool,
     at: int, n: int,
 ) -> int:  # fmt: skip
-    """Write what is hit into ``out[at : at + n]``, in a row that is not fresh only what is not yet filled; return how
-    many voxels that were."""
+    """Write the voxels that are hit into ``out[at : at + n]``; return how many those were.
+
+    In a row that is not fresh, only voxels that are not yet filled are written.
+    """
     (low, high), start, count = clip, np.uint64(at), np.int32(0)
     if not fresh:
         for w in range(n):
@@ -205,11 +212,11 @@ def _write_row(
 
 @_inlined
 def _ahead(place: NDArray[np.float64], size: Size, pitch: float, kind: int) -> np.uint64:
-    """Return how far from a voxel's pixel the leading corner lies of those that are read some planes further on."""
+    """Return the distance from a voxel's pixel to the leading corner of the pixels read ``_AHEAD`` planes further."""
     ahead = 0
     for axis in range(3):
         move = _AHEAD * place[1, axis] / (pitch if axis == 0 else 1.0)
-        leading = int(np.rint(move)) + (1 if move > 0 else 0) - (1 if axis == 0 and kind == SIDED else 0)
+        leading = int(np.rint(move)) + (1 if move > 0 else 0) - (1 if axis == 0 and kind == STAGGERED else 0)
         ahead += leading * (size[1] * size[2] if axis == 0 else size[2] if axis == 1 else 1)
     return np.uint64(ahead)
 
@@ -221,34 +228,34 @@ def resample_stack(
     fresh: bool,
     flat: U16,
     size: Size,
-    flip: int,
-    tone: F32,
+    sign_bit: int,
+    rescale: F32,
     shift: F32,
     segments: Segments,
     kind: int,
     place: NDArray[np.float64],
     clip: Bounds,
 ) -> int:
-    """Trilinear values of one stack in the voxels not yet ``filled``; returns how many it filled.
+    """Write the trilinear values of one stack into the voxels not yet ``filled``; return how many it filled.
 
     ``v = (1-t) (gain[s] B_s + offset[s]) + t (gain[s'] B_s' + offset[s'])``, clipped: ``B_s`` is the bilinear value in
     slice ``s`` at the voxel's place in that slice; ``s``, ``s'``, ``t`` come from the segment of slice positions. A
-    voxel is covered when a segment holds it and it lies within half a pixel of both slices' outermost pixel centres.
+    voxel is covered if a segment holds it and it lies within half a pixel of both slices' outermost pixel centres.
 
     Args:
-        out: ``(D, H, W)``; voxels that are not covered keep what they hold.
-        filled: ``(D, H, W)``; true voxels are left alone, newly filled ones become true. Empty: nothing is kept.
+        out: ``(D, H, W)``; voxels that are not covered keep their values.
+        filled: ``(D, H, W)``; true voxels are left alone, newly filled ones become true. Empty: no marks are kept.
         fresh: nothing is filled yet, whatever ``out`` and ``filled`` hold: voxels that are not covered become 0.
         flat: stored values ``(S R C,)``, their bits read as unsigned; one more where slices are one pixel wide.
         size: ``(S, R, C)``; up to 2 ** 32 pixels.
-        flip: bits that turn the stored values into unsigned order (int16), else 0.
-        tone: ``(2, S)``, gain and offset from stored to output value, slice by slice.
+        sign_bit: bits that turn the stored values into unsigned order (int16), else 0.
+        rescale: ``(2, S)``, gain and offset from stored to output value, slice by slice.
         shift: ``(2, S)``, (row, column) place of each slice's first voxel against the first slice's, in pixels.
         segments: starts, (lower, upper) and rate, see ``placement.SliceSegments``.
-        kind: how far the slices are alike: ``placement.EVEN``, ``UNEVEN`` or ``SIDED``.
-        place: ``(4, 3)``: (position, row, column) of voxel [0, 0, 0], and their steps along D, H and W; the position
-            counts slices where they are even, mm from the first slice where not.
-        clip: bounds of the values written.
+        kind: likeness of the slices: ``placement.EVEN``, ``UNEVEN`` or ``STAGGERED``.
+        place: ``(4, 3)``: (position, row, column) of voxel [0, 0, 0], and the steps along D, H and W; the position
+            counts slices if they are even, else mm from the first slice.
+        clip: bounds of the written values.
     """
     depth, height, width = out.shape
     room = (width + LANES - 1) // LANES * LANES
@@ -258,8 +265,8 @@ def resample_stack(
     under = flat[size[2] if size[1] > 1 else 0 :]
     behind = size[1] * size[2] if size[0] > 1 and kind == EVEN else 0
     back, back_under = flat[behind:], under[behind:]
-    voxels, marks, keep, flips = out.reshape(-1), filled.reshape(-1), filled.size > 0, np.uint32(flip * 0x10001)
-    gain, offset, unbounded = tone[0, 0], tone[1, 0], (np.float32(-np.inf), np.float32(np.inf))
+    voxels, marks, keep, flips = out.reshape(-1), filled.reshape(-1), filled.size > 0, np.uint32(sign_bit * 0x10001)
+    gain, offset, unbounded = rescale[0, 0], rescale[1, 0], (np.float32(-np.inf), np.float32(np.inf))
     z_low, z_high = (-0.5, size[0] - 0.5) if kind == EVEN else (float(segments[0][1]), float(segments[0][-2]))
     r_low, r_high = float(shift[0].min()) - 0.5, float(shift[0].max()) + size[1] - 0.5
     c_low, c_high = float(shift[1].min()) - 0.5, float(shift[1].max()) + size[2] - 0.5
@@ -285,7 +292,7 @@ def resample_stack(
                 )  # fmt: skip
             else:
                 _sided_row(
-                    z, r, c, begin, n, flat, under, size, flips, tone, shift, segments, fraction, near, slices, hit,
+                    z, r, c, begin, n, flat, under, size, flips, rescale, shift, segments, fraction, near, slices, hit,
                     words, part, value,
                 )  # fmt: skip
             for w in range(0, n, _ASK_EVERY):
@@ -300,7 +307,7 @@ def resample_stack(
                     marks[np.uint64(row) + np.uint64(w)] = first <= w < last
                 total += last - first
                 continue
-            if kind != SIDED:
+            if kind != STAGGERED:
                 _blend(words, flips, fraction, gain, offset, unbounded, value, 0, n)
             for w in range(n):
                 inside = first <= w + begin < last
@@ -315,35 +322,35 @@ def resample_stack(
 
 @_kernel
 def scatter_stack(
-    pooled: F32, shape: Size, pixels: U16, flip: int, tone: F32, place: NDArray[np.float64],
+    pooled: F32, shape: Size, pixels: U16, sign_bit: int, rescale: F32, place: NDArray[np.float64],
     clip: Bounds, maximum: bool,
 ) -> None:  # fmt: skip
-    """Drop every pixel into its voxel: ``voxel = floor((p - corner) / spacing)``, as Open3D's ``VoxelGrid`` does.
+    """Add every pixel to its voxel, ``voxel = floor((p - corner) / spacing)``, as Open3D's ``VoxelGrid`` does.
 
     Args:
-        pooled: ``(2 (D H W + 1),)``: for each voxel the sum (or the maximum) so far and how many pixels fell in; one
-            more at the end for those that fall beside the grid.
+        pooled: ``(2 (D H W + 1),)``: for each voxel the sum (or the maximum) so far and the number of its pixels; a
+            last pair for the pixels beside the grid.
         shape: ``(D, H, W)``; fewer than 2 ** 31 voxels.
         pixels: ``(S, R, C)`` stored values.
-        flip: bits that turn the stored values into unsigned order (int16), else 0.
-        tone: ``(2, S)``, gain and offset from stored to output value, slice by slice.
+        sign_bit: bits that turn the stored values into unsigned order (int16), else 0.
+        rescale: ``(2, S)``, gain and offset from stored to output value, slice by slice.
         place: ``(S, 3, 3)``: per slice the (d, h, w) of its first pixel in voxels from the grid's corner, and the steps
             along its rows and columns.
-        clip: bounds of the values pooled.
-        maximum: keep the largest instead of the sum.
+        clip: bounds of the pooled values.
+        maximum: pool the largest value instead of the sum.
     """
     depth, height, width = shape
     slices, rows, columns = pixels.shape
     at, value, flips, beside = (
         np.empty(columns, np.uint32),
         np.empty(columns, np.float32),
-        np.uint16(flip),
+        np.uint16(sign_bit),
         np.int32(depth * height * width),
     )
     flat, low, high = pixels.reshape(-1), clip[0], clip[1]
     tall, wide = np.int32(height), np.int32(width)
     for s in range(slices):
-        gain, offset = tone[0, s], tone[1, s]
+        gain, offset = rescale[0, s], rescale[1, s]
         di, dj, dk = place[s, 2]
         for r in range(rows):
             i0 = place[s, 0, 0] + r * place[s, 1, 0]
@@ -376,8 +383,9 @@ def scatter_stack(
 
 @_kernel
 def settle(pooled: F32, out: F32, mean: bool) -> int:
-    """Write the pooled values (divided by their counts for the mean) to ``out (D, H, W)``, 0 where no pixel fell; clear
-    ``pooled`` for the next grid. Return how many voxels hold a pixel."""
+    """Write the pooled values (divided by their counts for the mean) to ``out (D, H, W)``; return how many voxels hold
+    a pixel. The others become 0, and ``pooled`` is cleared for the next grid.
+    """
     voxels, filled = out.reshape(-1), np.int64(0)
     for w in range(len(voxels)):
         best, count = pooled[2 * w], pooled[2 * w + 1]

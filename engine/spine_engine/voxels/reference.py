@@ -1,4 +1,4 @@
-"""The plain NumPy twins of the kernels: slow, short, in float64, voxel by voxel or pixel by pixel. For tests only."""
+"""Plain NumPy references of the kernels: slow, short, in float64, voxel by voxel or pixel by pixel. For tests only."""
 
 from __future__ import annotations
 
@@ -12,16 +12,8 @@ from spine_engine.voxels.grid import GridPose, GridSpec
 from spine_engine.voxels.placement import MAX_GAP, SINGLE_SLICE_MM
 
 
-def voxel_centers(spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:
-    """Return the voxel centres ``(D, H, W, 3)``, LPS mm."""
-    index = np.stack(np.meshgrid(*(np.arange(size) for size in spec.shape), indexing="ij"), axis=-1)
-    local = (index - (np.asarray(spec.shape) - 1) / 2) * np.asarray(spec.spacing_mm)
-    centers: NDArray[np.float64] = pose.center_mm + local @ pose.axes
-    return centers
-
-
 def resample(stack: Stack, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the trilinear values ``(N,)`` of one stack at ``(N, 3)`` LPS mm; NaN where it does not cover them."""
+    """Return the trilinear values ``(N,)`` of a stack at points ``(N, 3)`` LPS mm; NaN where it does not cover them."""
     return np.array([_at(stack, point) for point in points_mm])
 
 
@@ -42,9 +34,12 @@ def _in_slice(stack: Stack, s: int, point: NDArray[np.float64]) -> float:
     rows, columns = stack.pixels.shape[1:]
     if not (-0.5 <= y <= rows - 0.5 and -0.5 <= x <= columns - 0.5):
         return float("nan")
-    y, x = min(max(y, 0), rows - 1), min(max(x, 0), columns - 1)
-    i, j = int(y), int(x)
-    below, beside = min(i + 1, rows - 1), min(j + 1, columns - 1)
+    y = min(max(y, 0), rows - 1)
+    x = min(max(x, 0), columns - 1)
+    i = int(y)
+    j = int(x)
+    below = min(i + 1, rows - 1)
+    beside = min(j + 1, columns - 1)
     image = stack.pixels[s].astype(np.float64)
     upper = (1 - x + j) * image[i, j] + (x - j) * image[i, beside]
     lower = (1 - x + j) * image[below, j] + (x - j) * image[below, beside]
@@ -54,18 +49,20 @@ def _in_slice(stack: Stack, s: int, point: NDArray[np.float64]) -> float:
 def scatter(
     stacks: list[Stack], spec: GridSpec, pose: GridPose, pool: Literal["mean", "max"]
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return pooled values ``(D, H, W)`` (0 where empty) and how many pixels fell into each voxel.
+    """Return pooled values ``(D, H, W)`` (0 where empty) and the number of pixels in each voxel.
 
     The points of the cloud are the pixel centres in the grid's frame, measured from its corner; the voxel of a point is
     ``floor((p - corner) / spacing)`` as in Open3D's ``VoxelGrid``.
     """
-    total, count = np.zeros(spec.shape), np.zeros(spec.shape, np.int64)
+    total = np.zeros(spec.shape)
+    count = np.zeros(spec.shape, np.int64)
     largest = np.full(spec.shape, -np.inf)
     corner = -np.asarray(spec.size_mm) / 2
     for stack in stacks:
+        down = stack.axes[1] * stack.spacing_mm[0]
+        right = stack.axes[2] * stack.spacing_mm[1]
+        r, c = np.meshgrid(*(np.arange(size) for size in stack.pixels.shape[1:]), indexing="ij")
         for s, (image, origin) in enumerate(zip(stack.pixels, stack.origins_mm, strict=True)):
-            r, c = np.meshgrid(*(np.arange(size) for size in image.shape), indexing="ij")
-            down, right = stack.axes[1] * stack.spacing_mm[0], stack.axes[2] * stack.spacing_mm[1]
             points = origin + r[..., None] * down + c[..., None] * right
             voxel = np.floor(((points - pose.center_mm) @ pose.axes.T - corner) / np.asarray(spec.spacing_mm))
             inside = np.all((voxel >= 0) & (voxel < np.asarray(spec.shape)), axis=-1)

@@ -1,7 +1,7 @@
-"""What the kernels need of the processor and numba has no words for: vectors in registers, stores past the caches, and
-asking for memory before it is read. It is written for any processor: LLVM chooses the instructions.
+"""Processor features that numba does not offer: vectors in registers, stores past the caches, prefetching.
 
-After a change here touch the files of the kernels: numba's cache knows a kernel by its own file alone.
+The code is generated for any processor: LLVM chooses the instructions. These functions are frozen for speed; only the
+kernels use them. After a change here touch the files of the kernels: numba's cache checks only a kernel's own file.
 """
 
 from __future__ import annotations
@@ -22,29 +22,29 @@ ir: Any = import_module("llvmlite.ir")  # they have no types
 codegen: Any = import_module("numba.core.codegen")
 
 LANES = 16 if "+avx512f" in codegen.get_host_cpu_features() else 8
-"""Values a vector: what the processor can permute at once. The results are the same."""
+"""Values per vector: as many as the processor can permute at once. The results do not depend on it."""
 
 STREAM_ALIGN = 16
-"""Bytes on whose boundary values must lie that are written past the caches."""
+"""Alignment in bytes of values that are written past the caches."""
 
 MOST_PIECES = 4
-"""A vector of voxels along an axis is picked from up to this many vectors of pixels."""
+"""Largest number of pixel vectors that a vector of voxels along an axis is picked from."""
 
 
 def _load(builder: Any, data: Any, at: Any, kind: Any) -> Any:
-    """Load a vector from ``data[at]`` on."""
+    """Load the vector that begins at ``data[at]``."""
     loaded = builder.load(builder.bitcast(builder.gep(data, [at]), kind.as_pointer()))
     loaded.align = 4
     return loaded
 
 
 def _store(builder: Any, vector: Any, data: Any, at: Any) -> None:
-    """Store a vector from ``data[at]`` on."""
+    """Store a vector to ``data[at]`` and the following places."""
     builder.store(vector, builder.bitcast(builder.gep(data, [at]), vector.type.as_pointer())).align = 4
 
 
 def _stream(builder: Any, vector: Any, data: Any, at: Any) -> None:
-    """Store a vector from ``data[at]`` on past the caches: in quarters, lest LLVM make it one with ``_store``."""
+    """Store a vector to ``data[at]`` past the caches: in quarters, so that LLVM does not merge it with ``_store``."""
     number, word = ir.IntType(64), ir.IntType(32)
     past_the_caches = builder.module.add_metadata([word(1)])
     for k in range(0, LANES, 4):
@@ -59,15 +59,18 @@ def _stream(builder: Any, vector: Any, data: Any, at: Any) -> None:
 
 
 def _splat(builder: Any, value: Any) -> Any:
-    """Return a vector of one value."""
+    """Return a vector that repeats one value."""
     kind, words = ir.VectorType(value.type, LANES), ir.VectorType(ir.IntType(32), LANES)
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
     return builder.shuffle_vector(one, one, ir.Constant(words, None))
 
 
 def _picked(builder: Any, vector: Any, lanes: list[Any]) -> Any:
-    """Return ``vector[lanes]``. LLVM knows this shape, and makes it one permutation where the processor has one: if the
-    lanes come from a vector (not straight from memory) and all within one block of code, so that no loop parts them."""
+    """Return ``vector[lanes]``.
+
+    LLVM recognises this pattern and makes it one permutation, where the processor has one, if the lanes come from a
+    vector (not straight from memory) and the code is one block without a loop.
+    """
     picked = ir.Constant(vector.type, ir.Undefined)
     for k, lane in enumerate(lanes):
         picked = builder.insert_element(picked, builder.extract_element(vector, lane), ir.IntType(32)(k))
@@ -75,7 +78,7 @@ def _picked(builder: Any, vector: Any, lanes: list[Any]) -> Any:
 
 
 def _along_intrinsic(pieces: int) -> Callable[..., Any]:
-    """Return the maker of code that picks a vector of voxels in each of two rows from ``pieces`` of pixels."""
+    """Return the code generator that picks a vector of voxels in each of two rows from ``pieces`` vectors of pixels."""
     number, word, fused = ir.IntType(64), ir.IntType(32), ("contract",)
     floats, words = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(word, LANES)
 
@@ -125,8 +128,10 @@ def _along_intrinsic(pieces: int) -> Callable[..., Any]:
 
 
 def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any, at: Any, stride: Any) -> Any:
-    """Write the tile ``lines[start + row * width + column]`` to ``out[at + column * stride + row]``, turned in
-    registers: in rounds, each of which swaps one bit of the row number with one of the column number."""
+    """Transpose the tile ``lines[start + row * width + column]`` in registers into ``out[at + column * stride + row]``.
+
+    Each round swaps one bit of the row number with one of the column number.
+    """
     row, number = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -150,7 +155,7 @@ def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any,
 
 
 def _prefetch_intrinsic(_context: Any, pixels: Any, _index: Any) -> Any:
-    """Ask for the cache line of ``pixels[index]``."""
+    """Prefetch the cache line of ``pixels[index]``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
@@ -165,7 +170,7 @@ def _prefetch_intrinsic(_context: Any, pixels: Any, _index: Any) -> Any:
 
 
 def _fence_intrinsic(_context: Any) -> Any:
-    """Wait until what was written past the caches is seen by all."""
+    """Wait until all threads see the values that were written past the caches."""
 
     def generate(context: Any, builder: Any, _signature: Any, _arguments: Any) -> Any:
         builder.fence("seq_cst")
@@ -186,9 +191,11 @@ def _cells_intrinsic(
     room: Any,
     w: Any,
 ) -> Any:
-    """Load pairs of neighbouring pixels as 32-bit words for voxels ``w .. w + 3``: ``upper`` and ``under`` at
-    ``near[w]``, ``back`` and ``back_under`` at ``far[w]``, into ``words[w]``, ``words[room + w]`` and so on. Half the
-    loads of single pixels, and a store for every four."""
+    """Load pairs of neighbouring pixels as 32-bit words for voxels ``w .. w + 3``.
+
+    ``upper`` and ``under`` are read at ``near[w]``, ``back`` and ``back_under`` at ``far[w]``; they are written to
+    ``words[w]``, ``words[room + w]`` and so on. This takes half the loads of single pixels and one store for four.
+    """
     word, quad = ir.IntType(32), ir.VectorType(ir.IntType(32), 4)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The names of a whole column at once: a beam search over the classes of its vertebrae, from above.
+"""Names the vertebrae of a whole column at once: a beam search over their classes, from above.
 
 Classes count upwards: 0 is S1, 1-5 L5 .. L1, 6-17 T12 .. T1, 18-23 C7 .. C2.
 """
@@ -25,13 +25,13 @@ CLASS_NAMES = (
 S1 = 0
 
 WIDTH = 100
-"""Columns that are kept from one vertebra to the next (arXiv 2205.01683)."""
+"""Number of columns kept from one vertebra to the next (arXiv 2205.01683)."""
 
 BREAK_COST = 1000.0
-"""What it costs when a vertebra is not named as the one below its upper neighbour (arXiv 2205.01683)."""
+"""Cost of a vertebra that is not named as the one below its upper neighbour (arXiv 2205.01683)."""
 
 SACRAL_COST = 100.0
-"""What S1 after S1 costs: the lower is then S2 (arXiv 2205.01683)."""
+"""Cost of S1 after S1: the lower is then S2 (arXiv 2205.01683)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,9 +39,9 @@ class NamedColumn:
     """The cheapest naming of a column.
 
     Attributes:
-        classes: `(V,)` from above.
-        probability: `(V,)` of each vertebra's class, among the columns left in the beam.
-        cost: of the whole column.
+        classes: `(V,)`, the class of each vertebra, from above.
+        probability: `(V,)`, the probability of each vertebra's class among the columns left in the beam.
+        cost: cost of the whole column.
     """
 
     classes: I64
@@ -50,16 +50,16 @@ class NamedColumn:
 
     @property
     def names(self) -> list[str]:
-        """Names from above, such as `l4`; S1 once more is `s2`."""
-        sacral = np.cumsum(self.classes == S1)
+        """The names from above, such as `l4`; a second S1 is `s2`."""
+        sacral_numbers = np.cumsum(self.classes == S1).tolist()
         return [
             f"s{number}" if rank == S1 else CLASS_NAMES[rank]
-            for rank, number in zip(self.classes.tolist(), sacral.tolist(), strict=True)
+            for rank, number in zip(self.classes.tolist(), sacral_numbers, strict=True)
         ]
 
 
 def step_costs(missed: int) -> F64:
-    """Cost `(24, 24)` of class j below class i: 0 for the next one down, and where `missed` others fit between them."""
+    """Return the cost `(24, 24)` of class j below class i: 0 for the next one down, or up to `missed` further."""
     costs = np.full((len(CLASS_NAMES), len(CLASS_NAMES)), BREAK_COST)
     for step in range(1, 2 + missed):
         upper = np.arange(step, len(CLASS_NAMES))
@@ -69,22 +69,22 @@ def step_costs(missed: int) -> F64:
 
 
 def named_column(log_probability: F64, missed: Sequence[int], width: int = WIDTH) -> NamedColumn:
-    """Name the vertebrae of a column, from above: the sum of `-ln p` and the costs of the steps is least.
+    """Name the vertebrae of a column, from above, so that the sum of `-ln p` and the step costs is smallest.
 
     Args:
         log_probability: `(V, 24)` natural logarithm of each vertebra's class probabilities; V at least 1.
         missed: V - 1 numbers: for how many undetected vertebrae there is room between each and the next. The papers
-            know of none, and so name everything beyond a missed vertebra wrongly; where there is room, labels decide.
-        width: columns kept.
+            allow none, and so name everything beyond a missed vertebra wrongly; where there is room, labels decide.
+        width: number of columns kept.
     """
     paths = np.arange(len(CLASS_NAMES))[:, None]
     costs = -log_probability[0]
     for row, gap in zip(log_probability[1:], missed, strict=True):
         total = (costs[:, None] + step_costs(gap)[paths[:, -1]] - row).ravel()
-        kept = np.argsort(total, kind="stable")[:width]
-        upper, below = np.divmod(kept, len(CLASS_NAMES))
+        cheapest = np.argsort(total, kind="stable")[:width]
+        upper, below = np.divmod(cheapest, len(CLASS_NAMES))
         paths = np.concatenate([paths[upper], below[:, None]], axis=1)
-        costs = total[kept]
+        costs = total[cheapest]
     best = int(np.argmin(costs))
     weight = np.exp(costs[best] - costs)
     probability = weight @ (paths == paths[best]) / weight.sum()

@@ -1,4 +1,4 @@
-"""From the maps of SpineNet's detector to the vertebrae of a patch: corners that agree on a centroid.
+"""Decodes the maps of SpineNet's detector into the vertebrae of a patch: corners that agree on a centroid.
 
 Maps `(N, 13, H, W)` (arXiv 2007.02606, 2205.01683): 0-3 heat of the corners right-top, right-bottom, left-bottom,
 left-top in the picture, 4 heat of the centroid, 5-8 x and 9-12 y displacement from each corner to its centroid, in
@@ -18,17 +18,19 @@ F64 = NDArray[np.float64]
 MAPS = 13
 CORNERS = 4
 CENTROID = 4
-ARROW_X, ARROW_Y = 5, 9
+ARROW_X = 5
+ARROW_Y = 9
 
 THRESHOLD = 0.6
-"""Heat above this is a landmark (arXiv 2205.01683)."""
+"""Heat above which a pixel belongs to a landmark (arXiv 2205.01683)."""
 
 VOTE_PX = 10.0
-"""A corner's vote belongs to a centroid no farther away: 12 mm, a third of the distance between lumbar vertebrae, where
-votes of the neighbours fall. The papers name no limit; without one a missing corner is never missed."""
+"""Largest distance of a corner's vote from its centroid: 12 mm, a third of the distance between lumbar vertebrae, where
+the neighbours' votes fall. The papers name no limit; without one no corner would ever count as missing."""
 
 MAX_PEAKS = 64
-"""A patch shows at most 24 vertebrae: of more peaks in a map than this only the highest count, or noise costs hours."""
+"""Largest number of peaks of a map that count, the highest first: a patch shows at most 24 vertebrae, and noise would
+cost hours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +39,8 @@ class Polygons:
 
     Attributes:
         corners: `(V, 4, 2)` points (x, y).
-        seen: `(V,)` how many of the corners were seen: 4, or 3 and one restored.
-        heat: `(V,)` mean heat of the corners seen.
+        seen: `(V,)`, the number of corners seen: 4, or 3 and one restored.
+        heat: `(V,)`, the mean heat of the corners seen.
     """
 
     corners: F64
@@ -47,7 +49,7 @@ class Polygons:
 
 
 def is_vertebra(corners: F64) -> NDArray[np.bool_]:
-    """Which quadrilaterals `(V, 4, 2)` are convex and wind right-top, right-bottom, left-bottom, left-top."""
+    """Tell which quadrilaterals `(V, 4, 2)` are convex and wind right-top, right-bottom, left-bottom, left-top."""
     edge = np.roll(corners, -1, axis=1) - corners
     after = np.roll(edge, -1, axis=1)
     turn = edge[..., 0] * after[..., 1] - edge[..., 1] * after[..., 0]
@@ -72,16 +74,18 @@ def polygons_from_maps(maps: F32) -> list[Polygons]:
 
 
 def _highest(heat: F32, peaks: NDArray[np.int64]) -> NDArray[np.int64]:
-    """At most `MAX_PEAKS` of the flat indices `peaks`, in the order given."""
+    """Return at most `MAX_PEAKS` of the flat indices `peaks`, the highest ones in the order given."""
     if len(peaks) <= MAX_PEAKS:
         return peaks
-    return peaks[np.sort(np.argsort(-heat[peaks], kind="stable")[:MAX_PEAKS])]
+    highest = np.argsort(-heat[peaks], kind="stable")[:MAX_PEAKS]
+    return peaks[np.sort(highest)]
 
 
 def _grouped(maps: F32, peaks: list[NDArray[np.int64]], width: int) -> Polygons:
-    """Give every centroid its nearest vote of each corner type; a vote counts for its nearest centroid only.
+    """Group corners into vertebrae: every centroid takes its nearest vote of each corner type.
 
-    A missing corner lies beyond the centroid as far as the opposite one lies before it.
+    A vote counts for its nearest centroid only. A missing corner lies as far beyond the centroid as the opposite corner
+    lies before it.
 
     Args:
         maps: `(13, H * W)`.
@@ -96,16 +100,18 @@ def _grouped(maps: F32, peaks: list[NDArray[np.int64]], width: int) -> Polygons:
         spots = _points(peaks[kind], width)
         arrow = maps[[ARROW_X + kind, ARROW_Y + kind]][:, peaks[kind]].T.astype(np.float64)
         chosen = _nearest_votes(spots + arrow, centroids)
-        given = chosen >= 0
-        corners[given, kind], arrows[given, kind] = spots[chosen[given]], arrow[chosen[given]]
-        heat[given, kind] = maps[kind, peaks[kind][chosen[given]]]
+        has_vote = chosen >= 0
+        votes = chosen[has_vote]
+        corners[has_vote, kind] = spots[votes]
+        arrows[has_vote, kind] = arrow[votes]
+        heat[has_vote, kind] = maps[kind, peaks[kind][votes]]
     seen = np.isfinite(heat).sum(axis=1)
     for kind in range(CORNERS):
-        missing, opposite = np.isnan(heat[:, kind]), (kind + 2) % CORNERS
-        corners[missing, kind] = centroids[missing] + arrows[missing, opposite]
-    kept = seen >= CORNERS - 1
-    kept[kept] = is_vertebra(corners[kept])
-    return Polygons(corners[kept], seen[kept], np.nansum(heat[kept], axis=1) / seen[kept])
+        missing = np.isnan(heat[:, kind])
+        corners[missing, kind] = centroids[missing] + arrows[missing, (kind + 2) % CORNERS]
+    valid = seen >= CORNERS - 1
+    valid[valid] = is_vertebra(corners[valid])
+    return Polygons(corners[valid], seen[valid], np.nansum(heat[valid], axis=1) / seen[valid])
 
 
 def _points(flat: NDArray[np.int64], width: int) -> F64:
@@ -113,12 +119,16 @@ def _points(flat: NDArray[np.int64], width: int) -> F64:
 
 
 def _nearest_votes(votes: F64, centroids: F64) -> NDArray[np.int64]:
-    """Index of the nearest vote `(K, 2)` of each centroid `(C, 2)`, -1 for none within `VOTE_PX`; first of equals."""
+    """Return the index of the nearest vote `(K, 2)` of each centroid `(C, 2)`, -1 if none lies within `VOTE_PX`.
+
+    The first of equally near votes wins.
+    """
     if not len(votes) or not len(centroids):
         return np.full(len(centroids), -1)
     squared = ((votes[:, None] - centroids) ** 2).sum(axis=-1)
     squared[~(squared <= VOTE_PX**2)] = np.inf
-    own = np.argmin(squared, axis=1)
-    squared[np.arange(len(centroids)) != own[:, None]] = np.inf
-    nearest = np.argmin(squared, axis=0)
-    return np.where(np.isfinite(squared[nearest, np.arange(len(centroids))]), nearest, -1)
+    numbers = np.arange(len(centroids))
+    nearest_centroid = np.argmin(squared, axis=1)
+    squared[numbers != nearest_centroid[:, None]] = np.inf
+    nearest_vote = np.argmin(squared, axis=0)
+    return np.where(np.isfinite(squared[nearest_vote, numbers]), nearest_vote, -1)

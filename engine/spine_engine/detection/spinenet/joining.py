@@ -1,4 +1,4 @@
-"""Vertebrae of patches, slices and stacks become one: polygons that overlap are the same vertebra.
+"""Joins the vertebrae of patches, slices and stacks: polygons that overlap are the same vertebra.
 
 Polygons `(V, 4, 2)` are mm in the slice plane (anterior -> posterior, superior -> inferior), corners in the order
 right-top, right-bottom, left-bottom, left-top of the picture.
@@ -18,13 +18,13 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 JOIN_IOU = 0.2
-"""Polygons of two slices that overlap more are one vertebra (arXiv 2205.01683)."""
+"""Overlap above which the polygons of two slices are one vertebra (arXiv 2205.01683)."""
 
 MERGE_IOU = 0.05
-"""Two vertebrae of a stack that overlap more are one (arXiv 2205.01683)."""
+"""Overlap above which two vertebrae of a stack are one (arXiv 2205.01683)."""
 
 MIN_SLICES = 2
-"""A vertebra seen in fewer slices is none (arXiv 2205.01683)."""
+"""Number of slices that must show a vertebra (arXiv 2205.01683)."""
 
 RIGHT_TOP, RIGHT_BOTTOM, LEFT_BOTTOM, LEFT_TOP = range(4)
 
@@ -36,7 +36,7 @@ class Body:
     Attributes:
         corners_mm: `(4, 3)` LPS, the mean of its polygons: posterior-top, posterior-bottom, anterior-bottom,
             anterior-top.
-        first, last: the slices of the view that show it, from the patient's right.
+        first, last: the first and the last slice of the view that show it, from the patient's right.
     """
 
     corners_mm: F64
@@ -45,25 +45,24 @@ class Body:
 
     @property
     def center_mm(self) -> F64:
-        """The middle of its corners `(3,)`, LPS mm."""
-        center: F64 = self.corners_mm.mean(axis=0)
-        return center
+        """The middle of the corners `(3,)`, LPS mm."""
+        return np.asarray(self.corners_mm.mean(axis=0))
 
     @property
     def height_mm(self) -> float:
-        """Mean of its anterior and posterior edge."""
+        """The mean length of the anterior and posterior edge."""
         edges = self.corners_mm[[RIGHT_BOTTOM, LEFT_BOTTOM]] - self.corners_mm[[RIGHT_TOP, LEFT_TOP]]
         return float(np.linalg.norm(edges, axis=1).mean())
 
     @property
     def depth_mm(self) -> float:
-        """Mean of its upper and lower edge."""
+        """The mean length of the upper and lower edge."""
         edges = self.corners_mm[[RIGHT_TOP, RIGHT_BOTTOM]] - self.corners_mm[[LEFT_TOP, LEFT_BOTTOM]]
         return float(np.linalg.norm(edges, axis=1).mean())
 
 
 def without_doubles(polygons: Polygons) -> Polygons:
-    """Drop what another patch of the same slice saw too: of two that overlap, fewer corners seen go, then less heat.
+    """Drop the polygons of a slice that another patch shows better: with more corners seen, then with more heat.
 
     Averaging the maps where patches overlap would lose a vertebra that one of them cuts: its heat would sink below the
     threshold. It would also cost 13 more resampled maps a slice.
@@ -75,18 +74,18 @@ def without_doubles(polygons: Polygons) -> Polygons:
     middle = polygons.corners.mean(axis=1)
     order = np.lexsort((middle[:, 0], middle[:, 1], -polygons.heat, -polygons.seen))
     shared = overlaps(polygons.corners, polygons.corners) > JOIN_IOU
-    kept: list[int] = []
+    unique: list[int] = []
     for index in order.tolist():
-        if not shared[index, kept].any():
-            kept.append(index)
-    return Polygons(polygons.corners[kept], polygons.seen[kept], polygons.heat[kept])
+        if not shared[index, unique].any():
+            unique.append(index)
+    return Polygons(polygons.corners[unique], polygons.seen[unique], polygons.heat[unique])
 
 
 def groups_from_polygons(polygons: F64, slices: I64) -> list[I64]:
-    """Join the polygons `(V, 4, 2)` of the slices `(V,)` into vertebrae: the indices of each one's polygons.
+    """Join the polygons `(V, 4, 2)` of the slices `(V,)` into vertebrae; return the indices of each one's polygons.
 
-    Slice by slice, every polygon goes to the vertebra whose latest polygon it overlaps most; vertebrae seen in one
-    slice are dropped, those left that overlap are merged.
+    Slice by slice, every polygon goes to the vertebra whose latest polygon it overlaps most. Vertebrae seen in one
+    slice are dropped; remaining ones that overlap are merged.
     """
     from spine_engine.detection.spinenet.kernels import overlaps
 
@@ -97,16 +96,16 @@ def groups_from_polygons(polygons: F64, slices: I64) -> list[I64]:
         free = set(range(len(own)))
         taken: set[int] = set()
         for flat in np.argsort(-shared, axis=None, kind="stable").tolist():
-            group, one = divmod(flat, len(own))
-            if shared[group, one] <= JOIN_IOU:
+            group, polygon = divmod(flat, len(own))
+            if shared[group, polygon] <= JOIN_IOU:
                 break
-            if group not in taken and one in free:
+            if group not in taken and polygon in free:
                 taken.add(group)
-                free.remove(one)
-                groups[group].append(int(own[one]))
-        groups.extend([int(own[one])] for one in sorted(free))
-    kept = [np.array(group) for group in groups if len(group) >= MIN_SLICES]
-    return _merged(kept, polygons)
+                free.remove(polygon)
+                groups[group].append(int(own[polygon]))
+        groups.extend([int(own[polygon])] for polygon in sorted(free))
+    vertebrae = [np.array(group) for group in groups if len(group) >= MIN_SLICES]
+    return _merged(vertebrae, polygons)
 
 
 def _merged(groups: list[I64], polygons: F64) -> list[I64]:
@@ -124,7 +123,7 @@ def _merged(groups: list[I64], polygons: F64) -> list[I64]:
 
 
 def bodies_from_slices(view: View, seen: list[Polygons]) -> list[Body]:
-    """The vertebrae of a view from the polygons of each of its slices (points of the picture), from above."""
+    """Return the vertebrae of a view, from above, given the polygons of each slice (points of the picture)."""
     slices = np.repeat(np.arange(len(seen)), [len(polygons.corners) for polygons in seen])
     if not len(slices):
         return []

@@ -1,6 +1,6 @@
 """The numba kernels of SpineNet's decode: cubic patches, peaks of connected components, overlap of polygons.
 
-The plain NumPy twin of the first stands beside it; the tests compare the others with SciPy and with plain loops.
+The plain NumPy reference of the first stands beside it; the tests compare the others with SciPy and with plain loops.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 
 _SHARPNESS = -0.5
-"""Keys' cubic kernel reproduces parabolas exactly with this value (IEEE Trans. ASSP 29 (1981) 1153)."""
+"""The value with which Keys' cubic kernel reproduces parabolas exactly (IEEE Trans. ASSP 29 (1981) 1153)."""
 
 
 def cubic_taps(size: int, count: int) -> tuple[I64, F32]:
-    """Where `count` samples spread evenly over `size` pixels look: `(count, 4)` pixels (clamped), `(count, 4)` weights.
+    """Return pixels (clamped) and weights, both `(count, 4)`, of `count` samples spread evenly over `size` pixels.
 
     Sample i lies at pixel `(i + 0.5) * size / count - 0.5`: the outer edges of samples and pixels coincide.
     """
@@ -65,7 +65,7 @@ def resample_cubic(
 def resample_cubic_reference(
     pixels: NDArray[np.uint16], row_taps: I64, row_weights: F32, column_taps: I64, column_weights: F32
 ) -> F64:
-    """NumPy twin of `resample_cubic`, in float64; returns `(H, W)`."""
+    """Reference of `resample_cubic`, in float64; returns `(H, W)`."""
     lines = (pixels[:, column_taps] * column_weights.astype(np.float64)).sum(axis=-1)
     samples: F64 = (lines[row_taps] * row_weights.astype(np.float64)[..., None]).sum(axis=1)
     return np.clip(samples, float(pixels.min()), float(pixels.max()))
@@ -81,9 +81,9 @@ def label_components(heat: F32, threshold: float, labels: I32, stack: I32, tops:
     Args:
         heat: `(H, W)`.
         threshold: exclusive.
-        labels: `(H, W)`, filled: 0 or the number of the component.
-        stack: scratch of at least `H * W`.
-        tops: at least `H * W`, filled: flat index of each component's highest pixel, the first of equals.
+        labels: `(H, W)`, output: 0 or the number of the component.
+        stack: scratch space of at least `H * W`.
+        tops: at least `H * W`, output: flat index of each component's highest pixel, the first of equals.
     """
     height, width = heat.shape
     labels[:] = 0
@@ -116,7 +116,7 @@ def label_components(heat: F32, threshold: float, labels: I32, stack: I32, tops:
 
 @njit(nogil=True, cache=True)
 def _cross(p: F64, q: F64, x: float, y: float) -> float:
-    """Twice the signed area of the triangle p, q, (x, y)."""
+    """Return twice the signed area of the triangle p, q, (x, y)."""
     return float((q[0] - p[0]) * (y - p[1]) - (q[1] - p[1]) * (x - p[0]))
 
 
@@ -131,7 +131,7 @@ def _doubled_area(polygon: F64, count: int) -> float:
 
 @njit(nogil=True, cache=True)
 def _overlap(a: F64, b: F64) -> float:
-    """Intersection over union of two convex quadrilaterals of positive area: `a` clipped by each edge of `b`."""
+    """Return the intersection over union of two convex quadrilaterals: `a` is clipped by each edge of `b`."""
     part, next_part = np.empty((16, 2)), np.empty((16, 2))
     part[:4] = a
     count = 4
@@ -158,7 +158,7 @@ def _overlap(a: F64, b: F64) -> float:
 
 @njit(nogil=True, cache=True)
 def overlaps(a: F64, b: F64) -> F64:
-    """Intersection over union of every pair: `(N, 4, 2)` and `(M, 4, 2)` -> `(N, M)`.
+    """Return the intersection over union of every pair: `(N, 4, 2)` and `(M, 4, 2)` -> `(N, M)`.
 
     The quadrilaterals must be convex and wind as x turns to y (see `decode.is_vertebra`).
     """

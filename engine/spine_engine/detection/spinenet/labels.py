@@ -1,4 +1,4 @@
-"""What the two labelling networks take: the volume round a vertebra, and the column of all their probabilities."""
+"""Builds the inputs of the two labelling networks: the volume around a vertebra, the column of all probabilities."""
 
 from __future__ import annotations
 
@@ -14,38 +14,41 @@ from spine_engine.detection.spinenet.view import View
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
-VOLUME_PX, VOLUME_SLICES = 224, 16
-"""Shape of the volume round a vertebra (arXiv 2205.01683)."""
+VOLUME_PX = 224
+"""Rows and columns of the volume around a vertebra (arXiv 2205.01683)."""
+
+VOLUME_SLICES = 16
+"""Slices of the volume around a vertebra (arXiv 2205.01683)."""
 
 VOLUME_EDGES = 3.0
-"""The box is a square of so many times the vertebra's longer edge (arXiv 2205.01683: three times its edge)."""
+"""Side of the volume's square, in lengths of the vertebra's longer edge (arXiv 2205.01683: three times its edge)."""
 
 VOLUME_PERCENTILE = 95.0
-"""What becomes 1 in the volume (arXiv 2205.01683)."""
+"""Percentile of the volume that becomes 1 (arXiv 2205.01683)."""
 
 TEMPERATURE = 10.0
-"""Scores are divided by this before the softmax, of both networks (arXiv 2205.01683)."""
+"""Divisor of both networks' scores before the softmax (arXiv 2205.01683)."""
 
 PAINTED = 0.25
-"""A vertebra fills so much of its height to each side of its centroid in the column (arXiv 2205.01683)."""
+"""Share of its height that a vertebra fills on each side of its centroid in the column (arXiv 2205.01683)."""
 
 COLUMN_MULTIPLE = 256
-"""The column's rows, one a millimetre, are padded to a multiple of this (arXiv 2205.01683)."""
+"""Number whose multiple the column's rows, one a millimetre, are padded to (arXiv 2205.01683)."""
 
 
 def log_softmax(scores: F64) -> F64:
-    """Natural logarithm of the softmax over the last axis, at `TEMPERATURE`."""
+    """Return the natural logarithm of the softmax over the last axis, at `TEMPERATURE`."""
     scaled = scores / TEMPERATURE
     shifted = scaled - scaled.max(axis=-1, keepdims=True)
-    result: F64 = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    return result
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
 
 
 def volume_round(view: View, body: Body) -> F32:
-    """Return the volume `(224, 224, 16)` float32 round a vertebra: rows, columns, slices from the patient's right.
+    """Return the volume `(224, 224, 16)` float32 around a vertebra: rows, columns, slices from the patient's right.
 
-    A square box of three times its longer edge, turned so that its end plates lie level, bilinear samples, 0 outside
-    the picture; the slices that show it, blended linearly to 16; `(v - min) / P95`.
+    The box is a square of three times the vertebra's longer edge, turned so that the end plates lie level. Its samples
+    are bilinear, 0 outside the picture; the slices that show the vertebra are blended linearly to 16, then
+    `(v - min) / P95`.
     """
     from spine_engine.detection.kernels import resample_slice
 
@@ -63,7 +66,8 @@ def volume_round(view: View, body: Body) -> F32:
         resample_slice(plane, view.pixels[number], start, row_step, column_step, np.zeros((1, 2)))
         plane *= view.slope[number]
         plane += view.intercept[number]
-    volume = (planes.reshape(len(planes), -1).T @ _blend(len(planes)).T).reshape(VOLUME_PX, VOLUME_PX, VOLUME_SLICES)
+    blended = planes.reshape(len(planes), -1).T @ _blend(len(planes)).T
+    volume = blended.reshape(VOLUME_PX, VOLUME_PX, VOLUME_SLICES)
     volume -= volume.min()
     high = np.percentile(volume, VOLUME_PERCENTILE)
     if high > 0:
@@ -72,7 +76,7 @@ def volume_round(view: View, body: Body) -> F32:
 
 
 def _blend(slices: int) -> F32:
-    """Weights `(16, slices)` of linear interpolation; the first and last slice keep their places."""
+    """Return the weights `(16, slices)` of linear interpolation; the first and last slice keep their places."""
     place = np.linspace(0, slices - 1, VOLUME_SLICES)
     weights = np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(slices)))
     return weights.astype(np.float32)

@@ -1,4 +1,4 @@
-"""From one sagittal slice to the square patches that SpineNet's detector takes, and back to the slice's pixels."""
+"""Cuts a sagittal slice into the square patches that SpineNet's detector takes, and maps points back to the slice."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
 PATCH_PX = 224
-"""Pixels of a patch's edge as the detector takes it (arXiv 2205.01683)."""
+"""Edge of a patch, in the detector's input pixels (arXiv 2205.01683)."""
 
 PATCH_MM = 260.0
-"""Edge of a patch in the patient (arXiv 2205.01683, 2007.02606)."""
+"""Edge of a patch in the patient, mm (arXiv 2205.01683, 2007.02606)."""
 
 STRIDE = 0.6
-"""From one patch to the next, as a share of its edge (arXiv 2205.01683)."""
+"""Distance from one patch to the next, as a share of the patch's edge (arXiv 2205.01683)."""
 
 PERCENTILES = (0.5, 99.5)
-"""Between these the values of a patch spread over 0..1 (arXiv 2205.01683)."""
+"""Percentiles of a patch whose distance becomes 1 (arXiv 2205.01683)."""
 
 EPSILON = 1e-9
-"""Added to the spread, so that an even patch becomes 0 (arXiv 2205.01683)."""
+"""Value added to that distance, so that an even patch becomes 0 (arXiv 2205.01683)."""
 
 MIN_NEW_MM = 5.0
-"""A last patch that would show less than this of new picture is left out: a vertebra whose edge lies there is cut, and
-a 260 mm picture would else need four patches for a rounding error of one pixel."""
+"""Smallest part of the picture that a last patch must add: a vertebra whose edge lies in less is cut anyway, and a
+260 mm picture would need four patches for a rounding error of one pixel."""
 
 
 @dataclass(frozen=True, eq=False)
 class PatchGrid:
-    """Where the patches of a picture lie.
+    """The places of the patches in a picture.
 
     Attributes:
         starts: `(P, 2)` column and row of each patch's first pixel.
-        size: `(2,)` columns and rows of a patch; it is square in mm.
+        size: `(2,)` columns and rows of a patch, which is square in mm.
     """
 
     starts: I64
     size: I64
 
     def to_picture(self, number: int, points: F64) -> F64:
-        """Points `(..., 2)` (x, y) of patch `number`, in its 224 pixels, as points of the picture."""
-        points_px: F64 = self.starts[number] + (points + 0.5) * self.size / PATCH_PX - 0.5
-        return points_px
+        """Map points `(..., 2)` (x, y) of patch `number`, in its 224 pixels, to the picture."""
+        return np.asarray(self.starts[number] + (points + 0.5) * self.size / PATCH_PX - 0.5)
 
 
 def patch_grid(view: View) -> PatchGrid:
-    """Lay square patches over the pictures of a view: `PATCH_MM` wide, or as wide as the picture's shorter side."""
+    """Lay square patches over the pictures of a view, each as wide as `PATCH_MM` or the picture's shorter side."""
     columns_rows = np.array(view.pixels.shape[:0:-1])
     edge_mm = min(PATCH_MM, float((columns_rows * view.spacing_mm).min()))
     size = np.clip((edge_mm / view.spacing_mm + 1e-6).astype(np.int64), 1, columns_rows)
-    along = [_starts(int(n), int(s), float(mm)) for n, s, mm in zip(columns_rows, size, view.spacing_mm, strict=True)]
-    starts = np.array([(column, row) for row in along[1] for column in along[0]])
+    axes = zip(columns_rows.tolist(), size.tolist(), view.spacing_mm.tolist(), strict=True)
+    columns, rows = (_starts(*axis) for axis in axes)
+    starts = np.array([(column, row) for row in rows for column in columns])
     return PatchGrid(starts, size)
 
 
 def _starts(length: int, size: int, spacing_mm: float) -> list[int]:
-    """First pixels of the patches along one axis; the last patch is flush with the end."""
+    """Return the first pixels of the patches along one axis; the last patch is flush with the end."""
     starts = list(range(0, length - size, max(int(STRIDE * size), 1))) or [0]
     last = length - size
     if (last - starts[-1]) * spacing_mm >= MIN_NEW_MM:
@@ -71,9 +71,9 @@ def _starts(length: int, size: int, spacing_mm: float) -> list[int]:
 
 
 def patches_from_slice(view: View, number: int, grid: PatchGrid) -> F32:
-    """Cut one slice of a view: `patches (P, 1, 224, 224)` float32, cubic samples, `(p - min) / spread`.
+    """Cut one slice of a view into patches `(P, 1, 224, 224)` float32: cubic samples, `(p - min) / spread`.
 
-    Stored values are as good as rescaled ones: but for its sign, the rescale of a slice falls out of the division.
+    Stored values do as well as rescaled ones: the division cancels the rescale of a slice, all but its sign.
     """
     from spine_engine.detection.spinenet.kernels import cubic_taps, resample_cubic  # numba: only a run should pay
 

@@ -1,4 +1,4 @@
-"""A sagittal stack as a radiologist looks at it, and where its pixels lie in the patient.
+"""Shows a sagittal stack as a radiologist looks at it, and places its pixels in the patient.
 
 Frame: patient LPS mm. Points of the picture are `(x, y)` pixels, x along the columns (anterior -> posterior), y along
 the rows (superior -> inferior); whole numbers are pixel centres.
@@ -21,7 +21,7 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """The slices of one stack, turned and flipped, patient right -> left.
+    """The slices of one stack, turned and flipped, from the patient's right to the left.
 
     Attributes:
         pixels: stored values `(S, H, W)`, C-contiguous; rows superior -> inferior, columns anterior -> posterior.
@@ -40,18 +40,17 @@ class View:
     spacing_mm: F64
 
     def placed(self, number: int, points: F64) -> F64:
-        """LPS mm `(..., 3)` of the points `(..., 2)` of slice `number`."""
+        """Return the points `(..., 2)` of slice `number` in the patient, LPS mm `(..., 3)`."""
         mm = points * self.spacing_mm
-        placed: F64 = self.origins_mm[number] + mm[..., :1] * self.back + mm[..., 1:] * self.down
-        return placed
+        return np.asarray(self.origins_mm[number] + mm[..., :1] * self.back + mm[..., 1:] * self.down)
 
     def in_plane(self, points_mm: F64) -> F64:
-        """`(..., 2)` mm along `back` and `down` of LPS points `(..., 3)`: one plane for all slices."""
+        """Project LPS points `(..., 3)` on one plane for all slices: mm `(..., 2)` along `back` and `down`."""
         return points_mm @ np.stack([self.back, self.down]).T
 
     @property
     def rows_mm(self) -> tuple[float, float]:
-        """Upper and lower edge of the pictures along `down`, mm in the plane of `in_plane`."""
+        """The upper and lower edge of the pictures along `down`, mm in the plane of `in_plane`."""
         tops = self.origins_mm @ self.down - self.spacing_mm[1] / 2
         return float(tops.min()), float(tops.max() + self.pixels.shape[1] * self.spacing_mm[1])
 
@@ -62,7 +61,8 @@ def view_from_stack(stack: Stack) -> View:
     chosen = chosen_slices(stack.positions_mm)
     if across @ stack.axes[0] < 0:
         chosen = chosen[::-1]
-    pixels, origins = stack.pixels[chosen], stack.origins_mm[chosen]
+    pixels = stack.pixels[chosen]
+    origins = stack.origins_mm[chosen]
     for axis, sign in zip(which, signs, strict=True):
         if sign < 0:
             pixels = np.flip(pixels, axis=axis)

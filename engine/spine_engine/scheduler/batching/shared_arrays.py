@@ -58,7 +58,7 @@ def own_peer(connection: socket.socket) -> bool:
     return bool(user == os.getuid())
 
 
-class Exchange:
+class ArrayChannel:
     """One end of a connection: sends and receives messages with arrays, one at a time, from one thread."""
 
     def __init__(self, connection: socket.socket) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spine_engine.results import Status
@@ -26,10 +26,13 @@ class RunSummary:
         devices: what each model really ran on, by role; empty when no study has needed one.
         options: the options of the run, as given.
         interrupted: it was stopped before its end; the same command goes on.
+        incomplete: studies recorded without a file of theirs that could not be read; the next run tries them again.
         statuses, reasons: studies in the output folder by status, and those not graded by reason.
         refused_files: files and folders that were not used, by reason; ``refused_examples`` names the first of them.
         walked: units walked by this run; ``resumed`` had been done by earlier ones.
         wall_s: duration of this run; ``stage_seconds`` the time its studies spent in each stage, over all workers.
+        digests: SHA-256 of the other result files by name, which were written by the same finish.
+        series_tables: names of the tables of series that were used, and of those left out, each with the reason.
         peak_memory_bytes: highest resident memory of the main process and of each worker.
     """
 
@@ -38,6 +41,7 @@ class RunSummary:
     devices: Mapping[str, Mapping[str, str]]
     options: Mapping[str, Any]
     interrupted: bool
+    incomplete: int = 0
     statuses: Mapping[str, int]
     reasons: Mapping[str, int]
     refused_files: Mapping[str, int]
@@ -47,6 +51,8 @@ class RunSummary:
     wall_s: float
     stage_seconds: Mapping[str, float]
     peak_memory_bytes: Mapping[str, Any]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    series_tables: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def studies(self) -> int:
@@ -63,8 +69,9 @@ class RunSummary:
 
     @property
     def _lost(self) -> bool:
-        """Whether a unit died before its study's id was known."""
-        return any(self.refused_files.get(reason) for reason in ("worker_died", "timeout", "internal_error"))
+        """Whether a unit died before its study's id was known, or a file or folder could not be read."""
+        reasons = ("worker_died", "timeout", "internal_error", "out_of_memory", "unreadable")
+        return self.incomplete > 0 or any(self.refused_files.get(reason) for reason in reasons)
 
     def record(self) -> dict[str, Any]:
         """Return the content of ``run.json``."""
@@ -75,7 +82,11 @@ class RunSummary:
             "devices": {role: dict(device) for role, device in self.devices.items()},
             "options": dict(self.options),
             "interrupted": self.interrupted,
-            "studies": {"total": self.studies, **{str(status): self.statuses.get(status, 0) for status in Status}},
+            "studies": {
+                "total": self.studies,
+                **{str(status): self.statuses.get(status, 0) for status in Status},
+                "incomplete": self.incomplete,
+            },
             "reasons": dict(sorted(self.reasons.items())),
             "refused_files": {"total": sum(self.refused_files.values()), "by_reason": dict(self.refused_files)},
             "refused_examples": [{"path": path, "reason": reason} for path, reason in self.refused_examples],
@@ -84,4 +95,6 @@ class RunSummary:
             "studies_per_s": round(self.walked / self.wall_s, 4) if self.wall_s > 0 else 0.0,
             "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
             "peak_memory_bytes": dict(self.peak_memory_bytes),
+            "series_tables": dict(self.series_tables),
+            "sha256": dict(self.digests),
         }

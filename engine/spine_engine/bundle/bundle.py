@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
 
-from spine_engine.backends import Backend, Precision, TensorInfo, open_backend
-from spine_engine.errors import BackendError, BundleError
-from spine_engine.manifest import (
+from spine_engine.backends import AskedPrecision, Backend, TensorInfo, open_backend
+from spine_engine.bundle.manifest import (
     DetectorEntry,
-    FileEntry,
     GraderEntry,
     Manifest,
     ModelEntry,
+    ModelFile,
     manifest_text,
     parse_manifest,
 )
+from spine_engine.errors import BackendError, BundleError
 
 Entry = TypeVar("Entry", bound=ModelEntry)
 
@@ -91,7 +92,7 @@ class Bundle:
         *,
         name: str = "openvino",
         device: str = "CPU",
-        precision: Precision = "auto",
+        precision: AskedPrecision = "auto",
         threads: int = 1,
     ) -> Backend:
         """Load one of this bundle's models and compare its real tensors with the manifest.
@@ -125,7 +126,7 @@ class Bundle:
         return backend
 
 
-def _precision(entry: ModelEntry, name: str, device: str) -> Precision:
+def _precision(entry: ModelEntry, name: str, device: str) -> AskedPrecision:
     """Return the fastest precision that a model passed parity in, of those the runtime has on the device.
 
     int8 is never taken by itself: it is for those who measured that it pays.
@@ -136,7 +137,7 @@ def _precision(entry: ModelEntry, name: str, device: str) -> Precision:
     return "f16" if half and device.upper() != "CPU" else "f32"
 
 
-def _file_of(entry: ModelEntry, name: str, precision: Precision) -> FileEntry:
+def _file_of(entry: ModelEntry, name: str, precision: AskedPrecision) -> ModelFile:
     """Return the file to load for a precision: OpenVINO computes in what it is told, the others in what the file is.
 
     Raises:
@@ -157,7 +158,7 @@ def packaged_folder() -> Path:
     Raises:
         BundleError: this installation has none.
     """
-    folder = resources.files("spine_engine") / "bundles" / PACKAGED
+    folder = resources.files("spine_engine.bundle") / "packaged" / PACKAGED
     if not isinstance(folder, Path) or not folder.is_dir():
         raise BundleError(f"this installation has no bundle {PACKAGED!r}: install the wheel again, or name a bundle")
     return folder
@@ -178,7 +179,7 @@ def file_facts(path: Path) -> dict[str, str | int]:
     return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
 
 
-def read_model(folder: Path, entry: FileEntry) -> bytes:
+def read_model(folder: Path, entry: ModelFile) -> bytes:
     """Return a model's content once its place, size and digest are found to be the manifest's.
 
     Raises:
@@ -202,7 +203,10 @@ def read_model(folder: Path, entry: FileEntry) -> bytes:
 def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST_FILE
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BundleError(f"{path} is not a regular file: name a folder that holds a bundle")
+        if status.st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes: that is no manifest")
         return path.read_bytes()
     except OSError as error:

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, prior
 from spine_engine.backends.base import Backend
+from spine_engine.bundle.manifest import Calibration, GraderEntry
 from spine_engine.detection.levels import DiscLevel
-from spine_engine.detection.slices import field_of_view_center, in_fixed_order, spine_frame
 from spine_engine.errors import Reason, StudyError, Warn
-from spine_engine.manifest import Calibration, GraderEntry
-from spine_engine.study import Role, Study
-from spine_engine.voxels import GridPose, ReadyChannel, WindowedStack, full_window, ready, voxelize, windowed
+from spine_engine.pipeline.level_grids import level_grids, study_grid
+from spine_engine.study import Role, Source, Study
 
 ASSESSABLE: Final[dict[Condition, tuple[Role, ...]]] = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, Role.AXIAL_T2),
@@ -53,7 +52,7 @@ _LOGIT_LIMIT = 1e-7
 
 
 @dataclass(frozen=True, eq=False)
-class Grades:
+class GradedLevels:
     """What was graded, and what was not.
 
     Attributes:
@@ -79,7 +78,7 @@ def grade(
     entry: GraderEntry,
     *,
     out: NDArray[np.float32] | None = None,
-) -> Grades:
+) -> GradedLevels:
     """Grade the five levels of a study.
 
     The model always runs on the five levels together, whatever is missing, so that its results never depend on how many
@@ -95,8 +94,8 @@ def grade(
     Raises:
         StudyError: the model's output is not probabilities.
     """
-    grids, coverage = level_grids(study, levels, entry, out=out)
-    located = np.array([levels[level].source != "prior" for level in LEVELS])
+    grids, coverage = level_grids(study, levels, entry.layout, out=out)
+    located = np.array([levels[level].source != Source.PRIOR for level in LEVELS])
     shown = _shown(coverage >= MIN_COVERAGE, entry) & located[:, None]
 
     def answer() -> NDArray[np.float64]:
@@ -105,7 +104,7 @@ def grade(
     return _grades(study, entry, answer, coverage=coverage, shown=shown, located=located)
 
 
-def grade_whole_study(study: Study, backend: Backend, entry: GraderEntry) -> Grades:
+def grade_whole_study(study: Study, backend: Backend, entry: GraderEntry) -> GradedLevels:
     """Grade the five levels of a study from one grid of the whole of it, without knowing where they are.
 
     The model finds the levels by itself, so nothing says which of them a series covers: a condition counts as shown at
@@ -119,7 +118,7 @@ def grade_whole_study(study: Study, backend: Backend, entry: GraderEntry) -> Gra
     Raises:
         StudyError: the study has no sagittal stack, or the model's output is not probabilities.
     """
-    grid, covered = study_grid(study, entry)
+    grid, covered = study_grid(study, entry.layout)
     coverage = np.tile(covered, (len(LEVELS), 1))
 
     def answer() -> NDArray[np.float64]:
@@ -148,7 +147,7 @@ def _grades(
     coverage: NDArray[np.float64],
     shown: NDArray[np.bool_],
     located: NDArray[np.bool_],
-) -> Grades:
+) -> GradedLevels:
     """Put a model's calibrated ``answer (5, 5, 3)`` where something is ``shown``, the prior elsewhere, and say why."""
     probabilities = prior_probabilities()
     if shown.any():
@@ -159,103 +158,13 @@ def _grades(
     present = {role for role in Role if role in entry.channels and any(s.stacks for s in study.with_role(role))}
     hidden = [condition for condition in CONDITIONS if present.isdisjoint(ASSESSABLE[condition])]
     expected = np.array([condition not in hidden for condition in CONDITIONS]) & located[:, None]
-    return Grades(
+    return GradedLevels(
         probabilities=probabilities,
         assessed=shown,
         coverage=coverage,
         not_assessed=tuple((condition, MISSING[ASSESSABLE[condition][0]]) for condition in hidden),
         not_covered=tuple(LEVELS[k] for k in np.flatnonzero((expected & ~shown).any(axis=1))),
     )
-
-
-def level_grids(
-    study: Study,
-    levels: Mapping[Level, DiscLevel],
-    entry: GraderEntry,
-    *,
-    out: NDArray[np.float32] | None = None,
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return the grids ``(5, C, D, H, W)`` float32 in 0..1, cut along each disc, and their coverage ``(5, C)``.
-
-    Intensities are scaled as ``entry.normalisation`` says; all series of a channel's role are sampled together. A level
-    whose source is ``prior`` is left 0, with coverage 0.
-    """
-    channels = _channels(study, entry)
-    shape = (len(LEVELS), len(channels), *entry.grid.shape)
-    grids = np.empty(shape, np.float32) if out is None else out
-    if grids.shape != shape:
-        raise ValueError(f"out must be {shape}, got {grids.shape}")
-    coverage = np.zeros(shape[:2])
-    offset_mm = np.asarray(entry.grid.center_offset_mm)
-    for place, level in enumerate(LEVELS):
-        disc = levels[level]
-        if disc.source == "prior":
-            grids[place] = 0.0
-            continue
-        pose = GridPose(disc.center_mm + offset_mm @ disc.axes, disc.axes)
-        coverage[place] = voxelize(channels, entry.grid.spec, pose, out=grids[place]).coverage
-        _normalise(grids[place], entry)
-    return grids, coverage
-
-
-def study_grid(
-    study: Study, entry: GraderEntry, out: NDArray[np.float32] | None = None, *, pose: GridPose | None = None
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return one grid of the whole study ``(C, D, H, W)`` float32 in 0..1, and the share of it that each channel covers
-    ``(C,)``. Channels and intensities are those of ``level_grids``.
-
-    Args:
-        study: the series, by role.
-        entry: what the bundle says of the whole-study grader.
-        out: ``(C, D, H, W)`` float32, C-contiguous, to be filled and returned.
-        pose: where the grid lies before the entry's offset; the engine's own ``study_pose`` where not given.
-
-    Raises:
-        StudyError: the study has no sagittal stack.
-    """
-    middle = pose or study_pose(study)
-    place = GridPose(middle.center_mm + np.asarray(entry.grid.center_offset_mm) @ middle.axes, middle.axes)
-    grid = voxelize(_channels(study, entry), entry.grid.spec, place, out=out)
-    _normalise(grid.values, entry)
-    return grid.values, np.array(grid.coverage)
-
-
-def study_pose(study: Study) -> GridPose:
-    """Return where the grid of a whole study lies, from its sagittal T1 and T2 stacks alone: no detector is asked.
-
-    Frame: patient LPS, mm. The centre is the middle of the sagittal field of view (the mean over the stacks of their
-    own middles); the axes are the spine frame: D superior to inferior, H anterior to posterior, W from the patient's
-    right to left across the slices. Orthonormal and right-handed (D x H = W), whatever the order of series and slices.
-
-    Raises:
-        StudyError: the study has no sagittal stack.
-    """
-    roles = (Role.SAGITTAL_T1, Role.SAGITTAL_T2)
-    ordered = in_fixed_order([series.stacks for role in roles for series in study.with_role(role)])
-    stacks = [stack for stacks in ordered for stack in stacks]
-    if not stacks:
-        raise StudyError(Reason.NO_SAGITTAL, "the grid of a whole study needs at least one sagittal stack")
-    return GridPose(field_of_view_center(stacks), spine_frame(stacks))
-
-
-def _channels(study: Study, entry: GraderEntry) -> list[ReadyChannel]:
-    """Return the stacks of each channel's role, each with the window that scales it: its series', or, for
-    ``grid_range``, one that clips no value of any channel."""
-    roles = [study.with_role(role) for role in entry.channels]
-    if entry.normalisation == "series_window":
-        return [ready([placed for series in role for placed in windowed(series.stacks)]) for role in roles]
-    kept = [[stack for series in role for stack in series.stacks] for role in roles]
-    window = full_window([stack for stacks in kept for stack in stacks])
-    return [ready([WindowedStack(stack, window) for stack in stacks]) for stacks in kept]
-
-
-def _normalise(grid: NDArray[np.float32], entry: GraderEntry) -> None:
-    """Finish the scaling of one sampled grid ``(C, D, H, W)``, in place."""
-    if entry.normalisation == "grid_range":
-        low, high = grid.min(), grid.max()
-        if high > low:
-            grid -= low
-            grid /= high - low
 
 
 def prior_probabilities() -> NDArray[np.float64]:

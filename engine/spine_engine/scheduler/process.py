@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final
 
 START_TIMEOUT_S: Final = 300.0
@@ -25,9 +26,16 @@ KEPT_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRE
 the system at once, and the next study's fault in page by page: 1,700 faults and 4 ms of processor time a study, 8 ms of
 80 a page of a report."""
 
-
 _starting = threading.RLock()
 """Held while a child is started, for what it inherits is changed for that moment; other threads see it, too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryShare:
+    """How much private memory a worker may have: usually, and when it is the only one there."""
+
+    usual_bytes: int
+    alone_bytes: int
 
 
 def prepare_process() -> None:

@@ -1,4 +1,4 @@
-"""How a machine is divided between the processes of a run: memory by a ceiling, if the user sets one."""
+"""How a machine is divided between the processes of a run: memory by a ceiling, the user's or a high one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from typing import Final
 
 from spine_engine.errors import UsageError
 from spine_engine.options import RunOptions
-from spine_engine.scheduler.slots import MemoryShare
+from spine_engine.scheduler.process import MemoryShare
 
 MIB: Final = 1 << 20
 MAIN_BYTES: Final = 128 * MIB
 """The main process: 46 MB over 2,000 studies with the ledger, 74 MB with its imports (docs/decisions/0006, 0015)."""
 WORKER_BYTES: Final = 384 * MIB
 """A worker without its models: runtimes 180 MB, an ordinary study and what is computed on it 120 MB, and room."""
+MOST_BYTES: Final = 4 << 30
+"""A worker without its models where the user sets no ceiling: no study of the largest size that is read needs more, and
+a file made to fill the memory ends its worker before it ends the machine."""
 MODEL_FACTOR: Final = 3
 """A loaded model takes up to three times its file while it is compiled: the file, its constants, and them reordered."""
 
@@ -25,13 +28,8 @@ class Resources:
     workers: int
     memory: MemoryShare | None
 
-    @property
-    def has_more_alone(self) -> bool:
-        """Whether a worker that is the only one may have more memory than usual."""
-        return self.memory is not None and self.memory.alone_bytes > self.memory.usual_bytes
 
-
-def divided(options: RunOptions, *, model_bytes: int) -> Resources:
+def divide_memory(options: RunOptions, *, model_bytes: int) -> Resources:
     """Divide the memory between the main process, the workers and the models.
 
     Args:
@@ -42,9 +40,10 @@ def divided(options: RunOptions, *, model_bytes: int) -> Resources:
         UsageError: the ceiling is too low for a single worker.
     """
     ceiling = options.max_memory_bytes
-    if ceiling is None:
-        return Resources(workers=options.worker_count, memory=None)
     models = MODEL_FACTOR * model_bytes
+    if ceiling is None:
+        most = MOST_BYTES + models
+        return Resources(workers=options.worker_count, memory=MemoryShare(usual_bytes=most, alone_bytes=most))
     shared, each = (models + WORKER_BYTES, WORKER_BYTES) if options.batched else (0, WORKER_BYTES + models)
     free = ceiling - MAIN_BYTES - shared
     if free < each:

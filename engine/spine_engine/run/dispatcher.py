@@ -10,23 +10,18 @@ import asyncio
 import concurrent.futures
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 from spine_engine.dicom.discovery import RefusedFile, WorkUnit
-from spine_engine.errors import BackendError, BundleError, OutputError, Reason
-from spine_engine.ledger import Ledger
-from spine_engine.resources import Resources
+from spine_engine.errors import BackendError, BundleError, MachineError, OutputError, Reason
+from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.results import Status, StudyResult, study_key, ungraded
-from spine_engine.scheduler import ModelProcess, ModelsLostError, Scheduler, UnitOutcome, WalkFactory, WorkerError
-
-if TYPE_CHECKING:
-    from spine_engine.backends.base import Device
-
-Discover = Callable[[Path], Iterator[WorkUnit | RefusedFile]]
+from spine_engine.run.ledger import Ledger
+from spine_engine.run.plan import RunPlan
+from spine_engine.scheduler import Facts, SharedFaultError, WorkerError, WorkerPool
 
 AHEAD: Final = 64
 """Units discovery may be ahead of the workers: enough that none waits for the disk, few enough to cost no memory."""
@@ -42,7 +37,7 @@ class Progress:
 
     found: int = 0
     resumed: int = 0
-    walked: int = 0
+    processed: int = 0
     refused: int = 0
     discovering: bool = True
     stopped: bool = False
@@ -50,27 +45,21 @@ class Progress:
     stage_seconds: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunPlan:
-    """What a run needs to know: the input, how to walk a unit, and the limits."""
-
-    root: Path
-    exclude: str | None
-    discover: Discover
-    factory: WalkFactory
-    resources: Resources
-    timeout_s: float
-    max_attempts: int
-    models: ModelProcess | None = None
-
-
-class Runner:
+class Dispatcher:
     """Walks every unit of the input that the ledger does not hold yet. One use."""
 
     def __init__(
-        self, plan: RunPlan, ledger: Ledger, progress: Progress, emit: Callable[[StudyResult], Awaitable[None]]
+        self,
+        plan: RunPlan,
+        ledger: Ledger,
+        progress: Progress,
+        emit: Callable[[StudyResult], Awaitable[None]],
+        *,
+        exclude: str | None = None,
     ) -> None:
+        """Take note of what to run; ``exclude`` is the output folder's path below the input, if it lies there."""
         self._plan = plan
+        self._exclude = exclude
         self._ledger = ledger
         self._progress = progress
         self._emit = emit
@@ -87,22 +76,14 @@ class Runner:
         Raises:
             SpineEngineError: the run cannot go on (no backend, output not writable, input not readable).
         """
-        plan = self._plan
-        scheduler = Scheduler(
-            plan.factory,
-            workers=plan.resources.workers,
-            timeout_s=plan.timeout_s,
-            on_devices=self._check_devices,
-            memory=plan.resources.memory,
-            models=plan.models,
-        )
+        pool = self._plan.open_pool(self._check_devices)
         self._loop = asyncio.get_running_loop()
         threading.Thread(target=self._discover, args=(self._loop,), daemon=True, name="discovery").start()
         try:
-            await self._walk_all(scheduler, self._units(), merged=False)
+            await self._run_all(pool, self._units(), merged=False)
             if not self._stop.is_set():
                 self._ledger.sweep(merged=False)
-                await self._walk_all(scheduler, self._scattered(), merged=True)
+                await self._run_all(pool, self._scattered(), merged=True)
             if not self._stop.is_set():
                 self._ledger.sweep(merged=True)
         except ExceptionGroup as group:
@@ -110,9 +91,9 @@ class Runner:
         finally:
             self._stop.set()
             try:
-                self.peak_worker_bytes = scheduler.peak_memory_bytes
+                self.peak_worker_bytes = pool.peak_memory_bytes
             finally:
-                scheduler.close()
+                pool.close()
 
     def stop(self) -> None:
         """Take no more units. Callable from any thread and from a signal handler."""
@@ -149,6 +130,8 @@ class Runner:
             if not self._is_output(item.path):
                 self._progress.refused += 1
                 self._ledger.refuse(item)
+                if item.reason is Reason.UNREADABLE:  # what lies there was not seen, which does not mean it is gone
+                    self._ledger.keep_below(item.path)
         elif isinstance(item, WorkUnit):
             unit = self._without_output(item)
             if unit is not None:
@@ -162,7 +145,7 @@ class Runner:
             self._closed()
 
     def _is_output(self, path: str) -> bool:
-        exclude = self._plan.exclude
+        exclude = self._exclude
         return exclude is not None and (path == exclude or path.startswith(exclude + "/"))
 
     def _without_output(self, unit: WorkUnit) -> WorkUnit | None:
@@ -203,26 +186,32 @@ class Runner:
 
     # -- units are walked ----------------------------------------------------------------------------------------------
 
-    async def _walk_all(
-        self, scheduler: Scheduler, units: AsyncIterator[tuple[WorkUnit, str | None]], *, merged: bool
+    async def _run_all(
+        self,
+        pool: WorkerPool[WorkUnit, UnitOutcome],
+        units: AsyncIterator[tuple[WorkUnit, str | None]],
+        *,
+        merged: bool,
     ) -> None:
         free = asyncio.Semaphore(self._plan.resources.workers)
         async with asyncio.TaskGroup() as tasks:
             async for unit, parent in units:
                 await free.acquire()
-                task = tasks.create_task(self._unit(scheduler, unit, parent, merged=merged))
+                task = tasks.create_task(self._unit(pool, unit, parent, merged=merged))
                 task.add_done_callback(lambda _: free.release())
 
-    async def _unit(self, scheduler: Scheduler, unit: WorkUnit, parent: str | None, *, merged: bool) -> None:
+    async def _unit(
+        self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, parent: str | None, *, merged: bool
+    ) -> None:
         if not self._stop.is_set():
-            for part in await self._attempts(scheduler, unit, parent, merged=merged):
+            for part in await self._attempts(pool, unit, parent, merged=merged):
                 self._progress.found += 1
                 self._enqueue(part, unit.key)
         if not merged:
             self._closed()
 
     async def _attempts(
-        self, scheduler: Scheduler, unit: WorkUnit, parent: str | None, *, merged: bool
+        self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, parent: str | None, *, merged: bool
     ) -> tuple[WorkUnit, ...]:
         """Bring a unit to its outcome, attempt by attempt; return the units it splits into."""
         known = self._ledger.meet(unit, parent)
@@ -236,11 +225,11 @@ class Runner:
             alone = attempts > faults or reason is Reason.WORKER_DIED
             attempts += 1
             try:
-                outcome = await self._attempt(scheduler, unit, alone=alone)
-                if outcome.out_of_memory and not alone and self._plan.resources.has_more_alone:
+                outcome = await self._attempt(pool, unit, alone=alone)
+                if outcome.out_of_memory and not alone:
                     self._ledger.withdraw(unit)  # one attempt, begun again with all the memory there is
-                    outcome = await self._attempt(scheduler, unit, alone=True)
-            except ModelsLostError as fault:
+                    outcome = await self._attempt(pool, unit, alone=True)
+            except SharedFaultError as fault:
                 reason = fault.reason
                 if alone:  # in company it may have been any of them: it counts as an attempt, and the next is alone
                     faults += 1
@@ -260,17 +249,25 @@ class Runner:
         await self._finish(unit, _failed(unit, reason or Reason.WORKER_DIED))
         return ()
 
-    async def _attempt(self, scheduler: Scheduler, unit: WorkUnit, *, alone: bool) -> UnitOutcome:
-        async with scheduler.slot(alone=alone) as slot:
+    async def _attempt(self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, *, alone: bool) -> UnitOutcome:
+        async with pool.slot(alone=alone) as slot:
             self._ledger.begin(unit)
             try:
-                return await slot.walk(unit)
+                outcome = await slot.run(unit)
+                if outcome.out_of_memory:
+                    slot.kill()  # what a failed allocation left behind in its libraries is not known
+                return outcome
             except WorkerError:
                 raise
             except asyncio.CancelledError:
                 self._ledger.withdraw(unit)
                 raise
-            except (BackendError, BundleError, OutputError):  # no study's fault, and no other study would fare better
+            except (
+                BackendError,
+                BundleError,
+                MachineError,
+                OutputError,
+            ):  # no study's fault, and no other study would fare better
                 self._ledger.withdraw(unit)
                 raise
             except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
@@ -278,7 +275,7 @@ class Runner:
 
     async def _finish(self, unit: WorkUnit, outcome: UnitOutcome) -> None:
         self._ledger.finish(unit, outcome.results, outcome.refused)
-        self._progress.walked += 1
+        self._progress.processed += 1
         self._progress.refused += len(outcome.refused)
         for result in outcome.results:
             self._progress.statuses[result.status] += 1
@@ -286,9 +283,9 @@ class Runner:
                 self._progress.stage_seconds[stage] += ms / 1000  # type: ignore[assignment]
             await self._emit(result)
 
-    def _check_devices(self, devices: dict[str, Device]) -> None:
-        for role, device in devices.items():
-            self._ledger.agree_device(role, asdict(device))
+    def _check_devices(self, facts: Facts) -> None:
+        for role, device in facts.items():
+            self._ledger.agree_device(role, device)
 
 
 def _failed(unit: WorkUnit, reason: Reason, *, detail: str | None = None) -> UnitOutcome:

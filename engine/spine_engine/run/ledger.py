@@ -17,12 +17,12 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
-from spine_engine.errors import OutputError, Reason
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit, merged_unit
+from spine_engine.errors import OutputError, Reason, Warn
 from spine_engine.results import Row, StudyResult, study_from_line, study_line
 
 LEDGER_FILE: Final = "ledger.sqlite"
@@ -143,7 +143,7 @@ class Ledger:
         """Note that this run's input holds ``unit`` and return what is known of it; a changed unit starts afresh."""
         key, above = _key(unit.key), parent and _key(parent)
         row = self._db.execute(
-            "SELECT digest, state, attempts, faults, last_fault FROM units WHERE key = ?", (key,)
+            "SELECT digest, state, attempts, faults, last_fault, met FROM units WHERE key = ?", (key,)
         ).fetchone()
         if row is None or row[0] != unit.digest:
             self._forget("key = ?", key)
@@ -154,7 +154,8 @@ class Ledger:
         self._note("UPDATE units SET met = ?, parent = coalesce(?, parent) WHERE key = ?", self._met, above, key)
         split = tuple(self._parts(key)) if row[1] == "split" else ()
         fault = Reason(row[4]) if row[4] else None
-        return UnitState(done=row[1] == "done", split=split, attempts=row[2], faults=row[3], last_fault=fault)
+        done = row[1] == "done" or (row[1] == "again" and row[5] == self._met)
+        return UnitState(done=done, split=split, attempts=row[2], faults=row[3], last_fault=fault)
 
     def begin(self, unit: WorkUnit) -> None:
         """Commit that an attempt at ``unit`` begins. Call right before it is opened."""
@@ -183,22 +184,34 @@ class Ledger:
         self._commit()
 
     def finish(self, unit: WorkUnit, results: Sequence[StudyResult], refused: Sequence[RefusedFile]) -> None:
-        """Commit the outcome of ``unit``: its studies, and the files of it that could not be used."""
+        """Commit the outcome of ``unit``: its studies, and the files of it that could not be used.
+
+        The next run tries a unit again where the machine caused the outcome: want of memory, a file it could not read.
+        """
         key = _key(unit.key)
         part = 0 if unit.key.startswith(_MERGED_PREFIX) else 1
+        self._write("DELETE FROM outcomes WHERE unit = ?", key)
+        self._write("DELETE FROM refused WHERE unit = ?", key)
         for result in results:
             line, rows = study_line(result), json.dumps(result.rows, separators=(",", ":"))
             values = (result.study_id, part, key, result.status, result.reason, line, rows, time.time())
             self._write("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *values)
         for file in refused:
             self._refuse(file, key)
-        self._write("UPDATE units SET state = 'done', attempts = 0, faults = 0 WHERE key = ?", key)
+        state = "again" if _by_chance(results, refused) else "done"
+        self._write("UPDATE units SET state = ?, attempts = 0, faults = 0 WHERE key = ?", state, key)
         self._commit()
 
     def refuse(self, file: RefusedFile) -> None:
         """Note a file, or folder, that discovery could not use."""
         self._refuse(file, b"")
         self._noted()
+
+    def keep_below(self, folder: str) -> None:
+        """Keep what earlier runs recorded of a folder that this run cannot list."""
+        below = _key("" if folder == "." else f"{folder}/")
+        condition = "(key = ? OR substr(key, 1, ?) = ?)"
+        self._note(f"UPDATE units SET met = ? WHERE {condition}", self._met, _key(folder), len(below), below)
 
     def sweep(self, *, merged: bool) -> None:
         """Forget the units this run did not meet: those made of several others, or all the rest."""
@@ -222,9 +235,8 @@ class Ledger:
                 "SELECT files FROM units WHERE key IN (SELECT unit FROM outcomes WHERE part = 1 AND study_id = ?)",
                 (last,),
             )
-            files = {entry for (blob,) in packed for entry in _unpacked(blob)}
-            ordered = tuple(sorted(files, key=lambda entry: entry.path))
-            yield WorkUnit(key=_MERGED_PREFIX + last, files=ordered, study_id=last)
+            files = (entry for (blob,) in packed for entry in _unpacked(blob))
+            yield replace(merged_unit(_MERGED_PREFIX + last, files, last), part=True)
 
     # -- reading back --------------------------------------------------------------------------------------------------
 
@@ -236,6 +248,10 @@ class Ledger:
             if study_id != last:
                 last = study_id
                 yield study_id, json.loads(rows), line
+
+    def incomplete(self) -> int:
+        """Return how many studies were recorded without a file of theirs that could not be read."""
+        return sum(f'"{Warn.FILE_UNREADABLE}"' in line for _, _, line in self.outcomes())
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
         """Return how many studies have each status, and how many each reason."""
@@ -267,7 +283,7 @@ class Ledger:
     def _parts(self, parent: bytes) -> Iterator[WorkUnit]:
         query = "SELECT key, files, study_id FROM units WHERE parent = ? ORDER BY key"
         for key, blob, study_id in self._db.execute(query, (parent,)).fetchall():
-            yield WorkUnit(key=_text(key), files=_unpacked(blob), study_id=study_id)
+            yield WorkUnit(key=_text(key), files=_unpacked(blob), study_id=study_id, part=True)
 
     def _refuse(self, file: RefusedFile, unit: bytes) -> None:
         values = (_key(file.path), unit, file.reason, self._met)
@@ -360,8 +376,15 @@ _STUDIES: Final = (
 
 
 def _recorded(study_id: str, line: str, rows: str, finished: float, key: bytes, files: bytes) -> RecordedStudy:
-    unit = WorkUnit(key=_text(key), files=_unpacked(files), study_id=study_id)
+    unit = WorkUnit(key=_text(key), files=_unpacked(files), study_id=study_id, part=True)
     return RecordedStudy(result=study_from_line(line, json.loads(rows)), unit=unit, finished=finished)
+
+
+def _by_chance(results: Sequence[StudyResult], refused: Sequence[RefusedFile]) -> bool:
+    """Whether the machine caused an outcome, so that another try may give another."""
+    if any(file.reason is Reason.UNREADABLE for file in refused):
+        return True
+    return any(result.reason is Reason.OUT_OF_MEMORY or Warn.FILE_UNREADABLE in result.warnings for result in results)
 
 
 def _key(text: str) -> bytes:
@@ -372,9 +395,9 @@ def _text(key: bytes) -> str:
     return key.decode("utf-8", "surrogatepass")
 
 
-def _packed(files: Sequence[FileEntry]) -> bytes:
+def _packed(files: Sequence[InputFile]) -> bytes:
     return zlib.compress(json.dumps([[entry.path, entry.size] for entry in files]).encode("ascii"), 1)
 
 
-def _unpacked(blob: bytes) -> tuple[FileEntry, ...]:
-    return tuple(FileEntry(path=path, size=size) for path, size in json.loads(zlib.decompress(blob)))
+def _unpacked(blob: bytes) -> tuple[InputFile, ...]:
+    return tuple(InputFile(path=path, size=size) for path, size in json.loads(zlib.decompress(blob)))

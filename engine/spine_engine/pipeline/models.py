@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import Generic, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.backends import Backend, Device, Precision
+from spine_engine.backends import AskedPrecision, Backend, Device
+from spine_engine.backends.checked import CheckedBackend, memory_is_limited
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.detection import Detection
 from spine_engine.detection.finder import LevelFinder, level_finder
-from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
+from spine_engine.errors import BundleError
 from spine_engine.options import RunOptions
 from spine_engine.study import Stack
 
 EntryT = TypeVar("EntryT", bound=ModelEntry)
 
 
-class OpenModel(Generic[EntryT]):
+class TimedModel(Generic[EntryT]):
     """A loaded model with what its manifest says, which adds up the time it takes; a ``Backend`` itself."""
 
     def __init__(self, entry: EntryT, backend: Backend) -> None:
@@ -43,7 +46,7 @@ class OpenModel(Generic[EntryT]):
         self._backend.close()
 
 
-class OpenModels:
+class PipelineModels:
     """Detector and grader where the run uses them, and the whole-study grader where the bundle has one.
 
     Attributes:
@@ -67,11 +70,11 @@ class OpenModels:
         self._bundle, self._options = bundle, options
         self._opener = opener or partial(open_role, bundle, options)
         self.devices: dict[str, Device] = {}
-        self.detector: OpenModel[DetectorEntry] | None = None
-        self.grader: OpenModel[GraderEntry] | None = None
-        self._labellers: tuple[OpenModel[ModelEntry], ...] = ()
+        self.detector: TimedModel[DetectorEntry] | None = None
+        self.grader: TimedModel[GraderEntry] | None = None
+        self._labellers: tuple[TimedModel[ModelEntry], ...] = ()
         self._find: LevelFinder | None = None
-        self._whole: OpenModel[GraderEntry] | None = None
+        self._whole: TimedModel[GraderEntry] | None = None
         if in_two_stages(bundle, options):
             self.detector = self._open("detector", bundle.detector)
             self.grader = self._open("grader", bundle.grader)
@@ -100,17 +103,17 @@ class OpenModels:
             if model is not None:
                 model.close()
 
-    def whole_study_grader(self) -> OpenModel[GraderEntry] | None:
+    def whole_study_grader(self) -> TimedModel[GraderEntry] | None:
         """Return the whole-study grader, opened now if need be; None when the bundle has none. Errors as on opening."""
         entry = self._bundle.manifest.models.whole_study_grader
         if self._whole is None and entry is not None:
             self._whole = self._open("whole_study_grader", entry)
         return self._whole
 
-    def _open(self, role: str, entry: EntryT) -> OpenModel[EntryT]:
+    def _open(self, role: str, entry: EntryT) -> TimedModel[EntryT]:
         backend = self._opener(role)
         self.devices[role] = backend.device
-        return OpenModel(entry, backend)
+        return TimedModel(entry, backend)
 
 
 def open_role(bundle: Bundle, options: RunOptions, role: str) -> Backend:
@@ -120,16 +123,32 @@ def open_role(bundle: Bundle, options: RunOptions, role: str) -> Backend:
         BackendError: the backend, device or precision is not to be had.
         BundleError: there is no such model, or it is damaged or not what the manifest says.
     """
-    return bundle.open_model(
-        bundle.entry(role),
+    entry = bundle.entry(role)
+    backend = bundle.open_model(
+        entry,
         name=options.backend,
         device=options.device,
-        precision=cast(Precision, options.precision),
+        precision=cast(AskedPrecision, options.precision),
         threads=options.thread_count,
     )
+    if options.max_memory_bytes is None and not memory_is_limited():
+        return backend
+    return CheckedBackend(backend, entry.profile)
 
 
 def in_two_stages(bundle: Bundle, options: RunOptions) -> bool:
     """Whether a run finds the levels first and grades each: the bundle can, and the options do not forbid it."""
     models = bundle.manifest.models
     return options.detector and models.detector is not None and models.grader is not None
+
+
+def opened_bundle(path: Path, digest: str) -> Bundle:
+    """Open a bundle in another process than the one that began the run.
+
+    Raises:
+        BundleError: it is damaged, or no longer the one the run began with.
+    """
+    bundle = Bundle.open(path)
+    if bundle.digest != digest:
+        raise BundleError(f"the bundle {bundle.manifest.name!r} was changed while the run started; start again")
+    return bundle

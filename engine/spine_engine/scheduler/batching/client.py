@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from spine_engine.backends.base import Device, TensorInfo, check_inputs
 from spine_engine.errors import BackendError, BundleError
-from spine_engine.scheduler.exchange import Exchange, connected
+from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected
+from spine_engine.scheduler.task import CompanionLostError
 
 RECONNECT_S: Final = 2.0
 """A new process listens within half a second on a busy machine; models are opened after that, while workers wait."""
@@ -20,19 +21,7 @@ RECONNECT_S: Final = 2.0
 _REFUSALS: Final = {error.__name__: error for error in (BackendError, BundleError)}
 
 
-class ModelsGoneError(Exception):
-    """The model process died or hangs; no fault of the study that was asking, as far as anyone can tell.
-
-    Attributes:
-        generation: which of the processes, one after the other, it was; 0 where none could be reached.
-    """
-
-    def __init__(self, generation: int = 0) -> None:
-        super().__init__(generation)
-        self.generation = generation
-
-
-class RemoteBackend:
+class ServedBackend:
     """The model of one role in the model process. See ``Backend`` for the contract."""
 
     def __init__(self, address: str, role: str) -> None:
@@ -40,10 +29,10 @@ class RemoteBackend:
 
         Raises:
             BackendError, BundleError: the model cannot be had.
-            ModelsGoneError: nothing answers.
+            CompanionLostError: nothing answers.
         """
         self._address, self._role = address, role
-        self._exchange: Exchange | None = None
+        self._channel: ArrayChannel | None = None
         self._generation = 0
         said = self._connect()
         self.inputs, self.outputs = _infos(said["inputs"]), _infos(said["outputs"])
@@ -53,24 +42,24 @@ class RemoteBackend:
         """Run the model once, in whatever company.
 
         Raises:
-            ModelsGoneError: the model process died; the next call connects to the one in its place.
+            CompanionLostError: the model process died; the next call connects to the one in its place.
             MemoryError: it had too little memory for this request.
             RuntimeError: the model raised on this request.
         """
         check_inputs(self.inputs, inputs)
-        if self._exchange is not None and self._exchange.ended:  # by a process that died since; another is in its place
+        if self._channel is not None and self._channel.ended:  # by a process that died since; another is in its place
             self.close()
-        if self._exchange is None:
+        if self._channel is None:
             self._connect()
-        assert self._exchange is not None
+        assert self._channel is not None
         try:
-            self._exchange.send({}, inputs)
-            answer = self._exchange.receive()
+            self._channel.send({}, inputs)
+            answer = self._channel.receive()
         except OSError:
             answer = None
         if answer is None:
             self.close()
-            raise ModelsGoneError(self._generation)
+            raise CompanionLostError(self._generation)
         message, outputs = answer
         if "error" in message:
             raise MemoryError if message["memory"] else RuntimeError(f"the {self._role} raised {message['error']}")
@@ -78,9 +67,9 @@ class RemoteBackend:
 
     def close(self) -> None:
         """Hang up."""
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            exchange.close()
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
 
     def _reached(self) -> socket.socket:
         """Connect; where nobody listens, wait a little for the process that takes the place of one that died."""
@@ -90,24 +79,24 @@ class RemoteBackend:
                 return connected(self._address)
             except OSError:
                 if time.monotonic() > deadline:
-                    raise ModelsGoneError from None
+                    raise CompanionLostError from None
                 time.sleep(0.02)
 
     def _connect(self) -> dict[str, Any]:
-        exchange = Exchange(self._reached())
+        channel = ArrayChannel(self._reached())
         try:
-            exchange.send({"role": self._role})
-            answer = exchange.receive()
+            channel.send({"role": self._role})
+            answer = channel.receive()
         except OSError:
             answer = None
         if answer is None:
-            exchange.close()
-            raise ModelsGoneError
+            channel.close()
+            raise CompanionLostError
         said, _ = answer
         if "refused" in said:
-            exchange.close()
+            channel.close()
             raise _REFUSALS.get(said["refused"], BackendError)(said["why"])
-        self._exchange, self._generation = exchange, said["generation"]
+        self._channel, self._generation = channel, said["generation"]
         return said
 
 

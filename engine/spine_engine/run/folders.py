@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -44,8 +45,33 @@ def excluded_path(root: Path, output: Path) -> str | None:
     return real.relative_to(root).as_posix() if real.is_relative_to(root) else None
 
 
+@dataclass(frozen=True)
+class OutputLock:
+    """The lock that a run holds on its output folder."""
+
+    folder: Path
+    descriptor: int
+
+    def check(self) -> None:
+        """Check that the folder is still the one that was locked.
+
+        Raises:
+            OutputError: it was deleted, moved, or replaced by another.
+        """
+        held = os.fstat(self.descriptor)
+        try:
+            now = os.stat(self.folder / LOCK_FILE)
+        except OSError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != (held.st_dev, held.st_ino):
+            raise OutputError(
+                f"{self.folder} was deleted or replaced while the run wrote to it: "
+                "nothing more is written there; run again"
+            )
+
+
 @contextmanager
-def held(output: Path) -> Iterator[Path]:
+def locked(output: Path) -> Iterator[OutputLock]:
     """Make the output folder where it is missing and hold it until the block ends.
 
     Raises:
@@ -64,6 +90,6 @@ def held(output: Path) -> Iterator[Path]:
             raise OutputBusyError(f"another run is writing to {output}; wait for it or choose another folder") from None
         except OSError as error:
             raise OutputError(f"cannot lock {output}: {error.strerror}; choose a folder on a local disk") from error
-        yield output
+        yield OutputLock(output, lock)
     finally:
         os.close(lock)

@@ -6,25 +6,26 @@ exported. The first of two is the reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.anatomy import LEVELS, Level
+from spine_engine.anatomy import LEVELS
+from spine_engine.backends.base import Model
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.detection.finder import level_finder
-from spine_engine.detection.levels import BOX_MM, Detection, DiscLevel
+from spine_engine.detection.levels import Detection
 from spine_engine.errors import OutputError, UsageError
-from spine_engine.grading import level_grids, study_grid
-from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
-from spine_engine.opened import OpenModels
 from spine_engine.options import RunOptions
-from spine_engine.phantom import draw_spine, render
-from spine_engine.study import Role, Stack, Study
+from spine_engine.phantom.samples import PHANTOMS, Sample, phantom_samples
+from spine_engine.pipeline.level_grids import level_grids, study_grid
+from spine_engine.pipeline.models import PipelineModels
+from spine_engine.study import Source
 
 F32 = NDArray[np.float32]
 
@@ -36,20 +37,6 @@ MARGIN: Final = 0.05
 
 DISC_TOLERANCE_MM: Final = 0.5
 """Farthest that a precision may move a disc: a quarter of the detector's own error (docs/decisions/0004)."""
-
-PHANTOMS: Final = 8
-"""Forty levels; more phantoms moved the mean difference of bf16 by less than 0.0001."""
-
-UNSEEN_SEED: Final = 20_000_000
-"""Phantoms from here on are never trained on."""
-
-
-class Runner(Protocol):
-    """The one method of a ``Backend`` that is compared."""
-
-    def run(self, inputs: Mapping[str, F32]) -> Mapping[str, F32]:
-        """Run the model once."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,53 +83,28 @@ class LevelParity:
         return f"{self.found} levels moved by {self.largest_mm:.2g} mm at most" if self.found else "found no level"
 
 
-@dataclass(frozen=True, eq=False)
-class Sample:
-    """A study to compare on, and where its levels are: ``levels`` are what graders look at."""
-
-    study: Study
-    levels: Mapping[Level, DiscLevel]
-
-    @property
-    def sagittal(self) -> list[tuple[Stack, ...]]:
-        """The stacks of each sagittal series, as detectors take them."""
-        return [s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in self.study.with_role(role)]
-
-
-def phantom_samples(count: int = PHANTOMS, *, start: int = 0) -> list[Sample]:
-    """Return phantoms that no training has seen, with their true levels, beginning with number ``start``."""
-    samples = []
-    for seed in range(UNSEEN_SEED + start, UNSEEN_SEED + start + count):
-        phantom = render(draw_spine(seed), seed=seed)
-        places = zip(LEVELS, phantom.spine.disc_center_mm, phantom.spine.disc_axes, strict=True)
-        size = np.array(BOX_MM)
-        levels = {level: DiscLevel(level, center, axes, size, 1.0, "detector") for level, center, axes in places}
-        samples.append(Sample(phantom.as_study(), levels))
-    return samples
-
-
 def grader_inputs(entry: GraderEntry, samples: Sequence[Sample]) -> F32:
     """Return the grids ``(N, C, D, H, W)`` that a grader sees of samples: five each, or one of the whole study."""
     if entry.grades_levels:
-        return np.concatenate([level_grids(sample.study, sample.levels, entry)[0] for sample in samples])
-    return np.stack([study_grid(sample.study, entry)[0] for sample in samples])
+        return np.concatenate([level_grids(sample.study, sample.levels, entry.layout)[0] for sample in samples])
+    return np.stack([study_grid(sample.study, entry.layout)[0] for sample in samples])
 
 
 Answers = F32 | list[Detection]
 """A grader's probabilities ``(N, heads, 3)``, or the levels of each sample."""
 
 
-def ask(entry: ModelEntry, models: Sequence[Runner], samples: Sequence[Sample]) -> Answers:
+def ask(entry: ModelEntry, models: Sequence[Model], samples: Sequence[Sample]) -> Answers:
     """Return what models say of samples: one grader, or all that a detector needs, with the entry of the first."""
     if isinstance(entry, GraderEntry):
         return answers(models[0], entry, grader_inputs(entry, samples))
     if not isinstance(entry, DetectorEntry):
         raise TypeError(f"{entry.file} gives no answer by itself")
     find = level_finder(entry.decoder, entry.spec, models)
-    return [find(sample.sagittal) for sample in samples]
+    return [find(sample.study.sagittal_stacks) for sample in samples]
 
 
-def answers(runner: Runner, entry: GraderEntry, grids: F32) -> F32:
+def answers(runner: Model, entry: GraderEntry, grids: F32) -> F32:
     """Return a grader's probabilities ``(N, heads, 3)`` for grids, as many a call as a run of the engine makes."""
     step = len(LEVELS) if entry.grades_levels else 1
     name, gives = entry.inputs[0].name, entry.outputs[0].name
@@ -204,7 +166,7 @@ def compare_probabilities(reference: NDArray[np.floating], other: NDArray[np.flo
 def compare_levels(reference: Sequence[Detection], other: Sequence[Detection]) -> LevelParity:
     """Compare the levels that two ways found in the same studies, at least one."""
     moved = [_moved_mm(*pair) for pair in zip(reference, other, strict=True)]
-    found = sum(disc.source == "detector" for first in reference for disc in first.levels.values())
+    found = sum(disc.source == Source.DETECTOR for first in reference for disc in first.levels.values())
     return LevelParity(largest_mm=max(moved), found=found)
 
 
@@ -218,7 +180,7 @@ def bundle_parity(
         OutputError: ``worst`` cannot be written.
         UsageError: the two ways are the same.
     """
-    first, second = OpenModels(bundle, reference), OpenModels(bundle, other)
+    first, second = PipelineModels(bundle, reference), PipelineModels(bundle, other)
     try:
         samples = phantom_samples(count)
         one, two = _said_by(first, samples), _said_by(second, samples)
@@ -236,11 +198,14 @@ def bundle_parity(
     return found
 
 
-def _said_by(opened: OpenModels, samples: Sequence[Sample]) -> dict[str, tuple[ModelEntry, Answers]]:
+def _said_by(opened: PipelineModels, samples: Sequence[Sample]) -> dict[str, tuple[ModelEntry, Answers]]:
     """Return by role what the models of a bundle say of samples."""
     said: dict[str, tuple[ModelEntry, Answers]] = {}
     if opened.detector is not None:
-        said["detector"] = (opened.detector.entry, [opened.find_levels(sample.sagittal) for sample in samples])
+        said["detector"] = (
+            opened.detector.entry,
+            [opened.find_levels(sample.study.sagittal_stacks) for sample in samples],
+        )
     for role, model in {"grader": opened.grader, "whole_study_grader": opened.whole_study_grader()}.items():
         if model is not None:
             said[role] = (model.entry, ask(model.entry, [model], samples))

@@ -22,9 +22,9 @@ from typing import Any, Final
 
 from spine_engine.backends.base import Backend
 from spine_engine.errors import BackendError, SpineEngineError
-from spine_engine.scheduler.batching import Batcher, BatchPolicy
-from spine_engine.scheduler.exchange import Exchange, connected, listening, own_peer
-from spine_engine.scheduler.processes import START_TIMEOUT_S, no_main_module, peak_memory_bytes, prepare_process
+from spine_engine.scheduler.batching.batcher import Batcher, BatchPolicy
+from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected, listening, own_peer
+from spine_engine.scheduler.process import START_TIMEOUT_S, no_main_module, peak_memory_bytes, prepare_process
 
 OpenModel = Callable[[str], tuple[Backend, BatchPolicy]]
 """Opens the model of a role, in the model process; what it raises as ``SpineEngineError`` is raised in the worker."""
@@ -38,7 +38,7 @@ _FULL_S: Final = 0.1
 """How long it waits before it accepts again when it has too many files open."""
 
 
-class ModelProcess:
+class ModelServer:
     """The parent's handle on the model process: started when first needed, replaced when it has died.
 
     Args:
@@ -127,7 +127,7 @@ def _serve(address: str, factory: ModelsFactory, call_timeout_s: float, generati
     prepare_process()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a worker takes three for each model
-    served = _Served(factory(), generation)
+    served = _Connections(factory(), generation)
     threading.Thread(target=served.watch, args=(call_timeout_s,), daemon=True).start()
     listener = listening(address)
     while True:
@@ -142,7 +142,7 @@ def _serve(address: str, factory: ModelsFactory, call_timeout_s: float, generati
             connection.close()
 
 
-class _Served:
+class _Connections:
     """The models opened so far, each with its batcher."""
 
     def __init__(self, open_model: OpenModel, generation: int) -> None:
@@ -153,38 +153,38 @@ class _Served:
 
     def converse(self, connection: socket.socket) -> None:
         """Answer one worker until it hangs up: about one model, named in its first message."""
-        exchange = Exchange(connection)
+        channel = ArrayChannel(connection)
         try:
-            batcher = self._introduced(exchange)
-            while batcher is not None and (asked := exchange.receive()) is not None:
+            batcher = self._introduced(channel)
+            while batcher is not None and (asked := channel.receive()) is not None:
                 try:
-                    exchange.send({}, batcher.run(asked[1]))
+                    channel.send({}, batcher.run(asked[1]))
                 except OSError:
                     raise
                 except Exception as error:  # noqa: BLE001 - it is this request's error; its worker is told
                     said = f"{type(error).__name__}: {error}"[:1000]
-                    exchange.send({"error": said, "memory": isinstance(error, MemoryError)})
+                    channel.send({"error": said, "memory": isinstance(error, MemoryError)})
         except (OSError, MemoryError):  # the worker was killed, or what it sent cannot be had: it is told by the end
             pass
         finally:
-            exchange.close()
+            channel.close()
 
-    def _introduced(self, exchange: Exchange) -> Batcher | None:
+    def _introduced(self, channel: ArrayChannel) -> Batcher | None:
         """Open the model that a worker asks for and say what it is; None when it cannot be had."""
-        opened = exchange.receive()
+        opened = channel.receive()
         if opened is None:
             return None
         try:
             batcher = self._batcher(opened[0]["role"])
         except SpineEngineError as error:
-            exchange.send({"refused": type(error).__name__, "why": str(error)})
+            channel.send({"refused": type(error).__name__, "why": str(error)})
             return None
         except Exception as error:  # noqa: BLE001 - the worker must not take it for the death of this process
-            exchange.send({"refused": "BackendError", "why": f"the model cannot be opened: {error!r}"[:1000]})
+            channel.send({"refused": "BackendError", "why": f"the model cannot be opened: {error!r}"[:1000]})
             return None
         backend = batcher.backend
         infos = {side: [asdict(info) for info in getattr(backend, side)] for side in ("inputs", "outputs")}
-        exchange.send({**infos, "device": asdict(backend.device), "generation": self._generation})
+        channel.send({**infos, "device": asdict(backend.device), "generation": self._generation})
         return batcher
 
     def watch(self, call_timeout_s: float) -> None:

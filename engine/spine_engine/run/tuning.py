@@ -25,8 +25,8 @@ from spine_engine.dicom import WorkUnit
 from spine_engine.errors import BackendError, UsageError
 from spine_engine.options import MAX_WORKERS, RunOptions, usable_cpus
 from spine_engine.results import Status
-from spine_engine.scheduler import Scheduler, WorkerError
-from spine_engine.walk import plan_walk
+from spine_engine.run.plan import plan_run
+from spine_engine.scheduler import WorkerError
 
 MARGIN: Final = 1.03
 """The defaults stay unless something is this much faster: rounds on one quiet machine differ by 1 to 3 %."""
@@ -94,23 +94,34 @@ def settings_to_try(options: RunOptions, cpus: int) -> list[Setting]:
     return list(dict.fromkeys(tried))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is measured: studies, graded again and again, the models, and the options that no setting changes.
+
+    Attributes:
+        root: the folder the units lie in.
+        units: the studies.
+        bundle: the models.
+        options: how they run, but for what a setting decides.
+    """
+
+    root: Path
+    units: Sequence[WorkUnit]
+    bundle: Bundle
+    options: RunOptions
+
+
 def measure(
-    root: Path,
-    units: Sequence[WorkUnit],
-    bundle: Bundle,
-    options: RunOptions,
+    workload: Workload,
     settings: Sequence[Setting],
     *,
     rounds: int,
     done: Callable[[Measured], None] = lambda measured: None,
 ) -> list[Measured]:
-    """Walk studies in each setting, the settings in turns so that a busy machine slows all alike.
+    """Grade studies in each setting, the settings in turns so that a busy machine slows all alike.
 
     Args:
-        root: the folder the units lie in.
-        units: the studies; they are walked again and again.
-        bundle: the models.
-        options: what the settings leave alone.
+        workload: the studies and the models.
         settings: the ways to run.
         rounds: how often each is measured; one that cannot run here is measured once.
         done: told after each measurement what is known of the setting by then.
@@ -121,7 +132,7 @@ def measure(
             if known[setting].failure is not None:
                 continue
             try:
-                rate = asyncio.run(_rate(root, units, bundle, replace(options, **asdict(setting))))
+                rate = asyncio.run(_rate(workload, setting))
                 known[setting] = replace(known[setting], rates=(*known[setting].rates, rate))
             except (BackendError, WorkerError) as error:
                 known[setting] = replace(known[setting], failure=str(error))
@@ -129,26 +140,22 @@ def measure(
     return list(known.values())
 
 
-async def _rate(root: Path, units: Sequence[WorkUnit], bundle: Bundle, options: RunOptions) -> float:
-    """Return studies a second, once every worker has walked one study."""
-    plan = plan_walk(root, bundle, options)
-    workers = plan.resources.workers
-    scheduler = Scheduler(
-        plan.factory,
-        workers=workers,
-        timeout_s=options.timeout_s,
-        memory=plan.resources.memory,
-        models=plan.models,
-    )
+async def _rate(workload: Workload, setting: Setting) -> float:
+    """Return studies a second, once every worker has graded one study."""
+    options = replace(workload.options, **asdict(setting))
+    plan = plan_run(workload.root, workload.bundle, options)
+    units = workload.units
+    pool = plan.open_pool()
+    workers = pool.workers
     started = asyncio.Barrier(workers + 1)
     work = islice(cycle(units), workers * STUDIES_EACH)
 
     async def worker(first: WorkUnit) -> None:
-        async with scheduler.slot() as slot:
-            await slot.walk(first)
+        async with pool.slot() as slot:
+            await slot.run(first)
             await started.wait()
             for unit in work:
-                outcome = await slot.walk(unit)
+                outcome = await slot.run(unit)
                 if any(result.status is Status.FAILED for result in outcome.results):
                     raise UsageError("a study failed; tune with studies that 'spine-engine run' can grade")
 
@@ -165,7 +172,7 @@ async def _rate(root: Path, units: Sequence[WorkUnit], bundle: Bundle, options: 
     except ExceptionGroup as group:
         raise next(_leaves(group)) from None
     finally:
-        scheduler.close()
+        pool.close()
 
 
 def _leaves(error: Exception) -> Iterator[Exception]:

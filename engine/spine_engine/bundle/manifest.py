@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, Severity
 from spine_engine.backends.base import Profile
+from spine_engine.bundle.strict_json import load_json, read_dataclass
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import BundleError
 from spine_engine.study import Role
 from spine_engine.voxels.grid import GridSpec
+from spine_engine.voxels.layout import GridLayout, Normalisation
 
 SCHEMA: Final = 1
 """The version of the manifest's schema that this engine reads and writes."""
@@ -82,7 +81,7 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileEntry:
+class ModelFile:
     """One ONNX file of the bundle.
 
     Attributes:
@@ -103,7 +102,7 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelEntry(FileEntry):
+class ModelEntry(ModelFile):
     """What every model says: its file, in float32, and the tensors it must have.
 
     Attributes:
@@ -119,12 +118,12 @@ class ModelEntry(FileEntry):
     inputs: tuple[TensorEntry, ...]
     outputs: tuple[TensorEntry, ...]
     precisions: tuple[Precision, ...] = ("f32",)
-    variants: dict[str, FileEntry] = field(default_factory=dict)
+    variants: dict[str, ModelFile] = field(default_factory=dict)
     parity: dict[str, dict[str, float]] = field(default_factory=dict)
     profile: Profile | None = None
 
     def __post_init__(self) -> None:
-        FileEntry.__post_init__(self)
+        ModelFile.__post_init__(self)
         if "f32" not in self.precisions:
             raise ValueError("precisions must contain f32, the one that the others are compared with")
         if unknown := sorted({*self.variants} - {"f16", "int8"}):
@@ -139,7 +138,7 @@ class ModelEntry(FileEntry):
                     raise ValueError(f"the profile's {_show(shape)} is no input {_show(self.inputs[0].shape)}")
 
     @property
-    def files(self) -> tuple[FileEntry, ...]:
+    def files(self) -> tuple[ModelFile, ...]:
         """Every file of the model, its own first."""
         return (self, *self.variants.values())
 
@@ -183,7 +182,7 @@ class GraderEntry(ModelEntry):
     channels: tuple[Role, ...]
     grid: GridEntry
     output_channels: tuple[str, ...]
-    normalisation: Literal["series_window", "grid_range"] = "series_window"
+    normalisation: Normalisation = "series_window"
     output: Literal["probabilities"] = "probabilities"
     calibration: Calibration | None = None
 
@@ -196,6 +195,16 @@ class GraderEntry(ModelEntry):
         if len(set(self.channels)) != len(self.channels):
             raise ValueError("a role can fill only one channel")
         _check_channels(self.outputs[0], self.output_channels)
+
+    @property
+    def layout(self) -> GridLayout:
+        """How the grids of its input are cut."""
+        return GridLayout(
+            channels=self.channels,
+            spec=self.grid.spec,
+            center_offset_mm=self.grid.center_offset_mm,
+            normalisation=self.normalisation,
+        )
 
     @property
     def grades_levels(self) -> bool:
@@ -300,8 +309,8 @@ def parse_manifest(text: bytes | str) -> Manifest:
         BundleError: it is not JSON, or not what the schema says; the message names the key.
     """
     try:
-        content = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
-        manifest: Manifest = _read(Manifest, content, "bundle.json")
+        content = load_json(text)
+        manifest: Manifest = read_dataclass(Manifest, content, "bundle.json")
     except (ValueError, RecursionError) as error:
         detail = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
         raise BundleError(f"the manifest is refused: {detail}") from None
@@ -311,63 +320,6 @@ def parse_manifest(text: bytes | str) -> Manifest:
 def manifest_text(manifest: Manifest) -> str:
     """Return ``manifest`` as the text of a ``bundle.json``; ``parse_manifest`` reads it back."""
     return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Return ``value`` as an instance of the annotated type ``kind``; ``ValueError``s begin with ``where``."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        return read_dataclass(kind, value, where)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        return _read(next(option for option in args if option is not types.NoneType), value, where)
-    if origin is tuple and isinstance(value, list):
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else list(args)
-        if len(kinds) != len(value):
-            raise ValueError(f"{where}: want {len(kinds)} entries, got {len(value)}")
-        pairs = enumerate(zip(kinds, value, strict=True))
-        return tuple(_read(each, entry, f"{where}[{i}]") for i, (each, entry) in pairs)
-    if origin is dict and isinstance(value, dict):
-        return {key: _read(args[1], entry, f"{where}.{key}") for key, entry in value.items()}
-    if origin is Literal and isinstance(value, str):
-        if value not in args:
-            raise ValueError(f"{where}: {value!r} is none of {', '.join(args)}")
-        return value
-    if isinstance(kind, type) and issubclass(kind, str) and isinstance(value, str):
-        try:
-            return kind(value)
-        except ValueError:
-            raise ValueError(f"{where}: {value!r} is none of {', '.join(kind)}") from None  # type: ignore[arg-type]
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
-        return float(value)
-    if kind is int and type(value) is int:
-        return value
-    raise ValueError(f"{where}: got {json.dumps(value)[:60]}, want {_name_of(kind)}")
-
-
-def read_dataclass(kind: type, value: Any, where: str) -> Any:
-    """Return a JSON object as an instance of a dataclass, by its annotations; ``where`` begins what a refusal says.
-
-    Raises:
-        ValueError: a key is missing or unknown, or a value is not of its type.
-    """
-    if not isinstance(value, dict):
-        raise ValueError(f"{where}: want an object, got {json.dumps(value)[:60]}")
-    hints = typing.get_type_hints(kind)
-    known = {entry.name: entry for entry in dataclasses.fields(kind)}
-    unknown = sorted(value.keys() - known.keys())
-    if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
-    for name, entry in known.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
-        if required and name not in value:
-            raise ValueError(f"{where}: the key {name!r} is missing")
-    read = {name: _read(hints[name], entry, f"{where}.{name}") for name, entry in value.items()}
-    try:
-        return kind(**read)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
 
 
 def _check_channels(tensor: TensorEntry, channels: tuple[str, ...]) -> None:
@@ -388,19 +340,3 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 def _show(shape: tuple[int | None, ...]) -> str:
     return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"
-
-
-def _name_of(kind: Any) -> str:
-    names = {float: "a number", int: "a whole number", str: "a text"}
-    return names.get(kind, "a list" if typing.get_origin(kind) is tuple else "another type")
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows")
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a key appears twice")
-    return content

@@ -1,0 +1,1 @@
+"""A run over many studies: its plan, its ledger, its files and what it leaves behind."""
