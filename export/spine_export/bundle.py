@@ -10,23 +10,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
-from spine_engine.backends import Precision
+from spine_engine.backends import AskedPrecision
+from spine_engine.backends.base import Model
 from spine_engine.bundle import MANIFEST_FILE, Bundle, write_manifest
+from spine_engine.bundle.manifest import GraderEntry, Manifest, Models, manifest_text, parse_manifest
 from spine_engine.errors import BundleError, UsageError
-from spine_engine.manifest import (
-    Calibration,
-    GraderEntry,
-    Manifest,
-    Models,
-    manifest_text,
-    parse_manifest,
-)
-from spine_engine.parity import PHANTOMS, Runner, Sample, grader_inputs, phantom_samples
+from spine_engine.phantom.samples import Sample, phantom_samples
+from spine_engine.pipeline.parity import grader_inputs
 from spine_export.int8 import quantize
 from spine_export.onnx_file import BESIDE
 from spine_export.parts import Part, detector_part, grader_part, spinenet_part
 from spine_export.precisions import Entries, Way, opened, prove
-from spine_export.sources import Card, PipelineConfig, SpineNetFiles
+from spine_export.sources import BundleRecipe, SpineNetFiles
 from spine_export.verify import TorchRunner
 from spine_training.fit import read_checkpoint
 from spine_training.spinenet import SpineNetKind
@@ -36,7 +31,7 @@ SPINENET_ROLES: Final[dict[str, SpineNetKind]] = {
     "vertebra_appearance": "appearance",
     "vertebra_context": "context",
 }
-"""The part that each of SpineNet's networks plays in a bundle."""
+"""The kind of SpineNet's network in each role of a bundle."""
 
 CALIBRATION_PHANTOMS: Final = 24
 """Phantoms whose grids INT8 finds the ranges of activations on: 120 levels, none of those it is then compared on."""
@@ -44,88 +39,79 @@ CALIBRATION_PHANTOMS: Final = 24
 
 def write_bundle(
     out: Path,
-    *,
-    name: str,
-    version: str,
-    detector: Path | SpineNetFiles | None = None,
-    grader: Path | None = None,
-    whole_study: Path | None = None,
-    described: Mapping[str, PipelineConfig] | None = None,
-    calibration: Calibration | None = None,
-    card: Card | None = None,
-    int8: bool = False,
-    phantoms: int = PHANTOMS,
+    recipe: BundleRecipe,
     say: Callable[[str], None] = print,
 ) -> Bundle:
     """Export checkpoints into ``out``, find the precisions they may run in, and open the bundle to prove it.
 
     Args:
-        out: the bundle's folder; a bundle that is there is replaced once the new one has been opened.
-        name, version: of the bundle.
-        detector: a checkpoint of ``train``, or SpineNet's three; it belongs to ``grader``.
-        grader, whole_study: checkpoints of ``train``, or of the older pipelines where ``described`` has their role.
-        described: what files of weights alone do not say, by ``grader`` and ``whole_study_grader``.
-        calibration: of the level grader's probabilities.
-        card: what the checkpoints cannot say.
-        int8: also try the graders in INT8.
-        phantoms: how many precisions are compared on.
+        out: the bundle's folder; an older bundle there is replaced once the new one has been opened.
+        recipe: checkpoints, name and card.
         say: takes a line about each model.
 
     Raises:
-        BundleError: the engine would not accept what was written.
+        BundleError: the engine would not accept the written bundle.
         UsageError: a file is no such checkpoint, or the models make no bundle.
     """
-    if grader is None and whole_study is None:
-        raise UsageError("a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study")
-    if (grader is None) != (detector is None):
-        raise UsageError("a level grader and a detector need each other; give both --detector and --grader")
-    if grader is None and calibration is not None:
-        raise UsageError("a calibration is of a level grader's probabilities; give --grader, or leave it out")
-    card, described = card or Card(), described or {}
-    given = {"detector": detector, "grader": grader, "whole_study_grader": whole_study}
-    if unused := sorted(role for role in described if given.get(role) is None):
-        raise UsageError(f"a {unused[0]} is described, but none is given")
-    about = _about(name, version, card)
-    samples = phantom_samples(phantoms)
+    about = _about(recipe)
+    samples = phantom_samples(recipe.phantoms)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         work = Path(folder)
         entries: Entries = {}
-        if detector is not None:
-            entries |= _exported(_detectors(detector), work, samples, int8, say)
-        for role, path in {"grader": grader, "whole_study_grader": whole_study}.items():
-            if path is not None:
-                part = grader_part(path, described.get(role), calibration if role == "grader" else None, role=role)
-                entries |= _exported({role: part}, work, samples, int8, say)
-        own = {role: path for role, path in given.items() if isinstance(path, Path) and role not in described}
-        write_manifest(work, _with_facts(replace(about, models=Models(**entries)), own))
+        for group in _groups(recipe):
+            entries |= _exported(group, work, samples, recipe.int8, say)
+        models = Models(**entries)
+        write_manifest(
+            work,
+            _with_facts(replace(about, models=models), recipe.own_checkpoints),
+        )
         Bundle.open(work)
         _put(work, out)
     return Bundle.open(out)
 
 
-def _about(name: str, version: str, card: Card) -> Manifest:
-    """Return the manifest of the bundle to be, with the packaged bundle's models for now.
+def _groups(recipe: BundleRecipe) -> Iterator[dict[str, Part]]:
+    """Yield the models of a bundle by role, those together that only together give an answer."""
+    if isinstance(recipe.detector, SpineNetFiles):
+        files = recipe.detector
+        yield {role: spinenet_part(getattr(files, kind), kind) for role, kind in SPINENET_ROLES.items()}
+    elif recipe.detector is not None:
+        yield {"detector": detector_part(recipe.detector)}
+    for role, path in recipe.graders.items():
+        calibration = recipe.calibration if role == "grader" else None
+        yield {
+            role: grader_part(
+                path,
+                recipe.described.get(role),
+                calibration,
+                role=role,
+            )
+        }
+
+
+def _about(recipe: BundleRecipe) -> Manifest:
+    """Return the manifest of a future bundle, with the packaged bundle's models for now.
 
     Raises:
-        UsageError: the name or the card would make no manifest.
+        UsageError: the name or the card is not allowed in a manifest.
     """
     about = replace(
         Bundle.open().manifest,
-        version=version,
-        licence=card.licence,
-        intended_use=card.intended_use,
-        training_data=card.training_data,
-        metrics=card.metrics,
+        version=recipe.version,
+        licence=recipe.card.licence,
+        intended_use=recipe.card.intended_use,
+        training_data=recipe.card.training_data,
+        metrics=recipe.card.metrics,
     )
     try:
-        return parse_manifest(manifest_text(replace(about, name=name)))
+        return parse_manifest(manifest_text(replace(about, name=recipe.name)))
     except (BundleError, ValueError) as error:
         raise UsageError(f"the name or the card makes no bundle: {error}") from None
 
 
 def _with_facts(manifest: Manifest, checkpoints: Mapping[str, Path]) -> Manifest:
-    """Return a manifest that says what the checkpoints of ``train`` say, where the card does not."""
+    """Return a manifest with the training data and metrics of the checkpoints, where the card has none."""
     contents = {role: read_checkpoint(path) for role, path in checkpoints.items()}
     trained = {role: str(content.get("settings", {}).get("data", "")) for role, content in contents.items()}
     measured = {f"{role}.{key}": value for role, each in contents.items() for key, value in _figures_of(each).items()}
@@ -137,7 +123,7 @@ def _with_facts(manifest: Manifest, checkpoints: Mapping[str, Path]) -> Manifest
 
 
 def _put(work: Path, out: Path) -> None:
-    """Move a finished bundle to its place; files of the bundle that was there go, others stay."""
+    """Move a finished bundle to its place; files of the former bundle are removed, others stay."""
     out.mkdir(exist_ok=True)
     try:
         models = parse_manifest((out / MANIFEST_FILE).read_bytes()).models.by_role().values()
@@ -152,7 +138,11 @@ def _put(work: Path, out: Path) -> None:
 
 
 def _exported(
-    group: Mapping[str, Part], out: Path, samples: Sequence[Sample], int8: bool, say: Callable[[str], None]
+    group: Mapping[str, Part],
+    out: Path,
+    samples: Sequence[Sample],
+    int8: bool,
+    say: Callable[[str], None],
 ) -> Entries:
     """Export models that answer together, in every precision, and keep those that pass."""
     files = {role: out / f"{role}.onnx" for role in group}
@@ -163,38 +153,44 @@ def _exported(
             if path.with_name(path.name + BESIDE).exists():
                 raise UsageError(f"{path.name} is beyond the 2 GB that a model of a bundle may have")
     entries: Entries = {role: part.describe(files[role]) for role, part in group.items()}
-    ways: dict[Precision, Way] = {"bf16": opened(files, entries, "bf16"), "f16": _in_half(group)}
-    variants: dict[Precision, Mapping[str, Path]] = {"f16": halves}
+    ways: dict[AskedPrecision, Way] = {"bf16": opened(files, entries, "bf16"), "f16": _in_half(group)}
+    variants: dict[AskedPrecision, Mapping[str, Path]] = {"f16": halves}
     first = next(iter(entries.values()))
     if int8 and isinstance(first, GraderEntry):
         own = {role: out / f"{role}.int8.onnx" for role in group}
         unseen = phantom_samples(CALIBRATION_PHANTOMS, start=len(samples))
         for role, path in own.items():
-            quantize(files[role], grader_inputs(first, unseen), path)
-        variants["int8"], ways["int8"] = own, opened(own, entries, "int8")
+            quantize(
+                files[role],
+                grader_inputs(first, unseen),
+                path,
+            )
+        variants["int8"] = own
+        ways["int8"] = opened(own, entries, "int8")
     sizes = [f"{role} {path.stat().st_size / 1e6:.1f} MB" for role, path in files.items()]
     say(f"{', '.join(sizes)} in f32")
     return prove(entries, out, samples, ways, variants, say)
 
 
 def _in_half(group: Mapping[str, Part]) -> Way:
-    """Return how PyTorch runs models in half precision: what a GPU does with their f16 files."""
+    """Return a function that opens models in PyTorch's half precision, as a GPU computes their f16 files."""
 
     @contextmanager
-    def way() -> Iterator[list[Runner]]:
-        yield [TorchRunner(part.module, part.face.outputs[0], half=True) for part in group.values()]
+    def way() -> Iterator[list[Model]]:
+        yield [
+            TorchRunner(
+                part.module,
+                part.face.outputs[0],
+                half=True,
+            )
+            for part in group.values()
+        ]
 
     return way
 
 
-def _detectors(source: Path | SpineNetFiles) -> dict[str, Part]:
-    if isinstance(source, Path):
-        return {"detector": detector_part(source)}
-    return {role: spinenet_part(getattr(source, kind), kind) for role, kind in SPINENET_ROLES.items()}
-
-
 def _figures_of(content: Mapping[str, Any]) -> dict[str, float]:
-    """Return a checkpoint's last figures on what was held out."""
+    """Return a checkpoint's last figures on held-out data."""
     history = content.get("history", [])
     kept = ("metric", "prior", "best")
     return {key: round(float(history[-1][key]), 4) for key in kept if history and key in history[-1]}

@@ -17,10 +17,11 @@ class BuiltEngine:
     """One engine, in the user's cache.
 
     Attributes:
-        role, precision: of the model, and of the file of it that was built.
-        seconds: that building took; next to nothing when the cache had it.
-        size_bytes: of the engine.
-        opened: whether it opened here; false without a GPU, where only its form is checked.
+        role: role of the model in the bundle.
+        precision: precision of the file that was built.
+        seconds: time that building took; next to nothing when the cache had it.
+        size_bytes: size of the engine.
+        opened: the engine opened here; false without a GPU, where only its form is checked.
     """
 
     role: str
@@ -30,13 +31,17 @@ class BuiltEngine:
     opened: bool
 
     def __str__(self) -> str:
-        """Return a line for people."""
+        """Return a line to print."""
         state = "opened" if self.opened else "in order, not opened: that takes the GPU"
         return f"{self.role} {self.precision}: {self.size_bytes / 1e6:.1f} MB in {self.seconds:.1f} s, {state}"
 
 
 def build_engines(
-    bundle: Bundle, capability: str, *, runtime: str = "tensorrt-rtx", say: Callable[[str], None] = print
+    bundle: Bundle,
+    capability: str,
+    *,
+    runtime: str = "tensorrt-rtx",
+    say: Callable[[str], None] = print,
 ) -> tuple[BuiltEngine, ...]:
     """Build the engines that a GPU may ask for, of every model in every precision it passed parity in.
 
@@ -58,14 +63,26 @@ def build_engines(
     for role, entry in bundle.manifest.models.by_role().items():
         files = {"f32": entry, **{name: file for name, file in entry.variants.items() if name in entry.precisions}}
         for precision, file in files.items():
-            model, begun = read_model(bundle.path, file), perf_counter()
+            model = read_model(bundle.path, file)
+            begun = perf_counter()
             try:
-                engine = build_engine(model, runtime=runtime, capability=capability, profile=entry.profile)
+                engine = build_engine(
+                    model,
+                    runtime=runtime,
+                    capability=capability,
+                    profile=entry.profile,
+                )
                 seconds = perf_counter() - begun
                 opened = reopen_engine(engine, runtime=runtime)
             except BackendError as error:
                 raise BackendError(f"{file.file}: {error}") from None
-            found = BuiltEngine(role=role, precision=precision, seconds=seconds, size_bytes=len(engine), opened=opened)
-            say(str(found))
-            built.append(found)
+            built_engine = BuiltEngine(
+                role=role,
+                precision=precision,
+                seconds=seconds,
+                size_bytes=len(engine),
+                opened=opened,
+            )
+            say(str(built_engine))
+            built.append(built_engine)
     return tuple(built)

@@ -20,7 +20,7 @@ from spine_training.detector.model import Deployed
 from spine_training.grader.model import Grader
 
 CORES: Final[dict[type[nn.Module], str]] = {Grader: "backbone", Deployed: "net"}
-"""What of a module computes in float16 where it is not all: not the heads, the cumulative links or the sigmoid."""
+"""The part of a module that computes in float16: not the heads, the cumulative links or the sigmoid."""
 
 WIDE_LAYERS: Final = (GlobalResponseNorm,)
 """Layers that stay float32: a norm over a whole map sums squares, which runtimes would write in float16."""
@@ -29,7 +29,17 @@ _LARGEST: Final = torch.finfo(torch.float16).max
 
 
 PRODUCTS: Final = frozenset(
-    {"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "matmul", "__matmul__", "bmm", "baddbmm"}
+    {
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose2d",
+        "linear",
+        "matmul",
+        "__matmul__",
+        "bmm",
+        "baddbmm",
+    }
 )
 """Names of PyTorch's functions that take nearly all of a network's time, and at which its CPU kernels for float16 are
 slow (five times float32 on the packaged grader)."""
@@ -41,13 +51,22 @@ class HalfArithmetic(TorchFunctionMode):
     What overflows becomes infinite, as in float16. All other operations run in float16 itself.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         kwargs = kwargs or {}
         half = any(isinstance(value, Tensor) and value.dtype is torch.float16 for value in args)
         if not half or getattr(func, "__name__", "") not in PRODUCTS:
             return func(*args, **kwargs)
         wide = [_wide(value) for value in args]
-        return func(*wide, **{name: _wide(value) for name, value in kwargs.items()}).half()
+        return func(
+            *wide,
+            **{name: _wide(value) for name, value in kwargs.items()},
+        ).half()
 
 
 class Narrowed(nn.Module):
@@ -96,7 +115,11 @@ def narrowed(model: nn.Module) -> nn.Module:
                 setattr(module, name, Widened(child))
     for module in list(copied.modules()):
         if name := CORES.get(type(module), ""):
-            setattr(module, name, Narrowed(module.get_submodule(name)))
+            setattr(
+                module,
+                name,
+                Narrowed(module.get_submodule(name)),
+            )
     return copied if cores else Narrowed(copied)
 
 

@@ -29,18 +29,18 @@ IMAGE: Final = "image"
 PROBABILITIES: Final = "probabilities"
 
 MIN_HALF_ELEMENTS: Final = 512
-"""Initialisers of the detector smaller than this stay float32: biases."""
+"""Smallest initialiser of the detector that is stored in float16; smaller ones are biases."""
 
 JOINED: Final = 1
 """The detector's smallest map on the way up stays joined: it takes 4 % of the time, and would add 0.2 MB to a file."""
 
 Width = Literal["f32", "f16"]
-"""What a graph computes in; its input, its output and a grader's cumulative link are float32 in both."""
+"""Number format of a graph; its input, its output and a grader's cumulative link are float32 in both."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """How a model looks from outside: one input, one output.
+    """The interface of a model: one input, one output.
 
     Attributes:
         example: shape of an input with a batch of 2.
@@ -68,8 +68,18 @@ DETECTOR: Final = Face(
 )
 
 SPINENET_FACES: Final[dict[SpineNetKind, Face]] = {
-    "vfr": Face(example=(2, 1, 224, 224), inputs=("patches",), outputs=("maps",), dynamic=BATCH),
-    "appearance": Face(example=(2, 1, 224, 224, 16), inputs=("volumes",), outputs=("scores",), dynamic=BATCH),
+    "vfr": Face(
+        example=(2, 1, 224, 224),
+        inputs=("patches",),
+        outputs=("maps",),
+        dynamic=BATCH,
+    ),
+    "appearance": Face(
+        example=(2, 1, 224, 224, 16),
+        inputs=("volumes",),
+        outputs=("scores",),
+        dynamic=BATCH,
+    ),
     "context": Face(
         example=(2, 1, 256, 24),
         inputs=("columns",),
@@ -114,18 +124,30 @@ def export_module(
         narrow_before_enlarging(graph)
     if isinstance(model, Deployed) and precision == "f32":
         graph = ir.from_proto(half_weights(ir.to_proto(graph)))
-    return write_onnx(graph, path, notes={"precision": precision}, inline_bytes=inline_bytes)
+    return write_onnx(
+        graph,
+        path,
+        notes={"precision": precision},
+        inline_bytes=inline_bytes,
+    )
 
 
 def grader_face(grader: Grader) -> Face:
-    """Return how a grader looks from outside."""
+    """Return the interface of a grader."""
     example = (2, len(grader.config.channels), *grader.config.shape)
-    return Face(example=example, inputs=(IMAGE,), outputs=(PROBABILITIES,), dynamic=BATCH)
+    return Face(
+        example=example,
+        inputs=(IMAGE,),
+        outputs=(PROBABILITIES,),
+        dynamic=BATCH,
+    )
 
 
 def folded(net: LevelHeatmapNet) -> LevelHeatmapNet:
-    """A copy in eval mode with every batch norm folded into the convolution before it, and without the joining of maps
-    on the way up (``SplitUpBlock``) but for the ``JOINED`` smallest."""
+    """Return a copy in eval mode: batch norms folded, maps on the way up not joined (``SplitUpBlock``).
+
+    The ``JOINED`` smallest maps stay joined.
+    """
     net = copy.deepcopy(net).eval()
     for block in net.modules():
         if isinstance(block, ResidualConvs):
@@ -153,7 +175,13 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
         casts.append(
-            helper.make_node("Cast", [f"{name}_half"], [name], to=onnx.TensorProto.FLOAT, name=f"{name}_widen")
+            helper.make_node(
+                "Cast",
+                [f"{name}_half"],
+                [name],
+                to=onnx.TensorProto.FLOAT,
+                name=f"{name}_widen",
+            )
         )
     nodes = list(model.graph.node)
     del model.graph.node[:]

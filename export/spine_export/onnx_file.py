@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from spine_engine import __version__
 
 OPSET: Final = 20
-"""Read by OpenVINO 2025.4, ONNX Runtime 1.22 and TensorRT-RTX 1.3 and newer."""
+"""Version of ONNX's operators, which OpenVINO 2025.4, ONNX Runtime 1.22 and TensorRT-RTX 1.3 and newer read."""
 
 INLINE_BYTES: Final = 2_000_000_000
 """Weights that a file holds itself: Protocol Buffers end at 2^31 - 1 bytes, and the graph needs some of them."""
 
 BESIDE: Final = ".data"
-"""What the name of the file of weights has more than the name of the ONNX file that it belongs to."""
+"""Suffix that the file of weights adds to the name of its ONNX file."""
 
 _FUSED: Final = "fused_attn"
-"""What timm_3d's attention blocks call the switch between PyTorch's kernel and plain products."""
+"""Name in timm_3d's attention blocks of the switch between PyTorch's kernel and plain products."""
 
 
 def trace(
@@ -68,7 +68,13 @@ def trace(
     return program.model
 
 
-def write_onnx(model: ir.Model, path: Path, *, notes: Mapping[str, str], inline_bytes: int = INLINE_BYTES) -> Path:
+def write_onnx(
+    model: ir.Model,
+    path: Path,
+    *,
+    notes: Mapping[str, str],
+    inline_bytes: int = INLINE_BYTES,
+) -> Path:
     """Write a graph as an ONNX file that says what made it, and check it: structure, types and every shape.
 
     Args:
@@ -83,13 +89,23 @@ def write_onnx(model: ir.Model, path: Path, *, notes: Mapping[str, str], inline_
     forget_source(model)
     model.producer_name, model.producer_version = "spine-engine", __version__
     tools = {name: version(name) for name in ("torch", "onnxscript", "timm-3d")}
-    model.metadata_props.update({**notes, **tools, "opset": str(model.opset_imports[""])})
+    model.metadata_props.update(
+        {
+            **notes,
+            **tools,
+            "opset": str(model.opset_imports[""]),
+        }
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + BESIDE)
     beside.unlink(missing_ok=True)
     tensors = (value.const_value for value in model.graph.initializers.values())
     weights = sum(tensor.nbytes for tensor in tensors if tensor is not None)
-    ir.save(model, path, external_data=beside.name if weights > inline_bytes else None)
+    ir.save(
+        model,
+        path,
+        external_data=beside.name if weights > inline_bytes else None,
+    )
     onnx.checker.check_model(path, full_check=True)
     return path
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 _SUM_TO_ONE: Final = ("nearest", "linear")
 _PLAIN: Final = ("half_pixel", "asymmetric", "align_corners", "pytorch_half_pixel")
-"""Where samples lie inside the picture, or are those of its edge: nothing is made up outside it."""
+"""Coordinate modes whose samples lie inside the picture or on its edge: nothing is made up outside it."""
 
 
 def narrow_before_enlarging(model: ir.Model) -> int:
@@ -32,7 +32,7 @@ def narrow_before_enlarging(model: ir.Model) -> int:
 
 
 def _weighs_channels(conv: ir.Node) -> bool:
-    """Whether a convolution looks at one place at a time, and leaves no more channels than it gets."""
+    """Return whether a convolution looks at one place at a time, and leaves no more channels than it gets."""
     weight, given, made = conv.inputs[1], conv.inputs[0], conv.outputs[0]
     if weight is None or weight.shape is None or given is None or made.is_graph_output():
         return False
@@ -42,13 +42,13 @@ def _weighs_channels(conv: ir.Node) -> bool:
 
 
 def _enlarges(resize: ir.Node) -> bool:
-    """Whether a node enlarges a picture by constant factors, its channels left alone, for one reader."""
+    """Return whether a node enlarges a picture by constant factors, its channels left alone, for one reader."""
     if resize.op_type != "Resize" or len(resize.inputs) != 3 or resize.inputs[2] is None:
         return False
     factors = ir.convenience.get_const_tensor(resize.inputs[2])
-    said = resize.attributes
-    plain = said.get_string("mode", "nearest") in _SUM_TO_ONE and not said.get_int("antialias", 0)
-    plain = plain and said.get_string("coordinate_transformation_mode", "half_pixel") in _PLAIN
+    attributes = resize.attributes
+    plain = attributes.get_string("mode", "nearest") in _SUM_TO_ONE and not attributes.get_int("antialias", 0)
+    plain = plain and attributes.get_string("coordinate_transformation_mode", "half_pixel") in _PLAIN
     if factors is None or not plain or len(resize.outputs[0].uses()) != 1 or resize.outputs[0].is_graph_output():
         return False
     by = np.asarray(factors.numpy())

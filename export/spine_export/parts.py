@@ -1,4 +1,4 @@
-"""Models on their way out: what a checkpoint is in PyTorch, how it looks from outside, what a manifest says of it."""
+"""Models to export: the PyTorch module of a checkpoint, its interface, and its entry in a manifest."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import nn
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.backends import Profile
 from spine_engine.bundle import file_facts
+from spine_engine.bundle.manifest import Calibration, DetectorEntry, GraderEntry, GridEntry, ModelEntry, TensorEntry
 from spine_engine.detection.detect import BATCH
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import UsageError
-from spine_engine.manifest import Calibration, DetectorEntry, GraderEntry, GridEntry, ModelEntry, TensorEntry
 from spine_engine.study import Role
 from spine_export.onnx import DETECTOR, SPINENET_FACES, Face, Width, export_module, folded, grader_face
 from spine_export.pipelines import open_grader
@@ -38,7 +38,7 @@ LARGEST_BATCH: Final = 16
 
 @dataclass(frozen=True)
 class Part:
-    """One model on its way into a file: in PyTorch, how it looks from outside, and what a manifest says of it."""
+    """One model to export: its PyTorch module, its interface, and the function that describes its file."""
 
     module: nn.Module
     face: Face
@@ -46,18 +46,31 @@ class Part:
 
     def export(self, path: Path, precision: Width = "f32") -> Path:
         """Write it as ONNX and check the file; ``UsageError`` when a weight is too large for ``precision``."""
-        return export_module(self.module, path, self.face, precision=precision)
+        return export_module(
+            self.module,
+            path,
+            self.face,
+            precision=precision,
+        )
 
 
 def detector_part(checkpoint: Path) -> Part:
     """Return a level heat-map detector from a checkpoint of ``train``; ``UsageError`` when it is none."""
     module = Deployed(folded(load_detector(checkpoint)))
-    return Part(module, DETECTOR, partial(detector_entry, spec=DetectorSpec()))
+    return Part(
+        module,
+        DETECTOR,
+        partial(detector_entry, spec=DetectorSpec()),
+    )
 
 
 def spinenet_part(checkpoint: Path, kind: SpineNetKind) -> Part:
     """Return one of SpineNet's networks from its checkpoint; ``UsageError`` when it is another's."""
-    return Part(load_spinenet(checkpoint, kind), SPINENET_FACES[kind], partial(spinenet_entry, kind=kind))
+    return Part(
+        load_spinenet(checkpoint, kind),
+        SPINENET_FACES[kind],
+        partial(spinenet_entry, kind=kind),
+    )
 
 
 def grader_part(
@@ -70,8 +83,8 @@ def grader_part(
     """Return a grader: ours, averaged with its mirror image, or that of an older pipeline as it is.
 
     Args:
-        checkpoint: of ``train``, or a file of weights alone.
-        described: what such a file does not say; None for ours.
+        checkpoint: checkpoint of ``train``, or a file of weights alone.
+        described: facts that such a file lacks; None for ours.
         calibration: for its manifest entry.
         role: ``grader`` or ``whole_study_grader``, where it must be that kind.
 
@@ -86,7 +99,15 @@ def grader_part(
     if described is not None:
         facts["normalisation"] = described.normalisation
     module = MirrorAveraged(grader) if described is None else grader
-    return Part(module, grader_face(grader), partial(grader_entry, config=grader.config, **facts))
+    return Part(
+        module,
+        grader_face(grader),
+        partial(
+            grader_entry,
+            config=grader.config,
+            **facts,
+        ),
+    )
 
 
 def grader_entry(model: Path, config: GraderConfig, **facts: Any) -> GraderEntry:
@@ -95,12 +116,19 @@ def grader_entry(model: Path, config: GraderConfig, **facts: Any) -> GraderEntry
     grid = (len(config.channels), *config.shape)
     usual = len(LEVELS) if config.task == "level" else 1
     profile = Profile(
-        smallest=(1, *grid), usual=(usual, *grid), largest=(LARGEST_BATCH, *grid), batches=tuple(sorted({1, usual}))
+        smallest=(1, *grid),
+        usual=(usual, *grid),
+        largest=(LARGEST_BATCH, *grid),
+        batches=tuple(sorted({1, usual})),
     )
     return GraderEntry(
         **_model_facts(model),
         channels=tuple(Role(channel) for channel in config.channels),
-        grid=GridEntry(shape=config.shape, spacing_mm=config.spacing_mm, center_offset_mm=config.offset_mm),
+        grid=GridEntry(
+            shape=config.shape,
+            spacing_mm=config.spacing_mm,
+            center_offset_mm=config.offset_mm,
+        ),
         output_channels=tuple(CONDITIONS) if config.task == "level" else both,
         profile=profile,
         **facts,
@@ -118,7 +146,13 @@ def detector_entry(model: Path, spec: DetectorSpec) -> DetectorEntry:
         batches=(1, BATCH - 1, BATCH, BATCH + 1),
     )
     facts = _model_facts(model)
-    return DetectorEntry(**facts, decoder="level_heatmaps", output_channels=channels, spec=spec, profile=profile)
+    return DetectorEntry(
+        **facts,
+        decoder="level_heatmaps",
+        output_channels=channels,
+        spec=spec,
+        profile=profile,
+    )
 
 
 def spinenet_entry(model: Path, kind: SpineNetKind) -> ModelEntry:
@@ -126,12 +160,21 @@ def spinenet_entry(model: Path, kind: SpineNetKind) -> ModelEntry:
     facts = _model_facts(model)
     item = SPINENET_FACES[kind].example[1:]
     longest = (item[0], LONGEST_COLUMN, item[2]) if kind == "context" else item
-    facts["profile"] = Profile(smallest=(1, *item), usual=(1, *item), largest=(LARGEST_BATCH, *longest), batches=(1,))
+    facts["profile"] = Profile(
+        smallest=(1, *item),
+        usual=(1, *item),
+        largest=(LARGEST_BATCH, *longest),
+        batches=(1,),
+    )
     if kind != "vfr":
         return ModelEntry(**facts)
     corners = ("right_top", "right_bottom", "left_bottom", "left_top")
     channels = (*corners, "centroid", *(f"{axis}_{corner}" for axis in "xy" for corner in corners))
-    return DetectorEntry(**facts, decoder="vfr", output_channels=channels)
+    return DetectorEntry(
+        **facts,
+        decoder="vfr",
+        output_channels=channels,
+    )
 
 
 def _model_facts(path: Path) -> dict[str, Any]:
@@ -139,11 +182,16 @@ def _model_facts(path: Path) -> dict[str, Any]:
     initial = {tensor.name for tensor in graph.initializer}
     inputs = tuple(_tensor(value) for value in graph.input if value.name not in initial)
     outputs = tuple(_tensor(value) for value in graph.output)
-    return {**file_facts(path), "inputs": inputs, "outputs": outputs}
+    return {
+        **file_facts(path),
+        "inputs": inputs,
+        "outputs": outputs,
+    }
 
 
 def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
     sizes = value.type.tensor_type.shape.dim
     return TensorEntry(
-        name=value.name, shape=tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes)
+        name=value.name,
+        shape=tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes),
     )

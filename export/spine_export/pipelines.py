@@ -28,7 +28,7 @@ from spine_training.checkpoints import Mismatch, differences, fill, nearest, rea
 from spine_training.grader.model import Grader, GraderConfig, load_grader
 
 BACKBONE_PREFIXES: Final = ("backbone.", "encoder.")
-"""Of the later and of the early files of these pipelines."""
+"""Prefixes of a backbone's keys in the later and in the early files of these pipelines."""
 
 _CLASSIFIER_NORM: Final = "classifier.0."
 """EfficientNets of these pipelines end in a layer norm over the features, in the place of the classifier."""
@@ -72,7 +72,7 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
 
     Args:
         path: any file that ``read_weights`` takes.
-        described: what the file does not say of itself; without a backbone the error names the nearest.
+        described: facts that the file lacks; without a backbone the error names the nearest.
 
     Returns:
         A grader in evaluation mode that computes what the file's own model computes, no coordinates added.
@@ -114,7 +114,12 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
         what=f"the backbone {' '.join(backbone.split())[:80]} for {_sides(shape)} voxels",
         advise=lambda mismatch: _advice(mismatch, weights, config),
     )
-    fill(grader.heads, heads, file=path, what=f"{count} heads over {grader.backbone.num_features} features")
+    fill(
+        grader.heads,
+        heads,
+        file=path,
+        what=f"{count} heads over {grader.backbone.num_features} features",
+    )
     require_ascending(grader, path)
     return grader.eval()
 
@@ -133,9 +138,9 @@ def require_ascending(grader: Grader, file: Path) -> None:
 
 def _backbone_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     for prefix in BACKBONE_PREFIXES:
-        found = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-        if found:
-            return found
+        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        if weights:
+            return weights
     raise UsageError(f"{path.name} is no grader: no key begins with {' or '.join(BACKBONE_PREFIXES)}")
 
 
@@ -146,8 +151,12 @@ def _build(config: GraderConfig, path: Path) -> Grader:
         raise UsageError(f"cannot build a grader for {path.name}: {' '.join(str(error).split())}") from None
 
 
-def _advice(mismatch: Mismatch, weights: Mapping[str, Tensor], config: GraderConfig) -> str:
-    """Say what would fit: another grid where only its position tables differ, else another architecture."""
+def _advice(
+    mismatch: Mismatch,
+    weights: Mapping[str, Tensor],
+    config: GraderConfig,
+) -> str:
+    """Return a hint at what fits: another grid where only its position tables differ, else another architecture."""
     tables = all(_POSITION_TABLE in name for name in mismatch.misshaped)
     if tables and not mismatch.missing and not mismatch.unexpected:
         cubes = {_sides((n, n, n)): partial(_backbone, config, (n, n, n)) for n in _CUBES}
@@ -158,14 +167,17 @@ def _advice(mismatch: Mismatch, weights: Mapping[str, Tensor], config: GraderCon
 
 def _nearest(weights: Mapping[str, Tensor], shape: Shape) -> str:
     plain = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER_NORM)}
-    family = next((family for family, mark in _FAMILY_MARKS.items() if mark in plain), None)
+    family = next(
+        (family for family, mark in _FAMILY_MARKS.items() if mark in plain),
+        None,
+    )
     if family is None:
         return "its keys are of no family of backbones that is known here"
     return nearest(plain, _candidates(family, plain, shape))
 
 
 def _candidates(family: str, weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Callable[[], nn.Module]]:
-    """Every model of a family; TensorFlow's (``tf_``) have the keys and shapes of those without the prefix."""
+    """Return every model of a family; TensorFlow's (``tf_``) have the keys and shapes of those without the prefix."""
     plain: dict[str, Any] = {"in_chans": len(GraderConfig().channels), "num_classes": 0}
     known: dict[str, Callable[[], nn.Module]]
     if family == "maxxvit":
@@ -174,17 +186,37 @@ def _candidates(family: str, weights: Mapping[str, Tensor], shape: Shape) -> dic
         depths = tuple(stages[stage] for stage in sorted(stages))
         alike = {name: config for name, config in maxxvit_configs.items() if config.depths == depths}
         configs = alike or maxxvit_configs  # building all of them takes 8 s
-        known = {name: partial(MaxxVit, cfg=config, img_size=shape, **plain) for name, config in configs.items()}
+        known = {
+            name: partial(
+                MaxxVit,
+                cfg=config,
+                img_size=shape,
+                **plain,
+            )
+            for name, config in configs.items()
+        }
     else:
         names = [name for name in timm_3d.list_models(module=family) if not name.startswith("tf_")]
         known = {name: partial(timm_3d.create_model, name, **plain) for name in names}
     if family == "efficientnet":
-        known |= {name: partial(_backbone, GraderConfig(backbone=name), shape) for name in NARROW_BACKBONES}
+        known |= {
+            name: partial(
+                _backbone,
+                GraderConfig(backbone=name),
+                shape,
+            )
+            for name in NARROW_BACKBONES
+        }
     return known
 
 
 def _backbone(config: GraderConfig, shape: Shape) -> nn.Module:
-    return build_backbone(config.backbone, in_chans=len(config.channels), shape=shape, pool=config.pool)
+    return build_backbone(
+        config.backbone,
+        in_chans=len(config.channels),
+        shape=shape,
+        pool=config.pool,
+    )
 
 
 def _sides(shape: Shape) -> str:

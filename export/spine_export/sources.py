@@ -1,14 +1,17 @@
-"""What a bundle is made from, as its user says it: the card, and what files of weights alone do not say."""
+"""The recipe of a bundle: checkpoints, the card, and facts that files of weights alone lack."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from spine_engine.bundle.manifest import Calibration
+from spine_engine.bundle.strict_json import load_json, read_dataclass
 from spine_engine.errors import UsageError
-from spine_engine.manifest import read_dataclass
+from spine_engine.phantom.samples import PHANTOMS
 from spine_engine.voxels import GridSpec
 from spine_training.backbones import Pool, Shape
 
@@ -18,10 +21,10 @@ INTENDED_USE: Final = "Research only; not a medical device."
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What only people can say of a bundle's models; the rest is read from the checkpoints.
+    """The facts of a bundle's models that only people know; the rest is read from the checkpoints.
 
     Attributes:
-        licence, intended_use: of the bundle.
+        licence, intended_use: the bundle's licence and intended use.
         training_data: a sentence each: what was trained on, from where, under which licence; what was held out.
         metrics: held-out figures by dotted name.
     """
@@ -50,14 +53,15 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineConfig:
-    """What a file of weights of either older pipeline does not say of itself.
+    """The facts that a file of weights of either older pipeline lacks.
 
     Attributes:
         shape: grid ``(D, H, W)``, voxels, that it was trained on.
-        backbone: what ``build_backbone`` takes: a name, or a configuration as JSON; without it the refusal names the
+        backbone: argument of ``build_backbone``: a name, or a configuration as JSON; without it the refusal names the
             nearest.
         pool: pipeline 1 pools by maximum, pipeline 2 by the library's default, the average.
-        spacing_mm, offset_mm: of the grid, along D, H, W; the offset is from the disc's centre to the grid's.
+        spacing_mm: voxel size of the grid, along D, H, W.
+        offset_mm: step from the disc's centre to the grid's, along D, H, W.
         normalisation: ``grid_range`` is these pipelines' own; see ``GraderEntry``.
     """
 
@@ -97,19 +101,71 @@ class SpineNetFiles:
     context: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class BundleRecipe:
+    """The checkpoints and the facts that a bundle is made from.
+
+    Attributes:
+        name, version: the bundle's name and version.
+        detector: a checkpoint of ``train``, or SpineNet's three; a level grader needs one.
+        grader, whole_study: checkpoints of ``train``, or of the older pipelines where ``described`` has their role.
+        described: facts that files of weights alone lack, by ``grader`` and ``whole_study_grader``.
+        calibration: calibration of the level grader's probabilities.
+        card: facts that the checkpoints lack.
+        int8: also try the graders in INT8.
+        phantoms: number of phantoms that precisions are compared on.
+
+    Raises:
+        UsageError: the models make no bundle.
+    """
+
+    name: str
+    version: str
+    detector: Path | SpineNetFiles | None = None
+    grader: Path | None = None
+    whole_study: Path | None = None
+    described: Mapping[str, PipelineConfig] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    card: Card = field(default_factory=Card)
+    int8: bool = False
+    phantoms: int = PHANTOMS
+
+    def __post_init__(self) -> None:
+        if not self.graders:
+            raise UsageError("a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study")
+        if (self.grader is None) != (self.detector is None):
+            raise UsageError("a level grader and a detector need each other; give both --detector and --grader")
+        if self.grader is None and self.calibration is not None:
+            raise UsageError("a calibration is of a level grader's probabilities; give --grader, or leave it out")
+        if unused := sorted(self.described.keys() - self.graders.keys()):
+            raise UsageError(f"a {unused[0]} is described, but none is given")
+
+    @property
+    def graders(self) -> dict[str, Path]:
+        """The graders' checkpoints by role."""
+        given = {"grader": self.grader, "whole_study_grader": self.whole_study}
+        return {role: path for role, path in given.items() if path is not None}
+
+    @property
+    def own_checkpoints(self) -> dict[str, Path]:
+        """The checkpoints of this project by role: they say what they were trained on."""
+        own = {role: path for role, path in self.graders.items() if role not in self.described}
+        return {"detector": self.detector, **own} if isinstance(self.detector, Path) else own
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"cannot read {path}: {error}; want a JSON object") from None
 
 
 def _flat(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values of nested objects by dotted names."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            found.update({f"{key}.{name}": number for name, number in _flat(value).items()})
+            flat.update({f"{key}.{name}": number for name, number in _flat(value).items()})
         else:
-            found[key] = value
-    return found
+            flat[key] = value
+    return flat

@@ -16,7 +16,7 @@ from spine_training.detector.model import UpBlock
 
 
 class SplitUpBlock(nn.Module):
-    """What an ``UpBlock`` computes, the map from below and the one beside it each convolved by itself.
+    """The computation of an ``UpBlock``, the map from below and the one beside it each convolved by itself.
 
     Attributes:
         below, beside: the first convolution's two parts, with the bias in ``beside``.
@@ -35,7 +35,14 @@ class SplitUpBlock(nn.Module):
             raise TypeError("fold the block's batch norms first")
         outputs, inputs = block.conv_1.weight.shape[:2]
         n = block.below
-        self.below = nn.ConvTranspose2d(n, outputs, 4, stride=2, padding=1, bias=False)
+        self.below = nn.ConvTranspose2d(
+            n,
+            outputs,
+            4,
+            stride=2,
+            padding=1,
+            bias=False,
+        )
         self.beside = nn.Conv2d(inputs - n, outputs, 3, padding=1)
         self.skip_below = nn.Conv2d(n, outputs, 1, bias=False)
         self.skip_beside = nn.Conv2d(inputs - n, outputs, 1, bias=False)
@@ -52,7 +59,11 @@ class SplitUpBlock(nn.Module):
     def forward(self, x: Tensor, beside: Tensor) -> Tensor:
         """`(N, below, H / 2, W / 2)` and `(N, beside, H, W)` -> `(N, outputs, H, W)`."""
         y = functional.relu(self.beside(beside) + self.below(x))
-        doubled = functional.interpolate(self.skip_below(x), scale_factor=2.0, mode="nearest")
+        doubled = functional.interpolate(
+            self.skip_below(x),
+            scale_factor=2.0,
+            mode="nearest",
+        )
         return functional.relu(self.conv_2(y) + (self.skip_beside(beside) + doubled))
 
 
@@ -63,4 +74,7 @@ def _added_up(weight: Tensor, axis: int) -> Tensor:
     first two and pixel i + 1 with the last; a transposed convolution's weight k takes pixel i to output 2 i + k - 1.
     """
     first, second, third = weight.unbind(axis)
-    return torch.stack([third, second + third, first + second, first], axis)
+    return torch.stack(
+        [third, second + third, first + second, first],
+        axis,
+    )

@@ -13,19 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from spine_engine.backends import Precision, open_backend
+from spine_engine.backends import AskedPrecision, open_backend
+from spine_engine.backends.base import Model
+from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.errors import BackendError, UsageError
-from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
-from spine_engine.parity import LevelParity, Parity, Runner, Sample, ask, compare, keep_worst
+from spine_engine.phantom.samples import Sample
+from spine_engine.pipeline.parity import LevelParity, Parity, ask, compare, keep_worst
 from spine_export.half import HalfArithmetic, narrowed
 
 F32 = NDArray[np.float32]
 
-TOLERANCES: Final[Mapping[Precision, float]] = {"f32": 1e-4, "f16": 5e-3}
+TOLERANCES: Final[Mapping[AskedPrecision, float]] = {"f32": 1e-4, "f16": 5e-3}
 """Largest |difference| of probabilities in f32, and of other outputs as a share of the largest, by a file's precision:
 float32 sums in another order, or float16's eleven bits through a deep network."""
 
-WAYS: Final[Mapping[Precision, Sequence[tuple[str, Precision]]]] = {
+WAYS: Final[Mapping[AskedPrecision, Sequence[tuple[str, AskedPrecision]]]] = {
     "f32": (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")),
     "f16": (("onnxruntime", "f16"),),
 }
@@ -34,18 +36,18 @@ WAYS: Final[Mapping[Precision, Sequence[tuple[str, Precision]]]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far raw outputs moved, as a share of the largest output, and how far they may."""
+    """The distance by which raw outputs moved, as a share of the largest output, and its tolerance."""
 
     largest: float
     tolerance: float
 
     @property
     def passed(self) -> bool:
-        """Whether they are the same but for rounding."""
+        """Return whether they are the same but for rounding."""
         return self.largest <= self.tolerance
 
     def __str__(self) -> str:
-        """Return a line for people."""
+        """Return a line to print."""
         return f"outputs moved by {self.largest:.2g} of the largest, at most"
 
 
@@ -53,12 +55,18 @@ Outcome = Parity | LevelParity | Difference
 
 
 class TorchRunner:
-    """A PyTorch module as something that can be compared: one input, one output, on the CPU.
+    """A PyTorch module behind the engine's model protocol: one input, one output, on the CPU.
 
     With ``half`` it computes in float16 as a GPU would.
     """
 
-    def __init__(self, module: nn.Module, output: str, *, half: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        output: str,
+        *,
+        half: bool = False,
+    ) -> None:
         self._module = (narrowed(module) if half else module).eval()
         self._output = output
         self._arithmetic = HalfArithmetic() if half else nullcontext()
@@ -67,15 +75,15 @@ class TorchRunner:
         """Run the module once."""
         (array,) = inputs.values()
         with torch.inference_mode(), self._arithmetic:
-            found: torch.Tensor = self._module(torch.from_numpy(array))
-        return {self._output: found.float().numpy()}
+            output: torch.Tensor = self._module(torch.from_numpy(array))
+        return {self._output: output.float().numpy()}
 
 
 def verify(
     module: nn.Module,
     path: Path,
     entry: ModelEntry,
-    precision: Precision,
+    precision: AskedPrecision,
     samples: Sequence[Sample],
     worst: Path | None = None,
 ) -> dict[str, Outcome]:
@@ -84,10 +92,10 @@ def verify(
     Args:
         module: in float32.
         path: the file.
-        entry: what a manifest would say of it: graders and detectors are compared by their answers on samples, other
+        entry: the file's entry in a manifest: graders and detectors are compared by their answers on samples, other
             networks by their outputs for noise.
-        precision: of the file.
-        samples: what is compared on.
+        precision: the file's precision.
+        samples: studies to compare on.
         worst: folder for the worst case of each way, as ``.npz``.
 
     Returns:
@@ -99,34 +107,46 @@ def verify(
     reference = TorchRunner(module, entry.outputs[0].name)
     answers = isinstance(entry, GraderEntry) or (isinstance(entry, DetectorEntry) and entry.spec is not None)
     wanted = ask(entry, [reference], samples) if answers else None
-    found: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}
     for runtime, width in WAYS[precision]:
         try:
             threads = torch.get_num_threads()
-            backend = open_backend(path, name=runtime, precision=width, threads=threads, profile=entry.profile)
+            backend = open_backend(
+                path,
+                name=runtime,
+                precision=width,
+                threads=threads,
+                profile=entry.profile,
+            )
         except BackendError:
             if runtime == "openvino" and width == "f32":
                 raise
             continue
         kept = None if worst is None else worst / f"{path.stem}-{runtime}-{width}.npz"
         if wanted is None:
-            found[f"{runtime} {width}"] = _outputs(entry, reference, backend, TOLERANCES[precision], kept)
+            outcomes[f"{runtime} {width}"] = _outputs(
+                entry,
+                reference,
+                backend,
+                TOLERANCES[precision],
+                kept,
+            )
         else:
-            said = ask(entry, [backend], samples)
-            found[f"{runtime} {width}"] = compare(wanted, said)
+            answers_here = ask(entry, [backend], samples)
+            outcomes[f"{runtime} {width}"] = compare(wanted, answers_here)
             if kept is not None:
-                keep_worst(kept, entry, samples, wanted, said)
+                keep_worst(kept, entry, samples, wanted, answers_here)
         backend.close()
-    return found
+    return outcomes
 
 
-def agrees(found: Mapping[str, Outcome], precision: Precision) -> bool:
-    """Whether a file of a precision gives its module's answers; what runtimes make of f32 in bf16 is only told.
+def agrees(outcomes: Mapping[str, Outcome], precision: AskedPrecision) -> bool:
+    """Return whether a file of a precision gives its module's answers; f32 run in bf16 is reported, not judged.
 
     Raises:
-        UsageError: no runtime here could run it, or it found nothing that could be compared.
+        UsageError: no runtime of this machine runs it, or its answers hold nothing to compare.
     """
-    own = [outcome for way, outcome in found.items() if way.split()[-1] == precision]
+    own = [outcome for way, outcome in outcomes.items() if way.split()[-1] == precision]
     if not own:
         raise UsageError(
             'nothing here runs the file, so nothing was compared: pip install "spine-mri-engine[onnxruntime]"'
@@ -139,19 +159,33 @@ def agrees(found: Mapping[str, Outcome], precision: Precision) -> bool:
     )
 
 
-def _outputs(entry: ModelEntry, reference: Runner, other: Runner, tolerance: float, worst: Path | None) -> Difference:
-    """Compare what two ways give for noise in the usual shape, in batches of 1 and 2."""
+def _outputs(
+    entry: ModelEntry,
+    reference: Model,
+    other: Model,
+    tolerance: float,
+    worst: Path | None,
+) -> Difference:
+    """Compare the outputs of two models for noise in the usual shape, in batches of 1 and 2."""
     if entry.profile is None:
         raise ValueError(f"{entry.file} has no profile to take a shape from")
     name, gives = entry.inputs[0].name, entry.outputs[0].name
     largest = -1.0
     for batch in (1, 2):
-        noise = np.random.default_rng(batch).random((batch, *entry.profile.usual[1:]), np.float32)
+        noise = np.random.default_rng(batch).random(
+            (batch, *entry.profile.usual[1:]),
+            np.float32,
+        )
         first, second = (runner.run({name: noise})[gives] for runner in (reference, other))
         share = float(np.abs(first - second).max() / max(np.abs(first).max(), 1e-9))
         if share > largest:
             largest = share
             if worst is not None:
                 worst.parent.mkdir(parents=True, exist_ok=True)
-                np.savez_compressed(worst, input=noise, reference=first, other=second)
+                np.savez_compressed(
+                    worst,
+                    input=noise,
+                    reference=first,
+                    other=second,
+                )
     return Difference(largest=largest, tolerance=tolerance)

@@ -45,6 +45,8 @@ from timm_3d.models.maxxvit import model_cfgs as maxxvit_configs
 from torch import nn
 from torch.func import functional_call
 
+from spine_engine.bundle.strict_json import load_json
+
 Pool = Literal["avg", "max"]
 Shape = tuple[int, int, int]
 
@@ -52,7 +54,7 @@ _STRIDE: Final = 32
 """Every model of timm_3d halves its grid five times (measured: all of its families take sides of 32 and 64)."""
 
 _BUILD_ERRORS: Final = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-"""What timm_3d and PyTorch raise on a configuration or a grid that does not work."""
+"""Errors that timm_3d and PyTorch raise on a configuration or a grid that does not work."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,19 +101,29 @@ NARROW_BACKBONES: Final[dict[str, NarrowBackbone]] = {
         features=256,
     ),
     # For tests: trains in seconds.
-    "narrow_conv_8": NarrowBackbone(stem=8, stages=(("cn_r1_k3_s2_e1_c8",), ("cn_r1_k3_s2_e1_c16",)), features=32),
+    "narrow_conv_8": NarrowBackbone(
+        stem=8,
+        stages=(("cn_r1_k3_s2_e1_c8",), ("cn_r1_k3_s2_e1_c16",)),
+        features=32,
+    ),
 }
 """The backbones of this project."""
 
 
-def build_backbone(name: str, *, in_chans: int, shape: Shape, pool: Pool = "avg") -> nn.Module:
+def build_backbone(
+    name: str,
+    *,
+    in_chans: int,
+    shape: Shape,
+    pool: Pool = "avg",
+) -> nn.Module:
     """Build a backbone with fresh weights, in training mode.
 
     Args:
         name: see the module's description.
         in_chans: channels C of the grid.
         shape: ``(D, H, W)``, voxels; the MaxxVit family is built for this shape alone.
-        pool: how the last feature maps become one vector.
+        pool: pooling of the last feature maps into one vector.
 
     Returns:
         A module from ``(N, C, D, H, W)`` to ``(N, num_features)``, with the attribute ``num_features``.
@@ -150,7 +162,11 @@ def canonical_backbone(name: str) -> str:
     else:
         return name
     family, config = _parse(text)
-    return json.dumps({"family": family, "config": asdict(config)}, sort_keys=True, separators=(",", ":"))
+    return json.dumps(
+        {"family": family, "config": asdict(config)},
+        sort_keys=True,
+        separators=(",", ":"),
+    )
 
 
 Maker = Callable[[int, Shape, Pool], nn.Module]
@@ -163,13 +179,28 @@ class _Family:
     build: Callable[[Any, int, Shape, Pool], nn.Module]
 
 
-def _build_maxxvit(config: Any, in_chans: int, shape: Shape, pool: Pool) -> nn.Module:
-    model: nn.Module = MaxxVit(cfg=config, img_size=shape, in_chans=in_chans, num_classes=0, global_pool=pool)
-    return model
+def _build_maxxvit(
+    config: MaxxVitCfg,
+    in_chans: int,
+    shape: Shape,
+    pool: Pool,
+) -> Any:
+    return MaxxVit(
+        cfg=config,
+        img_size=shape,
+        in_chans=in_chans,
+        num_classes=0,
+        global_pool=pool,
+    )
 
 
-def _build_efficientnet(config: NarrowBackbone, in_chans: int, shape: Shape, pool: Pool) -> nn.Module:
-    model: nn.Module = EfficientNet(
+def _build_efficientnet(
+    config: NarrowBackbone,
+    in_chans: int,
+    shape: Shape,
+    pool: Pool,
+) -> Any:
+    return EfficientNet(
         block_args=decode_arch_def([list(stage) for stage in config.stages]),
         num_classes=0,
         num_features=config.features,
@@ -179,31 +210,57 @@ def _build_efficientnet(config: NarrowBackbone, in_chans: int, shape: Shape, poo
         act_layer=nn.SiLU,
         global_pool=pool,
     )
-    return model
 
 
-def _build_convnext(config: ConvNextBackbone, in_chans: int, shape: Shape, pool: Pool) -> nn.Module:
+def _build_convnext(
+    config: ConvNextBackbone,
+    in_chans: int,
+    shape: Shape,
+    pool: Pool,
+) -> Any:
     scale = {"ls_init_value": None} if config.use_grn else {}
-    model: nn.Module = ConvNeXt(in_chans=in_chans, num_classes=0, global_pool=pool, **asdict(config), **scale)
-    return model
+    return ConvNeXt(
+        in_chans=in_chans,
+        num_classes=0,
+        global_pool=pool,
+        **asdict(config),
+        **scale,
+    )
 
 
 _FAMILIES: Final[dict[str, _Family]] = {
-    "maxxvit": _Family(config=MaxxVitCfg, table=maxxvit_configs, build=_build_maxxvit),
-    "efficientnet": _Family(config=NarrowBackbone, table=NARROW_BACKBONES, build=_build_efficientnet),
-    "convnext": _Family(config=ConvNextBackbone, table={}, build=_build_convnext),
+    "maxxvit": _Family(
+        config=MaxxVitCfg,
+        table=maxxvit_configs,
+        build=_build_maxxvit,
+    ),
+    "efficientnet": _Family(
+        config=NarrowBackbone,
+        table=NARROW_BACKBONES,
+        build=_build_efficientnet,
+    ),
+    "convnext": _Family(
+        config=ConvNextBackbone,
+        table={},
+        build=_build_convnext,
+    ),
 }
 
 
 def _maker(name: str) -> Maker:
-    """Find what builds ``name``, a plain name or canonical JSON."""
+    """Return the function that builds ``name``, a plain name or canonical JSON."""
     if name.startswith("{"):
         family_name, config = _parse(name)
         family = _FAMILIES[family_name]
         return lambda in_chans, shape, pool: family.build(config, in_chans, shape, pool)
     for family in _FAMILIES.values():
         if name in family.table:
-            return lambda in_chans, shape, pool: family.build(family.table[name], in_chans, shape, pool)
+            return lambda in_chans, shape, pool: family.build(
+                family.table[name],
+                in_chans,
+                shape,
+                pool,
+            )
     registered = timm_3d.list_models()
     if name not in registered:
         known = [*registered, *(key for family in _FAMILIES.values() for key in family.table)]
@@ -219,14 +276,18 @@ def _maker(name: str) -> Maker:
 
 
 def _pass_once(model: Any, shape: tuple[int, ...]) -> None:
-    """Pass a grid of ``shape`` through ``model`` and set its ``num_features`` to what comes out.
+    """Pass a grid of ``shape`` through ``model`` and set its ``num_features`` to the number that comes out.
 
     Too small a grid shows in the forward pass alone. On the meta device, which computes shapes: 0.1 s and no memory.
     """
     tensors = [*model.named_parameters(), *model.named_buffers()]
     state = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors}
     with torch.no_grad():
-        features = functional_call(model.eval(), state, (torch.empty(shape, device="meta"),))
+        features = functional_call(
+            model.eval(),
+            state,
+            (torch.empty(shape, device="meta"),),
+        )
     model.train()
     model.num_features = features.shape[1]
 
@@ -242,8 +303,8 @@ def _refusal(name: str, shape: Shape, error: Exception) -> str:
 def _parse(text: str) -> tuple[str, Any]:
     """Read ``{"family", "config"}`` or ``{"family", "base", "overrides"}`` into the family's name and dataclass."""
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = load_json(text)
+    except ValueError as error:
         raise ValueError(f"the backbone configuration is not JSON: {error}") from error
     if not isinstance(content, dict) or set(content) not in ({"family", "config"}, {"family", "base", "overrides"}):
         raise ValueError("a backbone configuration has 'family' and 'config', or 'family', 'base' and 'overrides'")
@@ -252,11 +313,22 @@ def _parse(text: str) -> tuple[str, Any]:
         raise ValueError(f"there is no backbone family {name!r}; choose one of {', '.join(_FAMILIES)}")
     family = _FAMILIES[name]
     if "config" in content:
-        return name, _construct(family.config, content["config"], name)
+        return name, _construct(
+            family.config,
+            content["config"],
+            name,
+        )
     base = str(content["base"])
     if base not in family.table:
         raise ValueError(f"{name} has no base {base!r}; {_nearest(base, family.table)}")
-    return name, _construct(family.config, _merged(asdict(family.table[base]), content["overrides"]), name)
+    return name, _construct(
+        family.config,
+        _merged(
+            asdict(family.table[base]),
+            content["overrides"],
+        ),
+        name,
+    )
 
 
 def _construct(kind: type[Any], values: object, where: str) -> Any:
@@ -293,5 +365,13 @@ def _tupled(value: Any) -> Any:
 
 def _nearest(name: str, known: Iterable[str]) -> str:
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or sorted(names)[:4]
+    close = (
+        difflib.get_close_matches(
+            name,
+            names,
+            n=4,
+            cutoff=0.5,
+        )
+        or sorted(names)[:4]
+    )
     return f"the nearest of {len(names)} are {', '.join(close)}" if names else "it has no table"

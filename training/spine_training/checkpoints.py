@@ -1,7 +1,7 @@
-"""Weights of any origin: files -> a state dict, the network it fills, and what does not fit, in one line.
+"""Weights of any origin: files -> a state dict, the network it fills, and one line for a mismatch.
 
-Training checkpoints of this project are read by ``fit.read_checkpoint``. Everything else is read here: a plain state
-dict or one in a wrapper, as ``torch.save`` or safetensors wrote it. Nothing that a file holds is ever run.
+``fit.read_checkpoint`` reads this project's training checkpoints; this module reads all others: a plain state dict or
+one in a wrapper, as ``torch.save`` or safetensors wrote it. No code in a file is ever run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WRAPPERS: Final = ("ema", "model", "net", "state_dict", "model_state_dict")
 """Keys under which training scripts keep the weights; the first that a file has is taken, so averaged ones win."""
 
 PREFIXES: Final = ("module.", "_orig_mod.")
-"""What ``nn.DataParallel`` and ``torch.compile`` put before every key."""
+"""Prefixes that ``nn.DataParallel`` and ``torch.compile`` put before every key."""
 
 AVERAGING_COUNT: Final = "n_averaged"
 """The counter that ``torch.optim.swa_utils.AveragedModel`` keeps among its weights."""
@@ -55,7 +55,7 @@ _NUMPY_SCALAR: Final[list[Any]] = [
     np.dtypes.Float32DType,
     np.dtypes.Float64DType,
 ]
-"""What a NumPy number (the loss beside the weights) is pickled as, before NumPy 2 and since: harmless."""
+"""Globals in the pickle of a NumPy number (the loss beside the weights), before NumPy 2 and since: harmless."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -91,16 +91,19 @@ def _weights_in(content: object, depth: int = 0) -> Mapping[str, Tensor] | None:
     if content and all(map(_is_plain, content.values())):
         return content
     inside = (_weights_in(content[key], depth + 1) for key in WRAPPERS if key in content)
-    return next((found for found in inside if found is not None), None)
+    return next(
+        (found for found in inside if found is not None),
+        None,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mismatch:
-    """How a state dict differs from the one that a network wants.
+    """The difference of a state dict from the one that a network wants.
 
     Attributes:
         missing, unexpected: keys.
-        misshaped: what is wrong, by key.
+        misshaped: description of the difference, by key.
         keys: number of keys in either.
     """
 
@@ -115,7 +118,7 @@ class Mismatch:
         return len(self.missing) + len(self.unexpected) + len(self.misshaped)
 
     def __str__(self) -> str:
-        """The first keys of every kind, and how many there are."""
+        """Return the first keys of every kind, and their number."""
         shapes = [f"{_shown(name)} {what}" for name, what in self.misshaped.items()]
         kinds = {
             "missing": list(map(_shown, self.missing)),
@@ -147,38 +150,43 @@ def compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Mismatch
 
 
 def differences(got: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Mismatch]:
-    """Compare weights with several networks, each built without memory on ``meta``; what does not build is left out."""
-    found: dict[str, Mismatch] = {}
+    """Compare weights with several networks, each built without memory on ``meta``; those that fail are left out."""
+    mismatches: dict[str, Mismatch] = {}
     with torch.device("meta"), _ReadableRamps(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.meshgrid")  # timm_3d's relative positions call it so
         for name, build in candidates.items():
             try:
-                found[name] = compare(build().state_dict(), got)
+                mismatches[name] = compare(build().state_dict(), got)
             except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
                 continue  # some names of timm_3d do not build, others not for every grid
-    return found
+    return mismatches
 
 
 def nearest(got: Mapping[str, Tensor], candidates: Candidates) -> str:
     """Say which of some networks the weights come nearest to."""
-    found = differences(got, candidates)
-    least = min((mismatch.count for mismatch in found.values()), default=0)
-    names = [name for name, mismatch in found.items() if mismatch.count == least]
-    if not names or least > _NEAR * found[names[0]].keys:
-        return f"none of {len(found)} known networks is near"
-    return f"the nearest is {' or '.join(names[:3])}: {least} of {found[names[0]].keys} keys differ"
+    mismatches = differences(got, candidates)
+    least = min((mismatch.count for mismatch in mismatches.values()), default=0)
+    names = [name for name, mismatch in mismatches.items() if mismatch.count == least]
+    if not names or least > _NEAR * mismatches[names[0]].keys:
+        return f"none of {len(mismatches)} known networks is near"
+    return f"the nearest is {' or '.join(names[:3])}: {least} of {mismatches[names[0]].keys} keys differ"
 
 
 def fill(
-    net: nn.Module, state: object, *, file: Path, what: str, advise: Callable[[Mismatch], str] | None = None
+    net: nn.Module,
+    state: object,
+    *,
+    file: Path,
+    what: str,
+    advise: Callable[[Mismatch], str] | None = None,
 ) -> None:
     """Give ``net`` the weights of ``state``, in float32 and without a copy of those that are float32 already.
 
     Args:
-        net: where they go; may lie on ``meta``.
+        net: the network to fill; may lie on ``meta``.
         state: a state dict, as ``read_weights`` returns.
-        file, what: for errors: where the weights are from, and what ``net`` is.
-        advise: adds to the error, from what does not fit.
+        file, what: names for errors: the weights' file, and the network in words.
+        advise: returns a hint for the error from the mismatch.
 
     Raises:
         UsageError: keys are missing, unexpected or of another shape, or a number is not finite.
@@ -192,13 +200,23 @@ def fill(
     wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     if broken := [_shown(name) for name, tensor in wide.items() if not _finite(tensor)]:
         raise UsageError(f"{len(broken)} tensors in {file.name} are not finite ({_some(broken)}): give sound weights")
-    net.load_state_dict(wide, strict=True, assign=True)
+    net.load_state_dict(
+        wide,
+        strict=True,
+        assign=True,
+    )
 
 
 class _ReadableRamps(TorchFunctionMode):
     """Keeps ``torch.linspace`` on the CPU: timm_3d reads its numbers (the rates of dropped paths) while it builds."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Any = (),
+        kwargs: Any = None,
+    ) -> Any:
         extra = {"device": "cpu"} if func is torch.linspace else {}
         return func(*args, **{**(kwargs or {}), **extra})
 
@@ -214,7 +232,11 @@ def _read_pickle(path: Path) -> object:
     try:
         _refuse_compressed(path)
         with torch.serialization.safe_globals(_NUMPY_SCALAR):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(
+                path,
+                map_location="cpu",
+                weights_only=True,
+            )
     except UsageError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the unpickler raises on a file that is none of torch's
@@ -237,7 +259,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_plain(tensor: object) -> bool:
-    """Whether this is a dense tensor of plain numbers, in memory."""
+    """Return whether this is a dense tensor of plain numbers, in memory."""
     return (
         isinstance(tensor, Tensor)
         and tensor.layout is torch.strided
@@ -247,7 +269,7 @@ def _is_plain(tensor: object) -> bool:
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Look for NaN and infinity without a second tensor of the same size."""
+    """Return whether a tensor has no NaN or infinity, without a second tensor of the same size."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
     return bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
@@ -267,5 +289,5 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _shown(text: str) -> str:
-    """Text from a file as an error may show it: short, one line, nothing that a terminal obeys."""
+    """Return text from a file as an error may show it: short, one line, without control characters."""
     return (text if text.isprintable() else ascii(text))[:_LISTED_LENGTH]

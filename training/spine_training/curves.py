@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from spine_training.arrays import F64
 from spine_training.drawing import FAINT, FIRST, SECOND, figure, panel_title, write_svg
 
 if TYPE_CHECKING:
@@ -24,14 +24,14 @@ LEARNING_RATE: Final = "learning_rate"
 """The column of an epoch's last learning rate."""
 
 HELD_OUT: Final = "held_out_"
-"""What the name of a figure begins with that was measured as another one, but on data that is not trained on."""
+"""Prefix of a figure that repeats another one on held-out data."""
 
 Row = Mapping[str, float]
-"""What one epoch came to, by name; ``epoch`` is among them and counts from 1."""
+"""The figures of one epoch by name; ``epoch`` is among them and counts from 1."""
 
 _NO_CURVE: Final = ("epoch", "seconds")
 _FLOORS: Final = {"prior": "metric", "best": "metric"}
-"""Figures that say how good another one can be or need not be: drawn as lines across its panel."""
+"""Bounds of another figure: drawn as lines across its panel."""
 
 _ONLY_HELD_OUT: Final = ("metric",)
 _WORDS: Final = {
@@ -51,7 +51,7 @@ _WORDS: Final = {
 _TRAINING_LOOK: Final[tuple[str, str, str]] = (FIRST, "o", "-")
 _HELD_OUT_LOOK: Final = (SECOND, "s", "--")
 _DOTS: Final = 40
-"""Up to so many epochs each has a dot; more would touch."""
+"""Largest number of epochs that have a dot each; more would touch."""
 
 _COLUMNS: Final = 2
 _PANEL_IN: Final = 1.75
@@ -79,7 +79,7 @@ def write_picture(path: Path, history: Sequence[Row]) -> None:
 
 
 def curves_figure(history: Sequence[Row]) -> Figure:
-    """Draw every figure of a training over its epochs, the one on held-out data beside that of the training.
+    """Draw every figure of a training over its epochs, held-out data beside the training's own.
 
     A figure that stays 0 is left out, and so is one that an epoch lacks, for that epoch.
     """
@@ -91,7 +91,12 @@ def curves_figure(history: Sequence[Row]) -> Figure:
     rows = -(-len(panels) // _COLUMNS)
     title = f"Training, {len(history)} epoch{'s' if len(history) > 1 else ''}"
     with figure(0.75 + _PANEL_IN * rows, title) as drawn:
-        grid = drawn.subplots(rows, _COLUMNS, sharex=True, squeeze=False).ravel()
+        grid = drawn.subplots(
+            rows,
+            _COLUMNS,
+            sharex=True,
+            squeeze=False,
+        ).ravel()
         for axes, name in zip(grid, panels, strict=False):
             _panel(axes, epochs, history, name, moving)
         for axes in grid[len(panels) :]:
@@ -103,14 +108,31 @@ def curves_figure(history: Sequence[Row]) -> Figure:
         if any(name.startswith(HELD_OUT) or name in _ONLY_HELD_OUT for name in moving):
             looks |= {"held out": _HELD_OUT_LOOK}
         handles = [
-            axes.plot([], [], label=label, color=colour, marker=marker, linestyle=line)[0]
+            axes.plot(
+                [],
+                [],
+                label=label,
+                color=colour,
+                marker=marker,
+                linestyle=line,
+            )[0]
             for label, (colour, marker, line) in looks.items()
         ]
-        drawn.legend(handles=handles, loc="outside lower left", ncols=2)
+        drawn.legend(
+            handles=handles,
+            loc="outside lower left",
+            ncols=2,
+        )
     return drawn
 
 
-def _panel(axes: Axes, epochs: NDArray[np.float64], history: Sequence[Row], name: str, names: Sequence[str]) -> None:
+def _panel(
+    axes: Axes,
+    epochs: F64,
+    history: Sequence[Row],
+    name: str,
+    names: Sequence[str],
+) -> None:
     """Draw one figure, on the training data and held out, with its floors; its last values stand above as text."""
     from matplotlib.ticker import MaxNLocator
 
@@ -122,24 +144,57 @@ def _panel(axes: Axes, epochs: NDArray[np.float64], history: Sequence[Row], name
         values, held_out = _column(history, column), column != name or name in _ONLY_HELD_OUT
         colour, marker, line = _HELD_OUT_LOOK if held_out else _TRAINING_LOOK
         marker = marker if len(epochs) <= _DOTS else ""
-        axes.plot(epochs, values, color=colour, marker=marker, linestyle=line, markersize=3)
+        axes.plot(
+            epochs,
+            values,
+            color=colour,
+            marker=marker,
+            linestyle=line,
+            markersize=3,
+        )
         last.append(("held out " if held_out else "") + f"{values[-1]:.3g}")
     for floor in (floor for floor, of in _FLOORS.items() if of == name):
         values = _column(history, floor)
-        axes.plot(epochs, values, color=FAINT, linewidth=1, linestyle=":")
+        axes.plot(
+            epochs,
+            values,
+            color=FAINT,
+            linewidth=1,
+            linestyle=":",
+        )
         if np.isfinite(values).any():
             at = np.flatnonzero(np.isfinite(values))[-1]
             place = (epochs[at], values[at])
             text = f"{floor} {values[at]:.3g}"
-            axes.annotate(text, place, (0, 2), textcoords="offset points", ha="right", fontsize=8, color=FAINT)
-    panel_title(axes, title, ": ".join(filter(None, (unit, ", ".join(last)))))
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-    axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+            axes.annotate(
+                text,
+                place,
+                (0, 2),
+                textcoords="offset points",
+                ha="right",
+                fontsize=8,
+                color=FAINT,
+            )
+    panel_title(
+        axes,
+        title,
+        ": ".join(filter(None, (unit, ", ".join(last)))),
+    )
+    axes.set(
+        xlim=(epochs[0] - 0.5, epochs[-1] + 0.5),
+        ylim=(0, 1.05 * axes.get_ylim()[1]),
+    )
+    axes.xaxis.set_major_locator(
+        MaxNLocator(
+            6,
+            integer=True,
+            min_n_ticks=1,
+        )
+    )
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.grid(axis="y")
 
 
-def _column(history: Sequence[Row], name: str) -> NDArray[np.float64]:
+def _column(history: Sequence[Row], name: str) -> F64:
     values = np.array([row.get(name, np.nan) for row in history])
     return np.where(np.isfinite(values), values, np.nan)

@@ -78,16 +78,16 @@ _UNSEEN: Final = (
     (re.compile(r' id="[a-z0-9.]+_\d+"| transform="rotate\(-0 [^"]*"'), ""),
     (re.compile(r'(?<=[ "(])(-?\d+\.\d\d)\d+(?=[ ")]|$)(?=[^<>]*(?:>|$))'), r"\1"),
 )
-"""What ``_compact`` replaces; the digits only inside of a tag, never in its text."""
+"""Patterns that ``_compact`` replaces; the digits only inside a tag, never in its text."""
 
 
 class NoMatplotlibError(UsageError):
-    """Nothing can be drawn here; what was measured is not touched by it."""
+    """matplotlib is not installed, so nothing is drawn; measurements are not affected."""
 
 
 @contextmanager
 def figure(height_in: float, title: str) -> Iterator[Figure]:
-    """Give an empty figure ``WIDTH_IN`` wide, titled; what is drawn inside the ``with`` has the common look.
+    """Yield an empty figure ``WIDTH_IN`` wide, titled; drawing inside the ``with`` block has the common look.
 
     The figure belongs to no window and no global state (no pyplot).
 
@@ -98,7 +98,14 @@ def figure(height_in: float, title: str) -> Iterator[Figure]:
         from matplotlib.figure import Figure
 
         drawn = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
-        drawn.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold", color=INK)
+        drawn.suptitle(
+            title,
+            x=0.01,
+            ha="left",
+            fontsize=10,
+            fontweight="bold",
+            color=INK,
+        )
         yield drawn
 
 
@@ -110,20 +117,45 @@ def write_svg(drawn: Figure, path: Path) -> None:
     """
     content = io.StringIO()
     with _look():
-        metadata = {"Title": drawn.get_suptitle(), "Date": None, "Creator": None}
-        drawn.savefig(content, format="svg", facecolor="#ffffff", metadata=metadata)
-    write_lines(path, map(_compact, content.getvalue().splitlines()))
+        metadata = {
+            "Title": drawn.get_suptitle(),
+            "Date": None,
+            "Creator": None,
+        }
+        drawn.savefig(
+            content,
+            format="svg",
+            facecolor="#ffffff",
+            metadata=metadata,
+        )
+    write_lines(
+        path,
+        map(_compact, content.getvalue().splitlines()),
+    )
 
 
 def panel_title(axes: Axes, title: str, note: str = "") -> None:
     """Set the bold title of a panel and, below it, a plain note."""
     axes.set_title(title, pad=16 if note else 6)
     if note:
-        axes.annotate(note, (0, 1), (0, 5), "axes fraction", "offset points", color=FAINT, fontsize=8)
+        axes.annotate(
+            note,
+            (0, 1),
+            (0, 5),
+            "axes fraction",
+            "offset points",
+            color=FAINT,
+            fontsize=8,
+        )
+
+
+def level_label(level: str) -> str:
+    """Return a level as readers write it: ``L4/L5``."""
+    return level.replace("_", "/").upper()
 
 
 def _compact(line: str) -> str:
-    """Drop of a line what nobody sees, a third of the file: indents, names of groups, digits beyond 0.01 points."""
+    """Drop the invisible parts of a line, a third of a file: indents, names of groups, digits beyond 0.01 points."""
     for pattern, kept in _UNSEEN:
         line = pattern.sub(kept, line)
     return line

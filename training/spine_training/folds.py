@@ -17,4 +17,10 @@ def fold_of_study(study_id: str, folds: int = FOLDS) -> int:
     """
     if folds < 1:
         raise ValueError(f"folds must be at least 1, got {folds}")
-    return int.from_bytes(hashlib.sha256(study_id.encode("utf-8", "surrogateescape")).digest()[:8], "big") % folds
+    return (
+        int.from_bytes(
+            hashlib.sha256(study_id.encode("utf-8", "surrogateescape")).digest()[:8],
+            "big",
+        )
+        % folds
+    )

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, prior
+from spine_training.arrays import F64, Integers
 
 MISSING: Final = -1
 """The grade of a row without a label; such rows count nowhere."""
@@ -54,7 +54,7 @@ class Score:
     any_severe_canal: float
 
 
-def official_metric(probabilities: NDArray[np.float64], grades: NDArray[np.integer]) -> Score:
+def official_metric(probabilities: F64, grades: Integers) -> Score:
     """Score predictions as the challenge does.
 
     Args:
@@ -66,10 +66,13 @@ def official_metric(probabilities: NDArray[np.float64], grades: NDArray[np.integ
             range, or one of the three groups has no label at all.
     """
     losses, weights = study_sums(probabilities, grades)
-    return score_of_sums(losses.sum(axis=0), weights.sum(axis=0))
+    return score_of_sums(
+        losses.sum(axis=0),
+        weights.sum(axis=0),
+    )
 
 
-def score_of_sums(losses: NDArray[np.float64], weights: NDArray[np.float64]) -> Score:
+def score_of_sums(losses: F64, weights: F64) -> Score:
     """Return the score of weighted losses ``(4,)`` and weights ``(4,)`` summed over studies, in the order of ``PARTS``.
 
     Raises:
@@ -79,12 +82,13 @@ def score_of_sums(losses: NDArray[np.float64], weights: NDArray[np.float64]) -> 
         if weight == 0:
             raise ValueError(f"no labelled row for {part.replace('_', ' ')}: the metric is not defined")
     parts = losses / weights
-    return Score(metric=float(parts.mean()), **dict(zip(PARTS, map(float, parts), strict=True)))
+    return Score(
+        metric=float(parts.mean()),
+        **dict(zip(PARTS, map(float, parts), strict=True)),
+    )
 
 
-def study_sums(
-    probabilities: NDArray[np.float64], grades: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def study_sums(probabilities: F64, grades: Integers) -> tuple[F64, F64]:
     """Return every study's weighted losses and weights for the four parts: two arrays ``(studies, 4)``.
 
     A part's score is the sum of its losses over the sum of its weights, so the score of any choice of studies, a
@@ -98,15 +102,17 @@ def study_sums(
     labelled = grades[..., canal] != MISSING
     any_severe = (grades[..., canal] == severe).any(axis=1)
     rows = probabilities[..., canal, severe] / probabilities[..., canal, :].sum(axis=-1)
-    predicted = np.clip(np.where(labelled, rows, 0.0).max(axis=1), _EPS, 1 - _EPS)
+    predicted = np.clip(
+        np.where(labelled, rows, 0.0).max(axis=1),
+        _EPS,
+        1 - _EPS,
+    )
     binary = -np.log(np.where(any_severe, predicted, 1 - predicted))
     weight = weights[..., canal].max(axis=1)
     return np.stack([*part_losses, binary * weight], axis=1), np.stack([*part_weights, weight], axis=1)
 
 
-def row_losses(
-    probabilities: NDArray[np.float64], grades: NDArray[np.integer]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def row_losses(probabilities: F64, grades: Integers) -> tuple[F64, F64]:
     """Return each row's log loss and weight (0 without a label), both ``(studies, 5 levels, 5 conditions)``.
 
     Arguments and errors are those of ``official_metric``.
@@ -114,18 +120,26 @@ def row_losses(
     _check(probabilities, grades)
     labelled = grades != MISSING
     rows = probabilities / probabilities.sum(-1, keepdims=True)
-    weights = np.where(labelled, np.asarray(SEVERITY_WEIGHTS)[grades], 0.0)
-    chosen = np.take_along_axis(rows, np.where(labelled, grades, 0)[..., None], axis=-1)[..., 0]
+    weights = np.where(
+        labelled,
+        np.asarray(SEVERITY_WEIGHTS)[grades],
+        0.0,
+    )
+    chosen = np.take_along_axis(
+        rows,
+        np.where(labelled, grades, 0)[..., None],
+        axis=-1,
+    )[..., 0]
     return -np.log(np.clip(chosen, _EPS, 1 - _EPS)), weights
 
 
-def prior_probabilities(studies: int) -> NDArray[np.float64]:
+def prior_probabilities(studies: int) -> F64:
     """Return the weighted prior for every row, ``(studies, 5 levels, 5 conditions, 3)``: the floor to beat."""
     table = np.array([[prior(condition, level) for condition in CONDITIONS] for level in LEVELS])
     return np.broadcast_to(table, (studies, *table.shape)).copy()
 
 
-def _check(probabilities: NDArray[np.float64], grades: NDArray[np.integer]) -> None:
+def _check(probabilities: F64, grades: Integers) -> None:
     expected = (*grades.shape, len(SEVERITIES))
     if grades.shape[1:] != (len(LEVELS), len(CONDITIONS)) or probabilities.shape != expected or not len(grades):
         got = f"probabilities {probabilities.shape} and grades {grades.shape}"

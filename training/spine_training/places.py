@@ -1,4 +1,4 @@
-"""Where the discs of a study lie, from the points that readers set on its conditions.
+"""Places of a study's discs, from the points that readers set on its conditions.
 
 RSNA's points lie in the canal, the foramina and the recesses, each at a typical offset from the middle of the disc. The
 offsets are known in the disc's own frame, and the frame follows from the neighbouring discs.
@@ -12,21 +12,19 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.anatomy import LEVELS, Level
 from spine_engine.detection.levels import axes_from_direction
 from spine_engine.phantom.rsna import READER_POINTS
+from spine_training.arrays import F64
 from spine_training.rsna import LabelPoint
-
-F64 = NDArray[np.float64]
 
 POINT_OFFSET_MM: Final = {condition: offset for condition, (_, offset) in READER_POINTS.items()}
 """The point of each condition from the disc's centre, mm (down, back, left) in the disc's frame: a disc is 34-36 mm
 deep, the canal 15 mm, the foramina's exits are 34 mm apart, above the disc."""
 
 L5_S1_TILT_DEG: Final = 13.0
-"""How much more the disc L5/S1 is tilted (its back higher) than the normal of the line to L4/L5, the only one it has:
+"""Tilt of the disc L5/S1 (its back higher) beyond the normal of the line to L4/L5, the only one it has:
 17 degrees (standard deviation 3) in VB1, 16 (9) in SPIDER, 9 (3) in the phantoms. The other discs are within 2-5
 degrees of the normal of the line through their neighbours."""
 
@@ -67,14 +65,13 @@ def level_places(points: Sequence[LabelPoint], frame: F64) -> dict[Level, DiscPl
 
 
 def _center(points: Sequence[LabelPoint], axes: F64) -> F64:
-    """The disc's centre as most of its points have it: the median of what each says, axis by axis."""
-    said = [axes @ p.position_mm - np.array(POINT_OFFSET_MM[p.condition]) for p in points]
-    middle: F64 = np.median(said, axis=0) @ axes
-    return middle
+    """Return the disc's centre: the median of the centres that its points imply, axis by axis."""
+    centers = [axes @ p.position_mm - np.array(POINT_OFFSET_MM[p.condition]) for p in points]
+    return np.asarray(np.median(centers, axis=0) @ axes)
 
 
 def _axes(centers: Mapping[Level, F64], frame: F64) -> dict[Level, F64]:
-    """Frames of the discs: their own normal is that of the line through the neighbours above and below."""
+    """Return the discs' frames: a disc's normal is that of the line through its neighbours above and below."""
     levels = list(centers)
     if len(levels) < 2:
         return dict.fromkeys(levels, frame)
@@ -94,8 +91,13 @@ def _axes(centers: Mapping[Level, F64], frame: F64) -> dict[Level, F64]:
     return axes
 
 
-def _between(places: Mapping[Level, DiscPlace], upper: Level, lower: Level, frame: F64) -> dict[Level, DiscPlace]:
-    """Levels without points between two that have some, evenly spaced."""
+def _between(
+    places: Mapping[Level, DiscPlace],
+    upper: Level,
+    lower: Level,
+    frame: F64,
+) -> dict[Level, DiscPlace]:
+    """Return the levels without points between two that have some, evenly spaced."""
     a, b = places[upper], places[lower]
     first, last = LEVELS.index(upper), LEVELS.index(lower)
     missing: dict[Level, DiscPlace] = {}
@@ -103,5 +105,9 @@ def _between(places: Mapping[Level, DiscPlace], upper: Level, lower: Level, fram
         t = (k - first) / (last - first)
         direction = (1 - t) * a.axes[1] + t * b.axes[1]
         center = (1 - t) * a.center_mm + t * b.center_mm
-        missing[LEVELS[k]] = DiscPlace(center, axes_from_direction(direction, frame), known=False)
+        missing[LEVELS[k]] = DiscPlace(
+            center,
+            axes_from_direction(direction, frame),
+            known=False,
+        )
     return missing

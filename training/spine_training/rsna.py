@@ -18,7 +18,6 @@ from typing import Final
 import numpy as np
 import pandas as pd
 import pydicom
-from numpy.typing import NDArray
 from pydicom.errors import InvalidDicomError
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Condition, Level
@@ -26,17 +25,14 @@ from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit
 from spine_engine.dicom.geometry import ORTHONORMAL_TOLERANCE
 from spine_engine.errors import Reason, StudyError, UsageError
 from spine_engine.study import Study
+from spine_training.arrays import F64, I64
+from spine_training.evaluation.tables import GRADE_OF_WORD
 from spine_training.metric import MISSING
-
-F64 = NDArray[np.float64]
 
 TRAIN_TABLE: Final = "train.csv"
 SERIES_TABLE: Final = "train_series_descriptions.csv"
 POINTS_TABLE: Final = "train_label_coordinates.csv"
 IMAGES_FOLDER: Final = "train_images"
-
-GRADE_OF_WORD: Final = {"": MISSING, "Normal/Mild": 0, "Moderate": 1, "Severe": 2}
-"""The words of ``train.csv``; an empty cell is a condition nobody could grade."""
 
 CONDITION_OF_NAME: Final = {condition.replace("_", " ").title(): condition for condition in Condition}
 LEVEL_OF_NAME: Final = {level.replace("_", "/").upper(): level for level in Level}
@@ -72,7 +68,7 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelPoint:
-    """Where a reader pointed: ``position_mm (3,)`` in patient LPS."""
+    """A reader's point: ``position_mm (3,)`` in patient LPS."""
 
     condition: Condition
     level: Level
@@ -87,11 +83,11 @@ class LabelledStudy:
     Attributes:
         study_id: RSNA's id, which is also the name of the study's folder.
         grades: ``(5 levels, 5 conditions)`` int64, 0 / 1 / 2 or ``MISSING``.
-        marks: where readers pointed, in pixels; ``RsnaSet.points_mm`` gives them in patient mm.
+        marks: readers' points in pixels; ``RsnaSet.points_mm`` gives them in patient mm.
     """
 
     study_id: str
-    grades: NDArray[np.int64]
+    grades: I64
     marks: tuple[Mark, ...]
 
 
@@ -100,12 +96,16 @@ class RsnaSet:
 
     Attributes:
         root: the folder.
-        studies: what ``train.csv`` names and has images on disk, sorted by id.
-        without_images: how many studies of ``train.csv`` have no folder of images.
+        studies: studies of ``train.csv`` with images on disk, sorted by id.
+        without_images: number of studies of ``train.csv`` without a folder of images.
     """
 
     def __init__(
-        self, root: Path, studies: tuple[LabelledStudy, ...], without_images: int, overrides: RoleOverrides
+        self,
+        root: Path,
+        studies: tuple[LabelledStudy, ...],
+        without_images: int,
+        overrides: RoleOverrides,
     ) -> None:
         self.root = root
         self.studies = studies
@@ -117,7 +117,7 @@ class RsnaSet:
         """Read the tables of ``root``.
 
         Raises:
-            UsageError: something of the layout is missing, or a table says what RSNA's never do.
+            UsageError: a part of the layout is missing, or a table holds a value that RSNA's never do.
         """
         missing = [name for name in (TRAIN_TABLE, SERIES_TABLE, POINTS_TABLE) if not (root / name).is_file()]
         missing += [] if (root / IMAGES_FOLDER).is_dir() else [f"{IMAGES_FOLDER}/"]
@@ -131,7 +131,12 @@ class RsnaSet:
         folders = {entry.name for entry in (root / IMAGES_FOLDER).iterdir() if entry.is_dir()}
         studies = [LabelledStudy(key, grades[key], marks.get(key, ())) for key in sorted(grades) if key in folders]
         overrides = RoleOverrides.from_csv(root / SERIES_TABLE)
-        return cls(root, tuple(studies), len(grades) - len(studies), overrides)
+        return cls(
+            root,
+            tuple(studies),
+            len(grades) - len(studies),
+            overrides,
+        )
 
     @cached_property
     def _by_id(self) -> Mapping[str, LabelledStudy]:
@@ -148,7 +153,7 @@ class RsnaSet:
         return self._by_id[study_id]
 
     def read(self, study_id: str) -> Study:
-        """Read the images of one study as the engine's walk does, with the roles that the series table states.
+        """Read the images of one study as the engine's pipeline does, with the roles that the series table states.
 
         Raises:
             StudyError: the folder holds no study, or more than one.
@@ -157,7 +162,11 @@ class RsnaSet:
         images, folder = self.root / IMAGES_FOLDER, self.labels(study_id).study_id
         units = [unit for unit in discover(images / folder) if isinstance(unit, WorkUnit)]
         files = [replace(file, path=f"{folder}/{file.path}") for unit in units for file in unit.files]
-        reading = read_unit(images, WorkUnit(folder, tuple(files), study_id), self._overrides)
+        reading = read_unit(
+            images,
+            WorkUnit(folder, tuple(files), study_id),
+            self._overrides,
+        )
         if reading.split:
             raise StudyError(Reason.UID_COLLISION, f"the folder of {study_id} holds {len(reading.split)} studies")
         if not reading.studies:
@@ -167,8 +176,7 @@ class RsnaSet:
     def points_mm(self, study_id: str) -> tuple[LabelPoint, ...]:
         """Place the marks of one study in patient LPS mm, reading the header of each marked file.
 
-        A mark is left out when its file is not there, has no usable geometry, or shows less than the mark needs: the
-        difference to ``len(labels(study_id).marks)`` is how many.
+        A mark is left out when its file is missing, has no usable geometry, or does not show the marked pixel.
 
         Raises:
             UsageError: the set has no such study.
@@ -184,15 +192,20 @@ class RsnaSet:
         for mark in study.marks:
             plane = planes[mark.series_id, mark.instance_number]
             if plane is not None and plane.holds(mark.x, mark.y):
-                points.append(LabelPoint(mark.condition, mark.level, mark.series_id, plane.place_mm(mark.x, mark.y)))
+                points.append(
+                    LabelPoint(
+                        mark.condition,
+                        mark.level,
+                        mark.series_id,
+                        plane.place_mm(mark.x, mark.y),
+                    )
+                )
         return tuple(points)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Plane:
-    """Where one image lies (PS3.3 C.7.6.2.1.1): LPS centre of its first pixel, and the step to the next column and row
-    in mm.
-    """
+    """The plane of one image (PS3.3 C.7.6.2.1.1): LPS centre of its first pixel, steps along row and column, mm."""
 
     number: int | None
     origin_mm: F64
@@ -201,13 +214,12 @@ class _Plane:
     shape: tuple[int, int]
 
     def holds(self, x: float, y: float) -> bool:
-        """Whether the picture shows column ``x``, row ``y``: pixels reach half a step beyond their centres."""
+        """Return whether the picture shows column ``x``, row ``y``: pixels reach half a step beyond their centres."""
         return -0.5 <= x <= self.shape[1] - 0.5 and -0.5 <= y <= self.shape[0] - 0.5
 
     def place_mm(self, x: float, y: float) -> F64:
         """Return the LPS mm of column ``x``, row ``y``."""
-        place: F64 = self.origin_mm + x * self.column_step_mm + y * self.row_step_mm
-        return place
+        return np.asarray(self.origin_mm + x * self.column_step_mm + y * self.row_step_mm)
 
 
 def _plane_of_instance(folder: Path, number: int) -> _Plane | None:
@@ -219,13 +231,20 @@ def _plane_of_instance(folder: Path, number: int) -> _Plane | None:
     if named is not None and named.number in (None, number):
         return named
     others = sorted(folder.iterdir()) if folder.is_dir() else []
-    return next((plane for plane in map(_plane, others) if plane is not None and plane.number == number), named)
+    return next(
+        (plane for plane in map(_plane, others) if plane is not None and plane.number == number),
+        named,
+    )
 
 
 def _plane(path: Path) -> _Plane | None:
-    """Read the geometry of one file; None when it is not there, is no DICOM file or has none."""
+    """Read the geometry of one file; None when it is missing, is no DICOM file or has none."""
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_GEOMETRY_TAGS))
+        header = pydicom.dcmread(
+            path,
+            stop_before_pixels=True,
+            specific_tags=list(_GEOMETRY_TAGS),
+        )
         origin = np.array(header.ImagePositionPatient, float)
         orientation = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
         between_rows, between_columns = (float(v) for v in header.PixelSpacing)
@@ -237,7 +256,13 @@ def _plane(path: Path) -> _Plane | None:
     skew = np.abs(orientation @ orientation.T - np.eye(2)).max()
     if origin.shape != (3,) or not skew < ORTHONORMAL_TOLERANCE or min(between_rows, between_columns) <= 0:
         return None
-    return _Plane(number, origin, orientation[0] * between_columns, orientation[1] * between_rows, shape)
+    return _Plane(
+        number,
+        origin,
+        orientation[0] * between_columns,
+        orientation[1] * between_rows,
+        shape,
+    )
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -247,7 +272,12 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
         UsageError: it is no CSV, or lacks a column.
     """
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        table = pd.read_csv(
+            path,
+            dtype=str,
+            keep_default_na=False,
+            encoding="utf-8-sig",
+        )
     except (ValueError, OSError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
         raise UsageError(f"cannot read {path.name}: {error}; give RSNA's table as UTF-8 CSV") from None
     if missing := [name for name in columns if name not in table.columns]:
@@ -255,14 +285,18 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
     return table.apply(lambda column: column.str.strip())
 
 
-def _read_grades(path: Path) -> dict[str, NDArray[np.int64]]:
+def _read_grades(path: Path) -> dict[str, I64]:
     """Read ``train.csv``: the grades ``(5 levels, 5 conditions)`` of every study."""
     table = _table(path, ("study_id", *_PLACE_OF_COLUMN))
     if unknown := sorted(set(table.columns) - {"study_id", *_PLACE_OF_COLUMN}):
         raise UsageError(f"{path.name} has the column {unknown[0]!r}, which names no condition and level of RSNA 2024")
     if twice := [key for key, count in Counter(table["study_id"]).items() if count > 1]:
         raise UsageError(f"{path.name} lists the study {twice[0]!r} twice; keep one row")
-    grades = np.full((len(table), len(LEVELS), len(CONDITIONS)), MISSING, np.int64)
+    grades = np.full(
+        (len(table), len(LEVELS), len(CONDITIONS)),
+        MISSING,
+        np.int64,
+    )
     for column, (i, c) in _PLACE_OF_COLUMN.items():
         if unknown := sorted(set(table[column]) - GRADE_OF_WORD.keys()):
             words = ", ".join(word for word in GRADE_OF_WORD if word)
@@ -289,4 +323,11 @@ def _read_marks(path: Path) -> dict[str, tuple[Mark, ...]]:
 def _marks(rows: pd.DataFrame) -> Iterator[Mark]:
     for row in rows.itertuples(index=False):
         condition, level = CONDITION_OF_NAME[row.condition], LEVEL_OF_NAME[row.level]
-        yield Mark(condition, level, row.series_id, int(row.instance_number), float(row.x), float(row.y))
+        yield Mark(
+            condition,
+            level,
+            row.series_id,
+            int(row.instance_number),
+            float(row.x),
+            float(row.y),
+        )

@@ -18,7 +18,7 @@ What the names and shapes leave open is written beside the code that settles it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,10 @@ class Bridge(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.bridge = nn.Sequential(ConvBlock(channels, channels), ConvBlock(channels, channels))
+        self.bridge = nn.Sequential(
+            ConvBlock(channels, channels),
+            ConvBlock(channels, channels),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(N, C, H, W)`` -> the same shape."""
@@ -66,10 +69,20 @@ class Bridge(nn.Module):
 class UpBlock(nn.Module):
     """Bilinear x2 and a 1x1 convolution, the skip appended after those channels, two blocks."""
 
-    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        skip: int,
+        outputs: int,
+    ) -> None:
         super().__init__()
         self.upsample = nn.Sequential(
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False), nn.Conv2d(inputs, outputs, 1)
+            nn.Upsample(
+                scale_factor=2,
+                mode="bilinear",
+                align_corners=False,
+            ),
+            nn.Conv2d(inputs, outputs, 1),
         )
         self.conv_block_1 = ConvBlock(outputs + skip, outputs)
         self.conv_block_2 = ConvBlock(outputs, outputs)
@@ -92,10 +105,26 @@ class VertebraFieldNet(nn.Module):
         super().__init__()
         resnet = resnet50(weights=None)
         self.input_block = nn.Sequential(
-            nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()
+            nn.Conv2d(
+                1,
+                64,
+                7,
+                stride=2,
+                padding=3,
+                bias=False,
+            ),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
         )
         self.input_pool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.down_blocks = nn.ModuleList([resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4])
+        self.down_blocks = nn.ModuleList(
+            [
+                resnet.layer1,
+                resnet.layer2,
+                resnet.layer3,
+                resnet.layer4,
+            ]
+        )
         self.bridge = Bridge(2048)
         self.up_blocks = nn.ModuleList(
             [
@@ -131,28 +160,42 @@ class AppearanceNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(1, 8, (3, 3, 1), stride=(2, 2, 1), padding=(3, 3, 0))
+        thin: dict[str, Any] = {"kernel_size": (3, 3, 1), "padding": (3, 3, 0)}
+        self.conv1 = nn.Conv3d(1, 8, stride=(2, 2, 1), **thin)
         self.bnrm1 = nn.BatchNorm3d(8)
-        self.conv2 = nn.Conv3d(8, 16, (3, 3, 1), padding=(3, 3, 0))
+        self.conv2 = nn.Conv3d(8, 16, **thin)
         self.bnrm2 = nn.BatchNorm3d(16)
-        self.conv3 = nn.Conv3d(16, 32, 3)
-        self.bnrm3 = nn.BatchNorm3d(32)
-        self.conv4 = nn.Conv3d(32, 64, 3)
-        self.bnrm4 = nn.BatchNorm3d(64)
-        self.conv5 = nn.Conv3d(64, 128, 3)
-        self.bnrm5 = nn.BatchNorm3d(128)
+        for n, channels in enumerate((32, 64, 128), 3):
+            self.add_module(
+                f"conv{n}",
+                nn.Conv3d(channels // 2, channels, 3),
+            )
+            self.add_module(f"bnrm{n}", nn.BatchNorm3d(channels))
         self.fc1 = nn.Linear(6400, 256)
         self.fc2 = nn.Linear(256, VERTEBRA_CLASSES)
 
     def forward(self, volumes: Tensor) -> Tensor:
         """``(N, 1, 224, 224, 16)``, slices last -> ``(N, 24)`` scores, before the softmax."""
-        x = self.bnrm1(functional.relu(self.conv1(volumes)))
-        x = functional.max_pool3d(self.bnrm2(functional.relu(self.conv2(x))), (2, 2, 1))
-        x = functional.max_pool3d(self.bnrm3(functional.relu(self.conv3(x))), (2, 2, 1))
-        x = functional.max_pool3d(self.bnrm4(functional.relu(self.conv4(x))), 2)
-        x = functional.max_pool3d(self.bnrm5(functional.relu(self.conv5(x))), 2)
+        x = _layer(self, "1", volumes)
+        x = functional.max_pool3d(_layer(self, "2", x), (2, 2, 1))
+        x = functional.max_pool3d(_layer(self, "3", x), (2, 2, 1))
+        x = functional.max_pool3d(_layer(self, "4", x), 2)
+        x = functional.max_pool3d(_layer(self, "5", x), 2)
         scores: Tensor = self.fc2(functional.relu(self.fc1(x.flatten(1))))
         return scores
+
+
+CONTEXT_CHANNELS: Final = {
+    "1": (1, 16),
+    "2": (16, 32),
+    "3": (32, 64),
+    "4": (64, 128),
+    "_mid": (128, 128),
+    "5": (128, 64),
+    "6": (64 + 64, 32),
+    "7": (32 + 32, 16),
+}
+"""Input and output channels of the context network's convolutions but the last, by the end of their names."""
 
 
 class ContextNet(nn.Module):
@@ -166,34 +209,36 @@ class ContextNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = _tall(1, 16)
-        self.bnrm1 = nn.BatchNorm2d(16)
-        self.conv2 = _tall(16, 32)
-        self.bnrm2 = nn.BatchNorm2d(32)
-        self.conv3 = _tall(32, 64)
-        self.bnrm3 = nn.BatchNorm2d(64)
-        self.conv4 = _tall(64, 128)
-        self.bnrm4 = nn.BatchNorm2d(128)
-        self.conv_mid = nn.Conv2d(128, 128, 3, padding=1)
-        self.bnrm_mid = nn.BatchNorm2d(128)
-        self.conv5 = _tall(128, 64)
-        self.bnrm5 = nn.BatchNorm2d(64)
-        self.conv6 = _tall(64 + 64, 32)
-        self.bnrm6 = nn.BatchNorm2d(32)
-        self.conv7 = _tall(32 + 32, 16)
-        self.bnrm7 = nn.BatchNorm2d(16)
+        for n, (inputs, outputs) in CONTEXT_CHANNELS.items():
+            middle = nn.Conv2d(inputs, outputs, 3, padding=1)
+            self.add_module(
+                f"conv{n}",
+                middle if n == "_mid" else _tall(inputs, outputs),
+            )
+            self.add_module(f"bnrm{n}", nn.BatchNorm2d(outputs))
         self.conv8 = _tall(16, 1)
 
     def forward(self, columns: Tensor) -> Tensor:
         """``(N, 1, H, 24)``, H a multiple of 16 (published: of 256) -> the same shape, before the softmax."""
-        x = self.bnrm1(functional.relu(self.conv1(columns)))
-        second = self.bnrm2(functional.relu(self.conv2(_halve(x))))
-        third = self.bnrm3(functional.relu(self.conv3(_halve(second))))
-        x = self.bnrm4(functional.relu(self.conv4(_halve(third))))
-        x = self.bnrm_mid(functional.relu(self.conv_mid(_halve(x))))
-        x = self.bnrm5(functional.relu(self.conv5(_double(x))))
-        x = self.bnrm6(functional.relu(self.conv6(torch.cat([_double(x), third], dim=1))))
-        x = self.bnrm7(functional.relu(self.conv7(torch.cat([_double(x), second], dim=1))))
+        second = _layer(
+            self,
+            "2",
+            _halve(_layer(self, "1", columns)),
+        )
+        third = _layer(self, "3", _halve(second))
+        x = _layer(self, "4", _halve(third))
+        x = _layer(self, "_mid", _halve(x))
+        x = _layer(self, "5", _double(x))
+        x = _layer(
+            self,
+            "6",
+            torch.cat([_double(x), third], dim=1),
+        )
+        x = _layer(
+            self,
+            "7",
+            torch.cat([_double(x), second], dim=1),
+        )
         scores: Tensor = self.conv8(_double(x))
         return scores
 
@@ -223,8 +268,20 @@ def load_spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
     return net.eval()
 
 
+def _layer(net: nn.Module, name: str, x: Tensor) -> Tensor:
+    """Apply a convolution, ReLU and batch norm of a network that names them ``conv<name>`` and ``bnrm<name>``."""
+    y: Tensor = net.get_submodule(f"bnrm{name}")(functional.relu(net.get_submodule(f"conv{name}")(x)))
+    return y
+
+
 def _tall(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, (5, 3), dilation=(2, 1), padding=(4, 1))
+    return nn.Conv2d(
+        inputs,
+        outputs,
+        (5, 3),
+        dilation=(2, 1),
+        padding=(4, 1),
+    )
 
 
 def _halve(x: Tensor) -> Tensor:
@@ -232,4 +289,9 @@ def _halve(x: Tensor) -> Tensor:
 
 
 def _double(x: Tensor) -> Tensor:
-    return functional.interpolate(x, scale_factor=(2.0, 1.0), mode="bilinear", align_corners=False)
+    return functional.interpolate(
+        x,
+        scale_factor=(2.0, 1.0),
+        mode="bilinear",
+        align_corners=False,
+    )

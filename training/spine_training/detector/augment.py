@@ -1,41 +1,25 @@
 """Random sagittal slices of an exam with their targets, rendered straight from the volume.
 
 Canvas frame: pixel (r, c) of a slice lies at `pixel_mm * (r, c)`; rows superior -> inferior, columns anterior ->
-posterior. A random affine takes canvas mm to volume mm; the slice plane may be tilted against
-the volume, and several lateral
-samples are averaged as a thick slice would.
+posterior. A random affine takes canvas mm to volume mm; the slice plane may be tilted against the volume, and several
+lateral samples are averaged, as in a thick slice. Why not TorchIO: docs/decisions/0008-training.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.detection.spec import DetectorSpec
+from spine_training.arrays import F32, F64, U8
 from spine_training.detector.exam import Exam, intensity_window, pixels_of
+from spine_training.detector.targets import SliceColumn, target_planes
 
-F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
-U8 = NDArray[np.uint8]
-
-#: Widths of the targets: a disc is 30-35 mm long and 6-14 mm high, its heat keeps neighbours 30 mm apart separate.
-DISC_SIGMA_MM, BODY_SIGMA_MM, LATERAL_SIGMA_MM = 5.0, 7.0, 12.0
-#: Half width of the band along the column where the level bins are learnt.
-BAND_MM = 16.0
-#: Heat at 24 mm from the midline: beyond it a slice has passed the pedicles and says nothing of levels.
-LEVEL_FLOOR = 0.13
-#: Above the last labelled disc the next one is 0.92 of the last distance away (mean of the thoracolumbar exams).
-ABOVE_TOP_SHARE = 0.92
-#: S1 is 28-30 mm high (Panjabi et al., Spine 17 (1992) 299, and VB1's masks); its band ends where S1/S2 bends away.
-SACRUM_STEP_MM, SACRUM_REACH_MM = 28.0, 38.0
-#: Round a disc of unknown place, and above the last labelled disc, the heat loss is masked.
-UNKNOWN_RADIUS_MM, UNKNOWN_CORRIDOR_MM = 18.0, 32.0
-#: Target planes: disc, body, direction (2), level coordinate u, weights of disc, body, direction, level.
-PLANES = 9
+#: A disc's heat in a slice falls with its lateral distance: at 24 mm it is 0.13.
+LATERAL_SIGMA_MM = 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +36,32 @@ class ExamArrays:
     discs: F64
     bodies: F64
 
+    @property
+    def pixels(self) -> U8:
+        """The voxels, read from their file where the volume is one."""
+        return pixels_of(self.volume)
+
 
 def arrays_from_exam(exam: Exam, spec: DetectorSpec) -> ExamArrays:
-    """Flatten an exam for the kernels."""
+    """Return an exam as plain arrays."""
     low, high = exam.window or intensity_window(pixels_of(exam.volume), spec)
-    discs = np.array([[*d.center_mm, *d.direction, d.rank, d.known, d.weak] for d in exam.column.discs], float)
-    bodies = np.array([[*center, rank] for rank, center in exam.column.bodies], float)
+    discs = np.array(
+        [
+            [
+                *d.center_mm,
+                *d.direction,
+                d.rank,
+                d.known,
+                d.weak,
+            ]
+            for d in exam.column.discs
+        ],
+        float,
+    )
+    bodies = np.array(
+        [[*center, rank] for rank, center in exam.column.bodies],
+        float,
+    )
     spacing = np.array(exam.spacing_mm)
     return ExamArrays(exam.volume, spacing, low, high, discs, bodies)
 
@@ -77,7 +81,7 @@ def _render_slice(
     pixel_mm: float,
     out: F32,
 ) -> None:
-    """Average of bilinear samples at the lateral `offsets` mm, through `lut`, times the bias field; 0 outside.
+    """Render the mean of bilinear samples at the lateral `offsets` mm, through `lut`, times the bias field; 0 outside.
 
     `matrix` and `shift` take canvas mm to volume mm; `plane` gives the lateral mm of a volume point; `crop` is the
     field of view in canvas pixels; `window` is (low, high, gain) of the intensities.
@@ -105,119 +109,45 @@ def _render_slice(
                 total += (1 - ty) * ((1 - tx) * volume[iy, ix, k] + tx * volume[iy, ix + 1, k])
                 total += ty * ((1 - tx) * volume[iy + 1, ix, k] + tx * volume[iy + 1, ix + 1, k])
             value = (total / len(offsets) - low) / (high - low)
-            by, bx = 2.0 * r / out.shape[0] - 1.0, 2.0 * c / out.shape[1] - 1.0
+            by = 2.0 * r / out.shape[0] - 1.0
+            bx = 2.0 * c / out.shape[1] - 1.0
             field = np.exp(bias[0] * by + bias[1] * bx + bias[2] * by * by + bias[3] * bx * bx + bias[4] * bx * by)
             position = min(max(value * field * gain, 0.0), 1.25) * (len(lut) - 1) / 1.25
             i = min(int(position), len(lut) - 2)
             out[r, c] = lut[i] + (position - i) * (lut[i + 1] - lut[i])
 
 
-@numba.njit(cache=True, nogil=True)
-def _render_heat(
-    discs: F64,
-    bodies: F64,
-    amplitude: F64,
-    body_amplitude: F64,
-    crop_mm: F64,
-    step_mm: float,
-    origin_mm: float,
-    out: F32,
-) -> None:
-    """Heat, direction and their weights; discs and bodies are in canvas mm, `crop_mm` the field of view there."""
-    top, second = discs[len(discs) - 1], discs[len(discs) - 2]
-    norm = np.hypot(top[0] - second[0], top[1] - second[1])
-    up_y, up_x = (top[0] - second[0]) / norm, (top[1] - second[1]) / norm
-    for i in range(out.shape[1]):
-        for j in range(out.shape[2]):
-            y, x = origin_mm + i * step_mm, origin_mm + j * step_mm
-            inside = crop_mm[0] <= y < crop_mm[1] and crop_mm[2] <= x < crop_mm[3]
-            along = (y - top[0]) * up_y + (x - top[1]) * up_x
-            across = (y - top[0]) * up_x - (x - top[1]) * up_y
-            beyond = abs(across) < UNKNOWN_CORRIDOR_MM
-            out[5, i, j] = 0.0 if along > 10.0 and beyond else 1.0
-            out[6, i, j] = 0.0 if along > 28.0 and beyond else 1.0
-            for k in range(len(discs)):
-                dy, dx = y - discs[k, 0], x - discs[k, 1]
-                d2 = dy * dy + dx * dx
-                if discs[k, 6] == 0.0:
-                    if d2 < UNKNOWN_RADIUS_MM**2:
-                        out[5, i, j] = 0.0
-                    if d2 < 4 * UNKNOWN_RADIUS_MM**2:
-                        out[6, i, j] = 0.0
-                    continue
-                heat = np.exp(-d2 / (2 * DISC_SIGMA_MM**2))
-                if inside and heat * amplitude[k] > out[0, i, j]:
-                    out[0, i, j] = heat * amplitude[k]
-                if inside and heat > 0.1 and amplitude[k] > 0.15:
-                    out[2, i, j], out[3, i, j] = discs[k, 3], discs[k, 4]
-                    out[7, i, j] = heat * amplitude[k]
-            for k in range(len(bodies)):
-                dy, dx = y - bodies[k, 0], x - bodies[k, 1]
-                heat = np.exp(-(dy * dy + dx * dx) / (2 * BODY_SIGMA_MM**2)) * body_amplitude[k]
-                if inside and heat > out[1, i, j]:
-                    out[1, i, j] = heat
-
-
-@numba.njit(cache=True, nogil=True)
-def _render_levels(discs: F64, amplitude: F64, crop_mm: F64, step_mm: float, origin_mm: float, out: F32) -> None:
-    """Level coordinate u (0 at L5/S1, 1 at L4/L5, ...) and its weight along the column, a little beyond both ends."""
-    n = len(discs)
-    top, bottom, second = discs[n - 1], discs[0], discs[n - 2]
-    norm = np.hypot(top[0] - second[0], top[1] - second[1])
-    up_y, up_x = (top[0] - second[0]) / norm, (top[1] - second[1]) / norm
-    top_step = ABOVE_TOP_SHARE * norm / max(1.0, top[5] - second[5])
-    down_y, down_x = bottom[4], -bottom[3]  # the normal of the lowest disc, pointing down
-    if down_y < 0:
-        down_y, down_x = -down_y, -down_x
-    for i in range(out.shape[1]):
-        for j in range(out.shape[2]):
-            y, x = origin_mm + i * step_mm, origin_mm + j * step_mm
-            if not (crop_mm[0] <= y < crop_mm[1] and crop_mm[2] <= x < crop_mm[3]):
-                continue
-            best, u, weight = BAND_MM**2, 0.0, 0.0
-            for k in range(n - 1):
-                sy, sx = discs[k + 1, 0] - discs[k, 0], discs[k + 1, 1] - discs[k, 1]
-                t = ((y - discs[k, 0]) * sy + (x - discs[k, 1]) * sx) / (sy * sy + sx * sx)
-                if t < 0.0 or t > 1.0:
-                    continue
-                ey, ex = y - discs[k, 0] - t * sy, x - discs[k, 1] - t * sx
-                if ey * ey + ex * ex < best:
-                    best = ey * ey + ex * ex
-                    u = discs[k, 5] + t * (discs[k + 1, 5] - discs[k, 5])
-                    weight = amplitude[k] if t < 0.5 else amplitude[k + 1]
-                    if 0.1 < t < 0.9:
-                        weight = min(amplitude[k], amplitude[k + 1])
-            along = (y - top[0]) * up_y + (x - top[1]) * up_x
-            across = (y - top[0]) * up_x - (x - top[1]) * up_y
-            if weight == 0.0 and abs(across) < BAND_MM and 0.0 < along < 1.5 * top_step:
-                u, weight = top[5] + along / top_step, 0.7 * amplitude[n - 1]
-            below = (y - bottom[0]) * down_y + (x - bottom[1]) * down_x
-            beside = (y - bottom[0]) * down_x - (x - bottom[1]) * down_y
-            if weight == 0.0 and abs(beside) < BAND_MM and 0.0 < below < SACRUM_REACH_MM:
-                u, weight = bottom[5] - below / SACRUM_STEP_MM, amplitude[0]
-            out[4, i, j] = u
-            out[8, i, j] = weight if weight > LEVEL_FLOOR else 0.0
-
-
 def _random_lut(rng: np.random.Generator, gamma: float) -> F64:
-    """A random intensity curve over 0..1.25: gamma, monotone bends, now and then an inversion or free curve."""
+    """Draw an intensity curve over 0..1.25: gamma, monotone bends, at times an inversion or a free curve."""
     x = np.linspace(0.0, 1.25, 64)
     y = np.minimum(x, 1.25) ** (gamma * np.exp(rng.normal(0.0, 0.35)))
     if rng.random() < 0.4:  # random monotone
         steps = np.exp(rng.normal(0.0, 0.9, 8))
         curve = np.concatenate([[0.0], np.cumsum(steps) / steps.sum()])
-        y = 0.3 * y + 0.7 * np.interp(x / 1.25, np.linspace(0, 1, 9), curve)
+        y = 0.3 * y + 0.7 * np.interp(
+            x / 1.25,
+            np.linspace(0, 1, 9),
+            curve,
+        )
     draw = rng.random()
     if draw < 0.1:  # inverted tissue, dark air
-        y = (1.0 - y / y.max()) * np.clip(x / rng.uniform(0.05, 0.25), 0.0, 1.0)
+        y = (1.0 - y / y.max()) * np.clip(
+            x / rng.uniform(0.05, 0.25),
+            0.0,
+            1.0,
+        )
     elif draw < 0.2:  # any smooth contrast
-        free = np.interp(x, np.linspace(0, 1.25, 7), rng.uniform(0.0, 1.1, 7))
+        free = np.interp(
+            x,
+            np.linspace(0, 1.25, 7),
+            rng.uniform(0.0, 1.1, 7),
+        )
         y = free * np.clip(x / 0.1, 0.0, 1.0)
     return np.asarray(y * np.exp(rng.normal(0.0, 0.12)))
 
 
 def _crop_mm(rng: np.random.Generator, discs: F64, extent: F64) -> F64:
-    """Random field of view in volume mm: (row from, to, column from, to), from cut columns to the whole picture."""
+    """Draw a field of view in volume mm (row from, to, column from, to), from cut columns to the whole picture."""
     box = np.array([0.0, extent[0], 0.0, extent[1]])
     if rng.random() < 0.45:
         return box
@@ -234,23 +164,34 @@ def _crop_mm(rng: np.random.Generator, discs: F64, extent: F64) -> F64:
         box[0] = rng.uniform(0.0, max(1.0, float(lowest)))
     box[0] = max(0.0, min(box[0], box[1] - 110.0))
     if rng.random() < 0.6:
-        box[2] = rng.uniform(0.0, max(1.0, discs[:, 1].min() - 32.0))
+        box[2] = rng.uniform(
+            0.0,
+            max(1.0, discs[:, 1].min() - 32.0),
+        )
     if rng.random() < 0.6:
-        box[3] = rng.uniform(min(discs[:, 1].max() + 40.0, extent[1] - 1.0), extent[1])
+        box[3] = rng.uniform(
+            min(discs[:, 1].max() + 40.0, extent[1] - 1.0),
+            extent[1],
+        )
     return box
 
 
 @dataclass(frozen=True, slots=True)
 class _Placement:
-    """Where a sample lies: `canvas = forward @ volume + shift` (mm) and the field of view in canvas mm."""
+    """A sample's motion `canvas = forward @ volume + shift` (mm), and its field of view in canvas mm."""
 
     forward: F64
     shift: F64
     crop_mm: F64
 
 
-def _placement(rng: np.random.Generator, discs: F64, extent: F64, size_mm: F64) -> _Placement:
-    """A random rotation, scale and shear, a random field of view, and its place on the canvas."""
+def _placement(
+    rng: np.random.Generator,
+    discs: F64,
+    extent: F64,
+    size_mm: F64,
+) -> _Placement:
+    """Draw a rotation, scale and shear, a field of view, and its place on the canvas."""
     angle = np.deg2rad(rng.normal(0.0, 8.0) if rng.random() < 0.8 else rng.uniform(-25, 25))
     scale = np.exp(rng.normal(0.0, 0.1)) * np.exp(rng.normal(0.0, 0.04, 2))
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -259,59 +200,105 @@ def _placement(rng: np.random.Generator, discs: F64, extent: F64, size_mm: F64) 
     crop = _crop_mm(rng, discs, extent)
     middle = np.array([(crop[0] + crop[1]) / 2, (crop[2] + crop[3]) / 2])
     reach = np.array([(crop[1] - crop[0]) / 2, (crop[3] - crop[2]) / 2])
-    half = np.minimum(np.abs(forward) @ reach, reach * scale * 1.03)
+    half = np.minimum(
+        np.abs(forward) @ reach,
+        reach * scale * 1.03,
+    )
     slack = size_mm / 2 - half
     center = size_mm / 2 + rng.uniform(-1, 1, 2) * np.maximum(slack, 0.0)
     for axis in range(2):  # larger than the canvas: let any part be cut
         if slack[axis] < 0:
             center[axis] = size_mm[axis] / 2 + rng.uniform(slack[axis], -slack[axis])
-    box = np.array([center[0] - half[0], center[0] + half[0], center[1] - half[1], center[1] + half[1]])
+    box = np.array(
+        [
+            center[0] - half[0],
+            center[0] + half[0],
+            center[1] - half[1],
+            center[1] + half[1],
+        ]
+    )
     box = np.clip(box, 0.0, np.repeat(size_mm, 2))
-    return _Placement(forward, center - forward @ middle, box)
+    return _Placement(
+        forward,
+        center - forward @ middle,
+        box,
+    )
 
 
-def sample(exam: ExamArrays, canvas: tuple[int, int], rng: np.random.Generator, spec: DetectorSpec) -> tuple[F32, F32]:
-    """One random slice `(H, W)` and its target planes `(9, H / stride, W / stride)`."""
-    volume = pixels_of(exam.volume)
-    extent = (np.array(volume.shape) - 1) * exam.spacing_mm
-    place = _placement(rng, exam.discs, extent, np.array(canvas) * spec.pixel_mm)
+def sample(
+    exam: ExamArrays,
+    canvas: tuple[int, int],
+    rng: np.random.Generator,
+    spec: DetectorSpec,
+) -> tuple[F32, F32]:
+    """Draw one random slice `(H, W)` and its target planes `(9, H / stride, W / stride)`."""
+    exam = replace(exam, volume=pixels_of(exam.volume))
+    extent = (np.array(exam.pixels.shape) - 1) * exam.spacing_mm
+    place = _placement(
+        rng,
+        exam.discs,
+        extent,
+        np.array(canvas) * spec.pixel_mm,
+    )
     plane = _slice_plane(rng, exam.discs, extent)
-    image = _sampled_image(exam, volume, canvas, rng, spec, place, plane)
-    discs, bodies = exam.discs.copy(), exam.bodies.copy()
+    image = _sampled_image(exam, rng, spec, place, plane, canvas)
+    return image, target_planes(
+        _column(exam, place, plane),
+        canvas,
+        spec,
+    )
+
+
+def _column(exam: ExamArrays, place: _Placement, plane: F64) -> SliceColumn:
+    """Return the exam's discs and bodies as the slice `plane` shows them on the canvas."""
+    discs = exam.discs.copy()
+    bodies = exam.bodies.copy()
     discs[:, :2] = discs[:, :2] @ place.forward.T + place.shift
     bodies[:, :2] = bodies[:, :2] @ place.forward.T + place.shift
     direction = discs[:, 3:5] @ place.forward.T
-    discs[:, 3:5] = direction / np.linalg.norm(direction, axis=1, keepdims=True)
-    amplitude, body_amplitude = _amplitude(plane, exam.discs), _amplitude(plane, exam.bodies)
-    target = np.zeros((PLANES, canvas[0] // spec.stride, canvas[1] // spec.stride), np.float32)
-    step_mm, origin_mm = spec.output_pixel_mm, (spec.stride - 1) / 2 * spec.pixel_mm
-    _render_heat(discs, bodies, amplitude, body_amplitude, place.crop_mm, step_mm, origin_mm, target)
-    _render_levels(discs, amplitude, place.crop_mm, step_mm, origin_mm, target)
-    return image, target
+    discs[:, 3:5] = direction / np.linalg.norm(
+        direction,
+        axis=1,
+        keepdims=True,
+    )
+    return SliceColumn(
+        discs,
+        bodies,
+        _amplitude(plane, exam.discs),
+        _amplitude(plane, exam.bodies),
+        place.crop_mm,
+    )
 
 
 def _sampled_image(
     exam: ExamArrays,
-    volume: U8,
-    canvas: tuple[int, int],
     rng: np.random.Generator,
     spec: DetectorSpec,
     place: _Placement,
     plane: F64,
+    canvas: tuple[int, int],
 ) -> F32:
-    """The picture of a sample: thick slice, intensity curve, gain, bias field, noise."""
+    """Return the picture of a sample: thick slice, intensity curve, gain, bias field, noise."""
     thickness = rng.choice([1.0, 3.0, 4.0, 4.0, 5.0])
     count = max(1, round(thickness / max(1.0, exam.spacing_mm[2])))
-    offsets = (np.arange(count) - (count - 1) / 2) * thickness / count
     window = (exam.low, exam.high, float(np.exp(rng.normal(0.0, 0.25))))
     bias = rng.normal(0.0, 0.3, 5) * (rng.random() < 0.6)
     inverse = np.linalg.inv(place.forward).astype(np.float64)
-    crop_px = np.ceil(place.crop_mm / spec.pixel_mm)
     image = np.empty(canvas, np.float32)
     _render_slice(
-        volume, exam.spacing_mm, inverse, -inverse @ place.shift, plane, offsets, crop_px,
-        _random_lut(rng, spec.gamma), window, bias, spec.pixel_mm, image,
-    )  # fmt: skip
+        exam.pixels,
+        exam.spacing_mm,
+        inverse,
+        -inverse @ place.shift,
+        plane,
+        (np.arange(count) - (count - 1) / 2) * thickness / count,
+        np.ceil(place.crop_mm / spec.pixel_mm),
+        _random_lut(rng, spec.gamma),
+        window,
+        bias,
+        spec.pixel_mm,
+        image,
+    )
     if rng.random() < 0.5:
         image += (rng.exponential(0.04) * rng.standard_normal(canvas, np.float32)) * (image > 0)
         np.maximum(image, 0.0, out=image)
@@ -319,7 +306,7 @@ def _sampled_image(
 
 
 def _slice_plane(rng: np.random.Generator, discs: F64, extent: F64) -> F64:
-    """Lateral position of the slice as a plane `p0 + p1 * row + p2 * column` in volume mm."""
+    """Draw the slice: its lateral position as a plane `p0 + p1 * row + p2 * column` in volume mm."""
     tilt = rng.normal(0.0, 0.05, 2) if extent[2] > 30 else np.zeros(2)
     pivot = discs[rng.integers(len(discs))]
     reach = rng.uniform(-26.0, 26.0) if rng.random() < 0.5 else rng.normal(0.0, 8.0)
@@ -328,6 +315,6 @@ def _slice_plane(rng: np.random.Generator, discs: F64, extent: F64) -> F64:
 
 
 def _amplitude(plane: F64, points: F64) -> F64:
-    """Heat of each point in the slice: a Gaussian of its lateral distance to the slice plane."""
+    """Return each point's share in the slice: a Gaussian of its lateral distance to the slice plane."""
     distance = plane[0] + points[:, :2] @ plane[1:] - points[:, 2]
     return np.asarray(np.exp(-(distance**2) / (2 * LATERAL_SIGMA_MM**2)))

@@ -31,14 +31,29 @@ from spine_training.rsna import TRAIN_TABLE
 #: SPACE volume (van der Graaf et al., Sci Data 11 (2024) 264, table 2).
 SPIDER_PIXEL_MM, SPIDER_SLICE_MM = 0.94, 0.9
 #: Exams of one patient in two contrasts (label volumes overlap by Dice 0.70-0.95), kept in one fold.
-SAME_PATIENT = {"VB1-03": "VB1-02", "VB1-07": "VB1-06", "VB1-08": "VB1-06"}
+SAME_PATIENT = {
+    "VB1-03": "VB1-02",
+    "VB1-07": "VB1-06",
+    "VB1-08": "VB1-06",
+}
 #: Contrast of each exam; VB1's by eye and by its publication, the rest by their publications.
-CONTRAST = {"VB1-02": "T1", "VB1-03": "STIR", "VB1-06": "T1", "VB1-07": "STIR", "VB1-08": "T1", "VB1-16": "T2"}
-CONTRAST_OF_SOURCE = {"VB2": "T2", "VB3": "water-fat", "SPIDER": "T2-SPACE"}
+CONTRAST = {
+    "VB1-02": "T1",
+    "VB1-03": "STIR",
+    "VB1-06": "T1",
+    "VB1-07": "STIR",
+    "VB1-08": "T1",
+    "VB1-16": "T2",
+}
+CONTRAST_OF_SOURCE = {
+    "VB2": "T2",
+    "VB3": "water-fat",
+    "SPIDER": "T2-SPACE",
+}
 
 
 def load_data(folders: Sequence[Path], cache: Path) -> list[Exam]:
-    """Exams of every folder, whatever its kind; what is read of an RSNA set is kept in `cache`.
+    """Return the exams of every folder, whatever its kind; `cache` keeps those of RSNA sets once read.
 
     Raises:
         UsageError: a folder is of neither kind.
@@ -46,16 +61,16 @@ def load_data(folders: Sequence[Path], cache: Path) -> list[Exam]:
     exams: list[Exam] = []
     for folder in folders:
         if (folder / TRAIN_TABLE).is_file():
-            found = load_rsna(folder, cache)
-            Console(stderr=True).print(f"{folder}: {found}", highlight=False)
-            exams += found.exams
+            rsna = load_rsna(folder, cache)
+            Console(stderr=True).print(f"{folder}: {rsna}", highlight=False)
+            exams += rsna.exams
         else:
             exams += load_exams(folder)
     return exams
 
 
 def load_exams(folder: Path) -> list[Exam]:
-    """Every public exam below `folder` once, sorted by name.
+    """Return every public exam below `folder` once, sorted by name.
 
     Raises:
         UsageError: `folder` has neither `lumbar-mri` nor `spider-slices`.
@@ -70,13 +85,13 @@ def load_exams(folder: Path) -> list[Exam]:
 
 
 def _voxels(path: Path) -> NDArray[Any]:
-    """Stored values of a NIfTI image, axes as in the file."""
+    """Return the stored values of a NIfTI image, axes as in the file."""
     image: Any = nib.load(path)
     return np.asarray(image.dataobj)
 
 
 def _load_volumes(folder: Path) -> list[Exam]:
-    """The exams of `lumbar-mri`; VB3-53 repeats VB3-51 to the voxel and is left out."""
+    """Return the exams of `lumbar-mri`; VB3-53 repeats VB3-51 to the voxel and is left out."""
     exams: list[Exam] = []
     seen: set[str] = set()
     for path in sorted(folder.glob("*_image.nii.gz")):
@@ -89,7 +104,17 @@ def _load_volumes(folder: Path) -> list[Exam]:
         labels = _voxels(folder / f"{name}_levels.nii.gz").astype(np.uint8)
         source, patient = name[:3], SAME_PATIENT.get(name, name)
         contrast = CONTRAST.get(name, CONTRAST_OF_SOURCE.get(source, ""))
-        exams.append(Exam(name, source, patient, volume, (1.0, 1.0, 1.0), column_from_bodies(labels), contrast))
+        exams.append(
+            Exam(
+                name,
+                source,
+                patient,
+                volume,
+                (1.0, 1.0, 1.0),
+                column_from_bodies(labels),
+                contrast,
+            )
+        )
     return exams
 
 
@@ -113,7 +138,7 @@ def _load_spider(folder: Path) -> list[Exam]:
 
 
 def fold_of(exams: Sequence[Exam]) -> dict[str, int]:
-    """Fold number of every exam.
+    """Return the fold number of every exam.
 
     The few public exams: patients of each source in sorted order, dealt out one by one, so that folds are even. RSNA's:
     by `fold_of_study`, as every other training on them.

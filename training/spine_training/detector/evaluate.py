@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from spine_engine.backends.base import Model
 from spine_engine.detection import DetectionOptions, detect
-from spine_engine.detection.detect import SliceBackend
 from spine_engine.detection.levels import RANK_OF_LEVEL
 from spine_engine.errors import UsageError
 from spine_engine.study import Stack
+from spine_training.arrays import F32, F64
 from spine_training.detector.data import fold_of
 from spine_training.detector.exam import Exam, pixels_of
 from spine_training.detector.figures import Row
@@ -38,7 +38,7 @@ class TorchBackend:
     def __init__(self, checkpoint: Path) -> None:
         self.net = Deployed(load_detector(checkpoint)).eval()
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
         """`{"slices": (N, 1, H, W)} -> {"heatmaps": (N, K, h, w)}`."""
         with torch.inference_mode():
             maps = self.net.forward(torch.from_numpy(inputs["slices"]).contiguous(memory_format=torch.channels_last))
@@ -46,7 +46,7 @@ class TorchBackend:
 
 
 def stack_from_exam(exam: Exam, slice_mm: float = SLICE_MM) -> Stack:
-    """The exam as one sagittal stack of slices `slice_mm` thick (thinner sources keep their own), at LPS
+    """Return the exam as one sagittal stack of slices `slice_mm` thick (thicker sources keep their own), at LPS
     `(x, y, z) = (lateral, column, -row)`.
     """
     step = exam.spacing_mm[2]
@@ -60,18 +60,28 @@ def stack_from_exam(exam: Exam, slice_mm: float = SLICE_MM) -> Stack:
     origins[:, 0] = lateral[::-1]
     axes = np.array([[-1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
     ones = np.ones(len(lateral), np.float32)
-    return Stack(pixels, ones, ones * 0, origins, axes, (exam.spacing_mm[0], exam.spacing_mm[1]))
+    return Stack(
+        pixels,
+        ones,
+        ones * 0,
+        origins,
+        axes,
+        (exam.spacing_mm[0], exam.spacing_mm[1]),
+    )
 
 
-def lps_from_volume(center_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Volume mm (row, column, lateral) to the LPS of `stack_from_exam`."""
+def lps_from_volume(center_mm: F64) -> F64:
+    """Turn volume mm (row, column, lateral) into the LPS of `stack_from_exam`."""
     return np.array([center_mm[2], center_mm[1], -center_mm[0]])
 
 
 def evaluate_exam(
-    exam: Exam, stacks: Sequence[Sequence[Stack]], backend: SliceBackend, options: DetectionOptions | None = None
+    exam: Exam,
+    stacks: Sequence[Sequence[Stack]],
+    backend: Model,
+    options: DetectionOptions | None = None,
 ) -> list[Row]:
-    """Rows of the exam's lumbar discs. SPIDER has no lateral truth: there the distance is in the sagittal plane."""
+    """Return a row for each lumbar disc of the exam; SPIDER's distances lie in the sagittal plane, the known one."""
     result = detect(stacks, backend, options=options)
     keep = np.array([0.0, 1.0, 1.0]) if exam.source == "SPIDER" else np.ones(3)
     given = {RANK_OF_LEVEL[level]: entry for level, entry in result.levels.items()}
@@ -86,42 +96,72 @@ def evaluate_exam(
         mine, nearest = errors[disc.rank], min(errors.values())
         level = str(name[disc.rank])
         rows.append(
-            Row(exam.name, exam.source, exam.contrast, level, mine, nearest, entry.confidence, entry.source, disc.weak)
+            Row(
+                exam.name,
+                exam.source,
+                exam.contrast,
+                level,
+                mine,
+                nearest,
+                entry.confidence,
+                entry.source,
+                disc.weak,
+            )
         )
     return rows
 
 
 def evaluate(
-    exams: Sequence[Exam], backend: SliceBackend, fold: int, options: DetectionOptions | None = None
+    exams: Sequence[Exam],
+    backend: Model,
+    fold: int,
+    options: DetectionOptions | None = None,
 ) -> list[Row]:
-    """Rows of every exam of `fold` (-1: all exams, which is no held-out figure)."""
+    """Return the rows of every exam of `fold` (-1: all exams, which is no held-out figure)."""
     number = fold_of(exams)
-    kept = [exam for exam in exams if fold < 0 or number[exam.name] == fold]
-    return [row for exam in kept for row in evaluate_exam(exam, [[stack_from_exam(exam)]], backend, options)]
+    judged = [exam for exam in exams if fold < 0 or number[exam.name] == fold]
+    return [
+        row
+        for exam in judged
+        for row in evaluate_exam(
+            exam,
+            [[stack_from_exam(exam)]],
+            backend,
+            options,
+        )
+    ]
 
 
 def cropped(exam: Exam, below_mm: float) -> Exam:
-    """The exam with `below_mm` of its picture left below the centre of L5/S1, and the discs that it still shows."""
+    """Return the exam cut `below_mm` below the centre of L5/S1, with the discs that it still shows."""
     volume, row_mm = pixels_of(exam.volume), exam.spacing_mm[0]
     rows = int((exam.column.discs[0].center_mm[0] + below_mm) / row_mm)
     discs = tuple(disc for disc in exam.column.discs if disc.center_mm[0] < rows * row_mm)
-    kept = np.ascontiguousarray(volume[: max(1, rows)])
-    return replace(exam, volume=kept, column=Column(discs, exam.column.bodies))
+    rest = np.ascontiguousarray(volume[: max(1, rows)])
+    return replace(
+        exam,
+        volume=rest,
+        column=Column(discs, exam.column.bodies),
+    )
 
 
 def cross_validate(
-    exams: Sequence[Exam], pattern: str, folds: Sequence[int] = range(FOLDS), *, crops: bool = False
+    exams: Sequence[Exam],
+    pattern: str,
+    folds: Sequence[int] = range(FOLDS),
+    *,
+    crops: bool = False,
 ) -> Iterator[tuple[int, dict[str, list[Row]]]]:
-    """Judge each fold's checkpoint on the exams it never saw; yields the fold and its rows by field of view.
+    """Judge each fold's checkpoint on the exams it never saw; yield the fold and its rows by field of view.
 
     Args:
-        exams: of all folds.
-        pattern: path of the checkpoints, `{fold}` standing for the fold's number.
-        folds: which to judge.
-        crops: judge the fields of view of `CROPS_MM` too; the whole one has the name "whole".
+        exams: exams of all folds.
+        pattern: path of the checkpoints, with `{fold}` in place of the fold's number.
+        folds: folds to judge.
+        crops: also judge the fields of view of `CROPS_MM`; the whole one has the name "whole".
 
     Raises:
-        UsageError: the pattern has no `{fold}`, or a checkpoint is not there.
+        UsageError: the pattern has no `{fold}`, or a checkpoint does not exist.
     """
     if "{fold}" not in pattern:
         raise UsageError(
@@ -134,9 +174,9 @@ def cross_validate(
         )
     for fold, path in paths.items():
         backend = TorchBackend(path)
-        found = {"whole": evaluate(exams, backend, fold)}
+        by_view = {"whole": evaluate(exams, backend, fold)}
         number = fold_of(exams)
         for name, below_mm in CROPS_MM.items() if crops else ():
             held_out = [cropped(exam, below_mm) for exam in exams if number[exam.name] == fold]
-            found[name] = evaluate(held_out, backend, -1)
-        yield fold, found
+            by_view[name] = evaluate(held_out, backend, -1)
+        yield fold, by_view

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.detection.spec import DetectorSpec
+from spine_training.arrays import U8
 from spine_training.detector.truth import Column
 
 
@@ -23,19 +23,19 @@ class Exam:
     name: str
     source: str
     patient: str
-    volume: NDArray[np.uint8] | Path
+    volume: U8 | Path
     spacing_mm: tuple[float, float, float]
     column: Column
     contrast: str = ""
     window: tuple[float, float] | None = None
 
 
-def pixels_of(volume: NDArray[np.uint8] | Path) -> NDArray[np.uint8]:
-    """The voxels of a volume, read from its file where it is one."""
+def pixels_of(volume: U8 | Path) -> U8:
+    """Return the voxels of a volume, read from its file where it is one."""
     return volume if isinstance(volume, np.ndarray) else np.asarray(np.load(volume))
 
 
-def intensity_window(volume: NDArray[np.uint8], spec: DetectorSpec) -> tuple[float, float]:
-    """The intensities that become 0 and 1: the percentiles of `spec`."""
+def intensity_window(volume: U8, spec: DetectorSpec) -> tuple[float, float]:
+    """Return the intensities that become 0 and 1: the percentiles of `spec`."""
     low, high = np.percentile(volume, [spec.low_percentile, spec.high_percentile])
     return float(low), float(max(high, low + 1))

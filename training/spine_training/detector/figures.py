@@ -1,4 +1,4 @@
-"""Figures of a detector: what share of the discs it puts at the right level, per source and contrast."""
+"""Figures of a detector: the share of discs at the right level, per source and contrast."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a group of discs came to.
+    """The figures of a group of discs.
 
     `right` is the share within `HIT_MM` of the truth of their level; `shifted` counts those that are not, while another
     level given is; `sure` counts those given with `SURE` confidence, `sure_right` is the share of them that is right.
@@ -54,7 +54,7 @@ class Figures:
 
 
 def figures(rows: Sequence[Row]) -> list[Figures]:
-    """Figures per source and contrast, sorted, then of the weak discs, then of all others together."""
+    """Return figures per source and contrast, sorted, then of the weak discs, then of all others together."""
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         groups[WEAK if row.weak else f"{row.source} {row.contrast}".strip()].append(row)
@@ -100,7 +100,7 @@ def _cells(entry: Figures) -> list[str]:
 
 
 def table(rows: Sequence[Row], title: str = "source") -> str:
-    """The figures as aligned text."""
+    """Return the figures as aligned text."""
     widths = [len(head) + 2 for head in _HEADS]
     lines = [(title, list(_HEADS)), *((entry.group, _cells(entry)) for entry in figures(rows))]
     return "\n".join(
@@ -110,14 +110,14 @@ def table(rows: Sequence[Row], title: str = "source") -> str:
 
 
 def markdown(rows: Sequence[Row], title: str = "source") -> str:
-    """The figures as a Markdown table."""
+    """Return the figures as a Markdown table."""
     lines = [[title, *_HEADS], ["---"] * (len(_HEADS) + 1)]
     lines += [[entry.group, *_cells(entry)] for entry in figures(rows)]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def page(found: Mapping[str, Sequence[Row]], nets: Sequence[str]) -> str:
-    """The whole page: what was measured, the nets, a table for each field of view."""
+def page(by_view: Mapping[str, Sequence[Row]], nets: Sequence[str]) -> str:
+    """Return the whole page: the method, the nets, a table for each field of view."""
     intro = f"""# The detector on exams it has not seen
 
 Written by `make eval-detector`. The exams are dealt into five folds by patient; each is judged by a net that never saw
@@ -128,15 +128,15 @@ right. The narrower fields of view are the same exams, cut below.
 
 The nets, fold by fold:
 """
-    tables = "\n\n".join(f"## Field of view: {view}\n\n{markdown(rows)}" for view, rows in found.items())
+    tables = "\n\n".join(f"## Field of view: {view}\n\n{markdown(rows)}" for view, rows in by_view.items())
     return intro + "\n" + "\n".join(f"- {net}" for net in nets) + f"\n\n{tables}\n"
 
 
 def as_dicts(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The figures ready for JSON."""
+    """Return the figures as plain values for JSON."""
     return [asdict(entry) for entry in figures(rows)]
 
 
 def rows_as_json(rows: Sequence[Row]) -> str:
-    """One JSON object a line, a disc each."""
+    """Return one line of JSON for each disc."""
     return "\n".join(json.dumps(asdict(row)) for row in rows)

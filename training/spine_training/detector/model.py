@@ -17,11 +17,29 @@ from spine_training.fit import read_checkpoint
 class ResidualConvs(nn.Module):
     """Two 3x3 convolutions with batch norm and a residual path."""
 
-    def __init__(self, inputs: int, outputs: int, dilation: int = 1) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        dilation: int = 1,
+    ) -> None:
         super().__init__()
-        self.conv_1: nn.Conv2d = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.conv_1: nn.Conv2d = nn.Conv2d(
+            inputs,
+            outputs,
+            3,
+            padding=1,
+            bias=False,
+        )
         self.norm_1: nn.Module = nn.BatchNorm2d(outputs)
-        self.conv_2 = nn.Conv2d(outputs, outputs, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv_2 = nn.Conv2d(
+            outputs,
+            outputs,
+            3,
+            padding=dilation,
+            dilation=dilation,
+            bias=False,
+        )
         self.norm_2: nn.Module = nn.BatchNorm2d(outputs)
         self.skip: nn.Module = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
 
@@ -42,25 +60,46 @@ class ConvBlock(ResidualConvs):
 class UpBlock(ResidualConvs):
     """Residual convolutions over the map from below, every pixel four times, and the one beside it."""
 
-    def __init__(self, below: int, beside: int, outputs: int) -> None:
+    def __init__(
+        self,
+        below: int,
+        beside: int,
+        outputs: int,
+    ) -> None:
         super().__init__(below + beside, outputs)
         self.below = below
 
     def forward(self, x: Tensor, beside: Tensor) -> Tensor:
         """`(N, below, H / 2, W / 2)` and `(N, beside, H, W)` -> `(N, outputs, H, W)`."""
-        x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+        x = functional.interpolate(
+            x,
+            scale_factor=2.0,
+            mode="nearest",
+        )
         return self.convolved(torch.cat([x, beside], dim=1))
 
 
 class ColumnContext(nn.Module):
-    """Lets every row see the whole column: a strip pooled over the width by attention, then dilated convolutions."""
+    """Shows every row the whole column: a strip pooled over the width by attention, then dilated convolutions."""
 
-    def __init__(self, channels: int, hidden: int, dilations: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        channels: int,
+        hidden: int,
+        dilations: tuple[int, ...],
+    ) -> None:
         super().__init__()
         self.score = nn.Conv2d(channels, 1, 1)
         self.reduce = nn.Conv2d(channels, hidden, 1)
         self.steps = nn.ModuleList(
-            nn.Conv2d(hidden, hidden, (5, 1), padding=(2 * d, 0), dilation=(d, 1)) for d in dilations
+            nn.Conv2d(
+                hidden,
+                hidden,
+                (5, 1),
+                padding=(2 * d, 0),
+                dilation=(d, 1),
+            )
+            for d in dilations
         )
         self.expand = nn.Conv2d(hidden, channels, 1)
 
@@ -79,12 +118,25 @@ class LevelHeatmapNet(nn.Module):
     Strides 2, 4, 8, 16, 32 with `widths` channels; a `ColumnContext` at strides 8, 16 and 32.
     """
 
-    def __init__(self, spec: DetectorSpec | None = None, widths: tuple[int, ...] = (24, 48, 80, 112, 144)) -> None:
+    def __init__(
+        self,
+        spec: DetectorSpec | None = None,
+        widths: tuple[int, ...] = (24, 48, 80, 112, 144),
+    ) -> None:
         super().__init__()
         self.spec = spec or DetectorSpec()
         self.widths = widths
         self.stem = nn.Sequential(
-            nn.Conv2d(1, widths[0], 4, stride=2, padding=1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()
+            nn.Conv2d(
+                1,
+                widths[0],
+                4,
+                stride=2,
+                padding=1,
+                bias=False,
+            ),
+            nn.BatchNorm2d(widths[0]),
+            nn.ReLU(),
         )
         self.down = nn.ModuleList([ConvBlock(widths[0], widths[0])])
         self.down.extend(ConvBlock(a, b) for a, b in pairwise(widths))
@@ -128,7 +180,10 @@ class Deployed(nn.Module):
     def forward(self, slices: Tensor) -> Tensor:
         """`(N, 1, H, W)` -> `heatmaps (N, channels, H / 2, W / 2)`."""
         y = self.net(slices)
-        return torch.cat([torch.sigmoid(y[:, :2]), y[:, 2:]], dim=1)
+        return torch.cat(
+            [torch.sigmoid(y[:, :2]), y[:, 2:]],
+            dim=1,
+        )
 
 
 def load_detector(path: Path) -> LevelHeatmapNet:
@@ -139,5 +194,10 @@ def load_detector(path: Path) -> LevelHeatmapNet:
     """
     content = read_checkpoint(path)
     net = LevelHeatmapNet()
-    fill(net, content.get("ema", content["model"]), file=path, what="the level heat-map detector")
+    fill(
+        net,
+        content.get("ema", content["model"]),
+        file=path,
+        what="the level heat-map detector",
+    )
     return net.eval()

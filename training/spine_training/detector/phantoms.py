@@ -20,33 +20,70 @@ POSE_SD_DEG, SHIFT_MM = 4.0, 20.0
 
 
 def posed_spine(seed: int) -> PhantomSpine:
-    """A drawn spine in a slightly oblique pose."""
+    """Draw a spine in a slightly oblique pose."""
     rng = np.random.default_rng((seed, 101))
     a, b, c = np.deg2rad(rng.normal(0.0, POSE_SD_DEG, 3))
-    x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
-    y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
-    z = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
-    return draw_spine(seed).posed(z @ y @ x, rng.normal(0.0, SHIFT_MM, 3))
+    x = np.array(
+        [
+            [1, 0, 0],
+            [0, np.cos(a), -np.sin(a)],
+            [0, np.sin(a), np.cos(a)],
+        ]
+    )
+    y = np.array(
+        [
+            [np.cos(b), 0, np.sin(b)],
+            [0, 1, 0],
+            [-np.sin(b), 0, np.cos(b)],
+        ]
+    )
+    z = np.array(
+        [
+            [np.cos(c), -np.sin(c), 0],
+            [np.sin(c), np.cos(c), 0],
+            [0, 0, 1],
+        ]
+    )
+    return draw_spine(seed).posed(
+        z @ y @ x,
+        rng.normal(0.0, SHIFT_MM, 3),
+    )
 
 
 def exams_from_phantom(seed: int) -> list[Exam]:
-    """One exam for each sagittal series of phantom `seed`."""
+    """Return one exam for each sagittal series of phantom `seed`."""
     spine = posed_spine(seed)
-    study = render(spine, seed=seed, protocol=replace(Protocol.draw(seed), axial="none"))
+    study = render(
+        spine,
+        seed=seed,
+        protocol=replace(Protocol.draw(seed), axial="none"),
+    )
     return [
-        exam_from_stack(f"PHANTOM-{seed}-{series.sequence.contrast}", series.stacks[0], spine)
+        exam_from_stack(
+            f"PHANTOM-{seed}-{series.sequence.contrast}",
+            series.stacks[0],
+            spine,
+        )
         for series in study.series
     ]
 
 
 def exam_from_stack(name: str, stack: Stack, spine: PhantomSpine) -> Exam:
-    """A stack as a volume with the spine's discs and bodies in volume mm."""
+    """Return a stack as a volume with the spine's discs and bodies in volume mm."""
     volume = volume_from_stack(stack)
-    return Exam(name, "PHANTOM", name, volume.pixels, volume.spacing_mm, _column(spine, volume), "phantom")
+    return Exam(
+        name,
+        "PHANTOM",
+        name,
+        volume.pixels,
+        volume.spacing_mm,
+        _column(spine, volume),
+        "phantom",
+    )
 
 
 def _column(spine: PhantomSpine, volume: StackVolume) -> Column:
-    """The five lumbar discs as drawn; thoracic ones midway between their vertebral bodies."""
+    """Return the five lumbar discs as drawn, thoracic ones midway between their vertebral bodies."""
     bodies = [(rank, volume.place(spine.vertebra_center_mm[L5 - rank])) for rank in range(L5)]
     discs: list[Disc] = []
     for rank in range(L5):

@@ -40,7 +40,7 @@ MIN_SLICES = 5
 
 @dataclass(frozen=True, slots=True)
 class RsnaExams:
-    """Exams of a set, and how many studies gave none, by reason, and how many points could not be placed."""
+    """The exams of a set, the number of studies without one by reason, and the number of points without a place."""
 
     exams: tuple[Exam, ...]
     left_out: Mapping[str, int]
@@ -65,7 +65,12 @@ def load_rsna(root: Path, cache: Path) -> RsnaExams:
     lost = 0
     missing = [study for study in rsna.studies if not _index(rsna, study, cache).exists()]
     unread: set[str] = set()
-    for study in track(missing, "reading studies", console=Console(stderr=True), disable=not missing):
+    for study in track(
+        missing,
+        "reading studies",
+        console=Console(stderr=True),
+        disable=not missing,
+    ):
         try:
             _store(rsna, study, cache)
         except StudyError as error:  # not cached: the next run tries again
@@ -74,8 +79,8 @@ def load_rsna(root: Path, cache: Path) -> RsnaExams:
     for study in rsna.studies:
         if study.study_id in unread:
             continue
-        found, reason, lost_here = _stored(rsna, study, cache)
-        exams += found
+        study_exams, reason, lost_here = _stored(rsna, study, cache)
+        exams += study_exams
         lost += lost_here
         if reason:
             left_out[reason] += 1
@@ -83,7 +88,7 @@ def load_rsna(root: Path, cache: Path) -> RsnaExams:
 
 
 def column_from_places(places: Mapping[Level, DiscPlace], volume: StackVolume) -> Column:
-    """The truth of a volume: the places as discs, bodies midway between them and one above the topmost.
+    """Return the truth of a volume: the places as discs, bodies midway between them and one above the topmost.
 
     Raises:
         ValueError: the places lack L5/S1, or are fewer than two.
@@ -91,22 +96,33 @@ def column_from_places(places: Mapping[Level, DiscPlace], volume: StackVolume) -
     if Level.L5_S1 not in places or len(places) < 2:
         raise ValueError(f"want L5/S1 and a disc above it, got {', '.join(places) or 'none'}")
     discs = tuple(
-        Disc(RANK_OF_LEVEL[level], volume.place(place.center_mm), volume.direction(place.axes[1]), known=place.known)
+        Disc(
+            RANK_OF_LEVEL[level],
+            volume.place(place.center_mm),
+            volume.direction(place.axes[1]),
+            known=place.known,
+        )
         for level, place in sorted(places.items(), key=lambda item: RANK_OF_LEVEL[item[0]])
     )
     middles = [(low.center_mm + high.center_mm) / 2 for low, high in pairwise(discs)]
-    return Column(discs, tuple(enumerate([*middles, body_above(discs[-1], discs[-2])])))
+    return Column(
+        discs,
+        tuple(enumerate([*middles, body_above(discs[-1], discs[-2])])),
+    )
 
 
 def _exams_of(rsna: RsnaSet, labels: LabelledStudy) -> tuple[list[Exam], str, int]:
-    """Read a study: its exams, why there are none, and how many points could not be placed."""
+    """Read a study; return its exams, the reason where there are none, and the number of points without a place."""
     points = rsna.points_mm(labels.study_id)
     lost = len(labels.marks) - len(points)
     study = rsna.read(labels.study_id)
     stacks = list(_sagittal(study))
     if not stacks:
         return [], "no sagittal series", lost
-    places = level_places(points, spine_frame([stack for _, stack in stacks]))
+    places = level_places(
+        points,
+        spine_frame([stack for _, stack in stacks]),
+    )
     if Level.L5_S1 not in places or len(places) < 2:
         return [], "no points at L5/S1 and above", lost
     exams = []
@@ -116,13 +132,22 @@ def _exams_of(rsna: RsnaSet, labels: LabelledStudy) -> tuple[list[Exam], str, in
         name = f"{SOURCE}-{labels.study_id}-{series.contrast}"
         window = intensity_window(volume.pixels, DetectorSpec())
         exams.append(
-            Exam(name, SOURCE, labels.study_id, volume.pixels, volume.spacing_mm, column, _contrast(series), window)
+            Exam(
+                name,
+                SOURCE,
+                labels.study_id,
+                volume.pixels,
+                volume.spacing_mm,
+                column,
+                _contrast(series),
+                window,
+            )
         )
     return exams, "", lost
 
 
 def _sagittal(study: Study) -> Iterator[tuple[Series, Stack]]:
-    """The longest stack of the T1 and of the T2 series."""
+    """Yield the longest stack of each sagittal series."""
     for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2):
         for series in study.with_role(role):
             stack = max(series.stacks, key=lambda stack: len(stack.pixels))
@@ -135,7 +160,7 @@ def _contrast(series: Series) -> str:
 
 
 def _index(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> Path:
-    """The file that says what a study gave; its name changes with the set and with the study's points."""
+    """Return the index file of a study in the cache; its name changes with the set and with the study's points."""
     content = (CACHE_VERSION, str(rsna.root.resolve()), labels.marks)
     digest = hashlib.sha256(repr(content).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     return cache / f"{labels.study_id}-{digest}.npz"
@@ -145,13 +170,28 @@ def _store(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> None:
     """Read a study into the cache: volumes as .npy, then, last and at once, the index."""
     exams, reason, lost = _exams_of(rsna, labels)
     index = _index(rsna, labels, cache)
-    arrays: dict[str, Any] = {"reason": reason, "lost": lost, "count": len(exams)}
+    arrays: dict[str, Any] = {
+        "reason": reason,
+        "lost": lost,
+        "count": len(exams),
+    }
     for k, exam in enumerate(exams):
-        np.save(index.with_suffix(f".{k}.npy"), pixels_of(exam.volume))
+        np.save(
+            index.with_suffix(f".{k}.npy"),
+            pixels_of(exam.volume),
+        )
         discs = [[d.rank, *d.center_mm, *d.direction, d.known] for d in exam.column.discs]
         bodies = [[rank, *center] for rank, center in exam.column.bodies]
-        arrays |= {f"{k}.name": exam.name, f"{k}.contrast": exam.contrast, f"{k}.spacing_mm": exam.spacing_mm}
-        arrays |= {f"{k}.window": exam.window, f"{k}.discs": discs, f"{k}.bodies": bodies}
+        arrays |= {
+            f"{k}.name": exam.name,
+            f"{k}.contrast": exam.contrast,
+            f"{k}.spacing_mm": exam.spacing_mm,
+        }
+        arrays |= {
+            f"{k}.window": exam.window,
+            f"{k}.discs": discs,
+            f"{k}.bodies": bodies,
+        }
     temporary = index.with_suffix(".tmp.npz")
     np.savez(temporary, **arrays)
     os.replace(temporary, index)
@@ -164,7 +204,13 @@ def _stored(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> tuple[list[Exa
     with np.load(index) as arrays:
         for k in range(int(arrays["count"])):
             discs = tuple(
-                Disc(int(row[0]), row[1:4], row[4:6], known=bool(row[6])) for row in np.atleast_2d(arrays[f"{k}.discs"])
+                Disc(
+                    int(row[0]),
+                    row[1:4],
+                    row[4:6],
+                    known=bool(row[6]),
+                )
+                for row in np.atleast_2d(arrays[f"{k}.discs"])
             )
             bodies = tuple((int(row[0]), row[1:4]) for row in arrays[f"{k}.bodies"])
             row_mm, column_mm, lateral_mm = arrays[f"{k}.spacing_mm"].tolist()

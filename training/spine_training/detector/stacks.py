@@ -9,12 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.detection.slices import canvas_axes
 from spine_engine.study import Stack
-
-F64 = NDArray[np.float64]
+from spine_training.arrays import F32, F64, I64, U8
 
 #: Pixels finer than this are averaged in blocks, as `spine_engine.detection.slices` does when it samples them: the
 #: public exams have 1 mm voxels.
@@ -34,21 +32,19 @@ class StackVolume:
         origin_mm: `(3,)` LPS centre of the first voxel.
     """
 
-    pixels: NDArray[np.uint8]
+    pixels: U8
     spacing_mm: tuple[float, float, float]
     frame: F64
     origin_mm: F64
 
     def place(self, point_mm: F64) -> F64:
-        """Volume mm (row, column, lateral) of an LPS point."""
-        place: F64 = self.frame @ (point_mm - self.origin_mm)
-        return place
+        """Return the volume mm (row, column, lateral) of an LPS point."""
+        return np.asarray(self.frame @ (point_mm - self.origin_mm))
 
     def direction(self, vector: F64) -> F64:
-        """The unit vector (row, column) of an LPS direction inside the slices."""
+        """Return the unit vector (row, column) of an LPS direction inside the slices."""
         inside = (self.frame @ vector)[:2]
-        result: F64 = inside / np.linalg.norm(inside)
-        return result
+        return np.asarray(inside / np.linalg.norm(inside))
 
 
 def volume_from_stack(stack: Stack) -> StackVolume:
@@ -59,8 +55,18 @@ def volume_from_stack(stack: Stack) -> StackVolume:
     down, back, across, which, signs = canvas_axes(stack)
     lateral, step_mm = _even_slices(stack)
     values = stack.pixels[lateral] * stack.slope[lateral, None, None] + stack.intercept[lateral, None, None]
-    volume = np.moveaxis(values, (int(which[0]), int(which[1]), 0), (0, 1, 2))
-    spacing = np.array([stack.spacing_mm[which[0] - 1], stack.spacing_mm[which[1] - 1], step_mm])
+    volume = np.moveaxis(
+        values,
+        (int(which[0]), int(which[1]), 0),
+        (0, 1, 2),
+    )
+    spacing = np.array(
+        [
+            stack.spacing_mm[which[0] - 1],
+            stack.spacing_mm[which[1] - 1],
+            step_mm,
+        ]
+    )
     origin = _first_voxel(stack)
     for k, (axis, sign) in enumerate(zip(which, signs, strict=True)):
         if sign < 0:
@@ -76,11 +82,16 @@ def volume_from_stack(stack: Stack) -> StackVolume:
         origin = origin + (count - 1) / 2 * spacing[k] * frame[k]
         spacing[k] *= count
     row_mm, column_mm, lateral_mm = spacing.tolist()
-    return StackVolume(_in_8_bits(volume), (row_mm, column_mm, lateral_mm), frame, origin)
+    return StackVolume(
+        _in_8_bits(volume),
+        (row_mm, column_mm, lateral_mm),
+        frame,
+        origin,
+    )
 
 
-def _even_slices(stack: Stack) -> tuple[NDArray[np.int64], float]:
-    """The slice nearest to each point of an even grid along the normal, and the grid's step (1 mm for one slice)."""
+def _even_slices(stack: Stack) -> tuple[I64, float]:
+    """Return the slice nearest to each point of an even grid along the normal, and the step (1 mm for one slice)."""
     positions = stack.positions_mm
     step_mm = stack.slice_spacing_mm or 1.0
     grid = positions[0] + np.arange(round((positions[-1] - positions[0]) / step_mm) + 1) * step_mm
@@ -88,21 +99,24 @@ def _even_slices(stack: Stack) -> tuple[NDArray[np.int64], float]:
 
 
 def _first_voxel(stack: Stack) -> F64:
-    """LPS centre of the first voxel; slices that drift inside their plane count as the middle one lies."""
+    """Return the LPS centre of the first voxel; slices that drift inside their plane lie as the middle one does."""
     middle = stack.origins_mm[len(stack.origins_mm) // 2]
-    origin: F64 = middle + (stack.positions_mm[0] - middle @ stack.axes[0]) * stack.axes[0]
-    return origin
+    return np.asarray(middle + (stack.positions_mm[0] - middle @ stack.axes[0]) * stack.axes[0])
 
 
-def _block_mean(volume: NDArray[np.float32], axis: int, count: int) -> NDArray[np.float32]:
-    """Mean of `count` neighbours along an axis; what is left over at its end is dropped."""
+def _block_mean(volume: F32, axis: int, count: int) -> F32:
+    """Return the mean of every `count` neighbours along an axis; a rest at its end is dropped."""
     whole = volume.shape[axis] // count * count
     kept = np.moveaxis(volume, axis, 0)[:whole]
-    blocks = kept.reshape(whole // count, count, *kept.shape[1:]).mean(1, dtype=np.float32)
+    blocks = kept.reshape(
+        whole // count,
+        count,
+        *kept.shape[1:],
+    ).mean(1, dtype=np.float32)
     return np.asarray(np.moveaxis(blocks, 0, axis))
 
 
-def _in_8_bits(volume: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _in_8_bits(volume: F32) -> U8:
     low, white = float(volume.min()), float(np.percentile(volume, WHITE_PERCENTILE))
     scaled = (volume - low) * (255.0 / max(white - low, 1.0))
     return np.ascontiguousarray(np.clip(scaled, 0, 255).astype(np.uint8))

@@ -1,11 +1,10 @@
-"""What the detector's training is to ``fit``: batches of slices drawn on the fly, their loss."""
+"""The detector's training as a task of ``fit``: batches of slices drawn on the fly, their loss."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -20,7 +19,8 @@ from spine_training.detector.exam import Exam
 from spine_training.detector.loss import detector_loss
 from spine_training.detector.model import LevelHeatmapNet, load_detector
 from spine_training.detector.phantoms import exams_from_phantom
-from spine_training.fit import Batch, FitOptions, Machine, Parts, fit, plain_groups
+from spine_training.fit import Batch, Parts, Session, fit
+from spine_training.optimisation import FitOptions, plain_groups
 
 CANVASES: Final = (((192, 160), 12, 0.45), ((160, 128), 18, 0.3), ((224, 192), 9, 0.25))
 """Canvas sizes in pixels (2 mm): 384 x 320 mm holds a whole-lumbar exam, 448 x 384 mm a very large field of view,
@@ -29,11 +29,11 @@ CANVASES: Final = (((192, 160), 12, 0.45), ((160, 128), 18, 0.3), ((224, 192), 9
 SOURCE_WEIGHTS: Final[Mapping[str, float]] = {
     "VB1": 0.22, "VB2": 0.26, "VB3": 0.27, "SPIDER": 0.25, "PHANTOM": 0.2, "RSNA": 1.0,
 }  # fmt: skip
-"""How often each source is drawn, of those that are there. VB1 has the only T1 and STIR exams, so its few exams come
+"""Relative frequency of each source in the draw. VB1 has the only T1 and STIR exams, so its few exams come
 oftener than their number; RSNA's thousands come as often as all the public ones with their exact masks."""
 
 COARSE: Final = 0.2
-"""How often a batch loses resolution, as a coarser scan."""
+"""Share of batches that lose resolution, as a coarser scan does."""
 
 PHANTOM_SEED: Final = 700_000
 """First seed of the training phantoms; the demo and the tests use small seeds."""
@@ -41,15 +41,21 @@ PHANTOM_SEED: Final = 700_000
 EPOCH_STEPS: Final = 200
 """Slices are drawn without end, so an epoch is a number of batches."""
 
-DETECTOR_FIT: Final = FitOptions(epochs=12, learning_rate=3e-3, warmup_epochs=0.5, ema=0.997, clip_norm=1.0)
+DETECTOR_FIT: Final = FitOptions(
+    epochs=12,
+    learning_rate=3e-3,
+    warmup_epochs=0.5,
+    ema=0.997,
+    clip_norm=1.0,
+)
 
 
 WATCHED_STEPS: Final = 10
-"""Batches of held-out slices that are looked at after each epoch, the same ones every time: about 130 slices, a
+"""Number of held-out batches that are scored after each epoch, the same ones every time: about 130 slices, a
 twentieth of an epoch's, without a backward pass."""
 
 WATCHED_SEED: Final = 0x0E
-"""Of these batches; not a training's own, so that trainings with other seeds are watched on the same slices."""
+"""Seed of the held-out batches, the same for every training, so that all are scored on the same slices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +67,13 @@ class TrainingExams:
     held_out: Mapping[str, Sequence[ExamArrays]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, exams: Sequence[Exam], fold: int, *, phantoms: int = 0) -> TrainingExams:
+    def of(
+        cls,
+        exams: Sequence[Exam],
+        fold: int,
+        *,
+        phantoms: int = 0,
+    ) -> TrainingExams:
         """Take all exams but those of ``fold`` (-1: all), and the sagittal series of so many phantoms.
 
         Raises:
@@ -79,19 +91,32 @@ class TrainingExams:
             groups["PHANTOM"] = [arrays_from_exam(exam, spec) for seed in seeds for exam in exams_from_phantom(seed)]
         if not groups:
             raise UsageError(f"no exam is left to train on without fold {fold}; give more data or --fold -1")
-        counts = ", ".join(f"{len(found)} {source}" for source, found in sorted(groups.items()))
-        return cls(groups, f"{counts} exams" + (f", fold {fold} of 5 held out" if fold >= 0 else ""), held_out)
+        counts = ", ".join(f"{len(group)} {source}" for source, group in sorted(groups.items()))
+        return cls(
+            groups,
+            f"{counts} exams" + (f", fold {fold} of 5 held out" if fold >= 0 else ""),
+            held_out,
+        )
 
 
 class DetectorTask:
     """A ``fit.Task``: the level heat-map net learns from slices of exams."""
 
-    def __init__(self, net: LevelHeatmapNet, exams: TrainingExams, *, seed: int = 0, steps: int = EPOCH_STEPS) -> None:
+    def __init__(
+        self,
+        net: LevelHeatmapNet,
+        exams: TrainingExams,
+        *,
+        seed: int = 0,
+        steps: int = EPOCH_STEPS,
+    ) -> None:
         self.model = net
         self.steps = steps
         self.config: dict[str, Any] = {"spec": asdict(net.spec), "widths": net.widths}
         self.settings: dict[str, Any] = {"data": exams.data, "steps": steps}
-        self._seen, self._unseen, self._seed = _Slices(exams.groups, net), _Slices(exams.held_out, net), seed
+        self._seen = _Slices(exams.groups, net)
+        self._unseen = _Slices(exams.held_out, net)
+        self._seed = seed
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return ``(slices (N, 1, H, W), targets (N, 9, H / 2, W / 2))``."""
@@ -110,29 +135,36 @@ class DetectorTask:
         return plain_groups(list(self.model.named_parameters()), weight_decay)
 
     def after_step(self) -> None:
-        """Nothing to repair."""
+        """Repair nothing: the net has no constraint."""
 
     @torch.no_grad()
     def figures(self, averaged: nn.Module) -> dict[str, float]:
         """Return loss and share of right levels on slices of the held-out exams; empty without any.
 
-        What a fold is worth is judged through the engine's own decode, see ``cross-validate``.
+        ``cross-validate`` judges a fold in full, through the engine's own decode.
         """
         if not self._unseen:
             return {}
         device = next(averaged.parameters()).device
-        found: list[Parts] = []
+        scores: list[Parts] = []
         for step in range(WATCHED_STEPS):
             slices, targets = self._unseen.batch(np.random.default_rng((WATCHED_SEED, step)))
-            loss, parts = detector_loss(averaged(slices.to(device)).float(), targets.to(device))
-            found.append({"loss": loss, "level_right": parts["level_right"]})
-        return {HELD_OUT + name: float(sum(parts[name] for parts in found)) / WATCHED_STEPS for name in found[0]}
+            loss, parts = detector_loss(
+                averaged(slices.to(device)).float(),
+                targets.to(device),
+            )
+            scores.append({"loss": loss, "level_right": parts["level_right"]})
+        return {HELD_OUT + name: float(sum(parts[name] for parts in scores)) / WATCHED_STEPS for name in scores[0]}
 
 
 class _Slices:
-    """Draws batches of slices from exams by source; falsy without exams."""
+    """Batches of slices, drawn from exams by source; falsy without exams."""
 
-    def __init__(self, groups: Mapping[str, Sequence[ExamArrays]], net: LevelHeatmapNet) -> None:
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[ExamArrays]],
+        net: LevelHeatmapNet,
+    ) -> None:
         self._groups, self._spec = groups, net.spec
         self._names = sorted(groups)
         weights = np.array([SOURCE_WEIGHTS[name] for name in self._names])
@@ -143,47 +175,65 @@ class _Slices:
 
     def batch(self, rng: np.random.Generator) -> Batch:
         """Return ``(slices (N, 1, H, W), targets (N, 9, H / 2, W / 2))``."""
-        canvas, count, _ = CANVASES[rng.choice(len(CANVASES), p=[often for *_, often in CANVASES])]
+        canvas, count, _ = CANVASES[
+            rng.choice(
+                len(CANVASES),
+                p=[often for *_, often in CANVASES],
+            )
+        ]
         images, targets = [], []
         for name in rng.choice(self._names, count, p=self._weights):
             exams = self._groups[name]
-            image, target = sample(exams[int(rng.integers(len(exams)))], canvas, rng, self._spec)
+            image, target = sample(
+                exams[int(rng.integers(len(exams)))],
+                canvas,
+                rng,
+                self._spec,
+            )
             images.append(image)
             targets.append(target)
         slices = torch.from_numpy(np.stack(images)).unsqueeze(1)
         if rng.random() < COARSE:
-            slices = nn.functional.avg_pool2d(slices, 3, stride=1, padding=1)
+            slices = nn.functional.avg_pool2d(
+                slices,
+                3,
+                stride=1,
+                padding=1,
+            )
         return slices, torch.from_numpy(np.stack(targets))
 
 
 def train(
     exams: TrainingExams,
-    out: Path,
+    session: Session,
     options: FitOptions = DETECTOR_FIT,
     *,
-    machine: Machine | None = None,
-    start: Path | None = None,
-    resume: bool = False,
     steps: int = EPOCH_STEPS,
 ) -> LevelHeatmapNet:
     """Train a detector and return the one with averaged weights.
 
     Args:
-        exams: what to learn from.
-        out: folder of the checkpoint and the curves.
+        exams: exams to draw slices from, and those held out.
+        session: output folder, machine, first weights.
         options: the optimisation.
-        machine: where it runs.
-        start: a checkpoint whose averaged weights to begin with, instead of random ones.
-        resume: go on after the last finished epoch in ``out``.
         steps: batches an epoch.
 
     Raises:
-        UsageError: see ``fit``; or ``start`` is no detector's checkpoint.
+        UsageError: see ``fit``; or the first weights are no detector's.
     """
     torch.manual_seed(options.seed)
-    net = LevelHeatmapNet() if start is None else load_detector(start)
-    task = DetectorTask(net, exams, seed=options.seed, steps=steps)
-    averaged = fit(task, options, out, machine=machine, resume=resume)
-    if not isinstance(averaged, LevelHeatmapNet):
-        raise TypeError("fit returned another model than it was given")
-    return averaged
+    net = LevelHeatmapNet() if session.start is None else load_detector(session.start)
+    task = DetectorTask(
+        net,
+        exams,
+        seed=options.seed,
+        steps=steps,
+    )
+    averaged = fit(
+        task,
+        options,
+        session.out,
+        machine=session.machine,
+        resume=session.resume,
+    )
+    return cast(LevelHeatmapNet, averaged)

@@ -12,13 +12,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 
-Array = NDArray[np.float64]
+from spine_training.arrays import F64, U8
 
 #: Mask value of each vertebral body (the data folder's README): 1..5 = L1..L5, 6 = S1, 7 = T12, 8 = T11, 9 = T10.
-BODY_RANK_OF_LABEL = {5: 0, 4: 1, 3: 2, 2: 3, 1: 4, 7: 5, 8: 6, 9: 7}
+BODY_RANK_OF_LABEL = {
+    5: 0,
+    4: 1,
+    3: 2,
+    2: 3,
+    1: 4,
+    7: 5,
+    8: 6,
+    9: 7,
+}
 SACRUM_LABEL = 6
 #: SPIDER slice masks.
 SPIDER_DISC, SPIDER_CANAL = 29, 150
@@ -41,8 +49,8 @@ class Disc:
     """
 
     rank: int
-    center_mm: Array
-    direction: Array
+    center_mm: F64
+    direction: F64
     known: bool = True
     weak: bool = False
 
@@ -52,11 +60,16 @@ class Column:
     """The truth of one exam: discs by rising rank, vertebral bodies `(rank, center_mm)`."""
 
     discs: tuple[Disc, ...]
-    bodies: tuple[tuple[int, Array], ...]
+    bodies: tuple[tuple[int, F64], ...]
 
 
-def _axis_cells(points_mm: Array, axis: Array, origin_mm: Array, side: int) -> dict[tuple[int, int], float]:
-    """Extreme projection on `axis` (side +1: largest, -1: smallest) in each 2 mm cell across the axis."""
+def _axis_cells(
+    points_mm: F64,
+    axis: F64,
+    origin_mm: F64,
+    side: int,
+) -> dict[tuple[int, int], float]:
+    """Return the extreme projection on `axis` (side +1: largest, -1: smallest) of each 2 mm cell across the axis."""
     u, v = _frame_across(axis)
     d = points_mm - origin_mm
     height = d @ axis
@@ -68,23 +81,30 @@ def _axis_cells(points_mm: Array, axis: Array, origin_mm: Array, side: int) -> d
     return {k: side * h for k, h in best.items()}
 
 
-def _frame_across(axis: Array) -> tuple[Array, Array]:
-    """Two unit vectors across `axis`: the first in the sagittal plane (anterior -> posterior), the second lateral."""
+def _frame_across(axis: F64) -> tuple[F64, F64]:
+    """Return two unit vectors across `axis`: one in the sagittal plane (anterior -> posterior), one lateral."""
     u = np.array([0.0, 1.0, 0.0])
     u -= (u @ axis) * axis
     u /= np.linalg.norm(u)
     return u, np.cross(axis, u)
 
 
-def _fit_surface(cells: dict[tuple[int, int], float], axis: Array, origin_mm: Array) -> tuple[Array, Array]:
-    """Centre and sagittal direction of a height map over cells, by a robust plane fit (two passes, outliers > 3 mm)."""
+def _fit_surface(cells: dict[tuple[int, int], float], axis: F64, origin_mm: F64) -> tuple[F64, F64]:
+    """Return centre and sagittal direction of a height map over cells: a plane fit without outliers beyond 3 mm."""
     u, v = _frame_across(axis)
     uv = (np.array(list(cells.keys()), float) + 0.5) * 2.0
     h = np.array(list(cells.values()))
     keep = np.ones(len(h), bool)
     coef = np.zeros(3)
     for _ in range(3):
-        design = np.stack([uv[keep, 0], uv[keep, 1], np.ones(keep.sum())], 1)
+        design = np.stack(
+            [
+                uv[keep, 0],
+                uv[keep, 1],
+                np.ones(keep.sum()),
+            ],
+            1,
+        )
         coef = np.linalg.lstsq(design, h[keep], rcond=None)[0]
         keep = np.abs(uv @ coef[:2] + coef[2] - h) < 3.0
     mid = uv.mean(0)
@@ -94,8 +114,8 @@ def _fit_surface(cells: dict[tuple[int, int], float], axis: Array, origin_mm: Ar
     return center, plane
 
 
-def disc_between(upper_mm: Array, lower_mm: Array) -> tuple[Array, Array]:
-    """Centre and direction of the disc between two bodies given as voxel points `(n, 3)` mm.
+def disc_between(upper_mm: F64, lower_mm: F64) -> tuple[F64, F64]:
+    """Return centre and direction of the disc between two bodies, given as voxel points `(n, 3)` mm.
 
     The centre is the middle of the two facing endplates, averaged over the 2 mm cells where both exist.
     """
@@ -109,76 +129,97 @@ def disc_between(upper_mm: Array, lower_mm: Array) -> tuple[Array, Array]:
 
 
 def disc_below(
-    body_mm: Array, disc_above_mm: Array, half_height_mm: float = HALF_L5_S1_HEIGHT_MM
-) -> tuple[Array, Array]:
-    """Weak place of the disc under a body whose lower neighbour has no mask: its lower endplate, pushed out."""
+    body_mm: F64,
+    disc_above_mm: F64,
+    half_height_mm: float = HALF_L5_S1_HEIGHT_MM,
+) -> tuple[F64, F64]:
+    """Return the weak place of the disc under a body whose lower neighbour has no mask: its endplate, moved down."""
     origin = body_mm.mean(0)
     axis = origin - disc_above_mm
     axis /= np.linalg.norm(axis)
     for _ in range(3):  # the endplate's own normal replaces the body's axis
-        center, direction = _fit_surface(_axis_cells(body_mm, axis, origin, 1), axis, origin)
+        center, direction = _fit_surface(
+            _axis_cells(body_mm, axis, origin, 1),
+            axis,
+            origin,
+        )
         tilted = np.array([direction[1], -direction[0], 0.0])
         axis = tilted * np.sign(tilted @ axis)
     return center + axis * half_height_mm, direction
 
 
-def _lowest_disc(body_mm: Array, above: Disc) -> Disc:
-    """L5/S1 from L5 alone: under its lower endplate, or of unknown place where the fit of that endplate has failed."""
+def _lowest_disc(body_mm: F64, above: Disc) -> Disc:
+    """Return L5/S1 from L5 alone: under its lower endplate, or of unknown place where that endplate's fit failed."""
     center, direction = disc_below(body_mm, above.center_mm)
     turn = np.arcsin(direction[0] * above.direction[1] - direction[1] * above.direction[0])
     if np.rad2deg(turn) > MOST_KYPHOTIC_DEG:
-        return Disc(0, 2 * body_mm.mean(0) - above.center_mm, above.direction, known=False, weak=True)
+        return Disc(
+            0,
+            2 * body_mm.mean(0) - above.center_mm,
+            above.direction,
+            known=False,
+            weak=True,
+        )
     return Disc(0, center, direction, weak=True)
 
 
-def body_above(disc: Disc, below: Disc) -> Array:
-    """Where the body above a column's topmost disc lies: half a step on, as it goes from the disc `below`."""
+def body_above(disc: Disc, below: Disc) -> F64:
+    """Return the centre of the body above a column's topmost disc: half a step further from the disc `below`."""
     step = (disc.center_mm - below.center_mm) / (disc.rank - below.rank)
-    center: Array = disc.center_mm + step / 2
-    return center
+    return np.asarray(disc.center_mm + step / 2)
 
 
-def column_from_bodies(labels: NDArray[np.uint8]) -> Column:
-    """Truth of one 1 mm volume of vertebral-body labels `(row, column, lateral)`."""
-    points: dict[int, Array] = {}
+def column_from_bodies(labels: U8) -> Column:
+    """Return the truth of one 1 mm volume of vertebral-body labels `(row, column, lateral)`."""
+    points: dict[int, F64] = {}
     for label, rank in BODY_RANK_OF_LABEL.items():
         index = np.argwhere(labels == label)
         if len(index) >= MIN_BODY_VOXELS:
             points[rank] = index.astype(float)
     sacrum = np.argwhere(labels == SACRUM_LABEL).astype(float)
-    found: dict[int, Disc] = {}
+    discs: dict[int, Disc] = {}
     for rank in sorted(points):
         if rank - 1 in points:
             center, direction = disc_between(points[rank], points[rank - 1])
-            found[rank] = Disc(rank, center, direction)
+            discs[rank] = Disc(rank, center, direction)
     if 0 in points and len(sacrum) >= MIN_BODY_VOXELS:
         center, direction = disc_between(points[0], sacrum)
-        found[0] = Disc(0, center, direction)
-    elif 0 in points and 1 in found:
-        found[0] = _lowest_disc(points[0], found[1])
-    return Column(_with_gaps(found), tuple((r, p.mean(0)) for r, p in sorted(points.items())))
+        discs[0] = Disc(0, center, direction)
+    elif 0 in points and 1 in discs:
+        discs[0] = _lowest_disc(points[0], discs[1])
+    return Column(
+        _with_gaps(discs),
+        tuple((r, p.mean(0)) for r, p in sorted(points.items())),
+    )
 
 
-def _with_gaps(found: dict[int, Disc]) -> tuple[Disc, ...]:
-    """Discs by rank, with interpolated `known=False` entries where a rank between two found ones is missing."""
-    ranks = sorted(found)
+def _with_gaps(known: dict[int, Disc]) -> tuple[Disc, ...]:
+    """Return discs by rank, an interpolated one with `known=False` for each rank missing between two others."""
+    ranks = sorted(known)
     discs: list[Disc] = []
     for rank in range(ranks[0], ranks[-1] + 1):
-        if rank in found:
-            discs.append(found[rank])
+        if rank in known:
+            discs.append(known[rank])
             continue
         below = max(r for r in ranks if r < rank)
         above = min(r for r in ranks if r > rank)
         t = (rank - below) / (above - below)
-        a, b = found[below], found[above]
+        a, b = known[below], known[above]
         direction = (1 - t) * a.direction + t * b.direction
         center = (1 - t) * a.center_mm + t * b.center_mm
-        discs.append(Disc(rank, center, direction / np.linalg.norm(direction), known=False))
+        discs.append(
+            Disc(
+                rank,
+                center,
+                direction / np.linalg.norm(direction),
+                known=False,
+            )
+        )
     return tuple(discs)
 
 
-def disc_middle(disc_mm: Array, direction: Array) -> tuple[Array, Array]:
-    """Centre and direction of a disc given as voxel points `(n, 3)` mm, where `direction` says roughly how it runs.
+def disc_middle(disc_mm: F64, direction: F64) -> tuple[F64, F64]:
+    """Return centre and direction of a disc, given as voxel points `(n, 3)` mm and a rough `direction`.
 
     The middle of its two faces, averaged over the 2 mm cells between them, as `disc_between` has it. The centroid of
     all points lies further forward, because lumbar discs are thicker in front: by 0.8 mm at L1/L2, 2.4 mm at L5/S1.
@@ -186,11 +227,15 @@ def disc_middle(disc_mm: Array, direction: Array) -> tuple[Array, Array]:
     origin = disc_mm.mean(0)
     axis = np.array([direction[1], -direction[0], 0.0])
     upper, lower = _axis_cells(disc_mm, axis, origin, -1), _axis_cells(disc_mm, axis, origin, 1)
-    return _fit_surface({k: (upper[k] + lower[k]) / 2 for k in upper}, axis, origin)
+    return _fit_surface(
+        {k: (upper[k] + lower[k]) / 2 for k in upper},
+        axis,
+        origin,
+    )
 
 
-def column_from_spider(masks: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> Column:
-    """Truth of one SPIDER patient from semantic masks `(row, column, slice)`; the lowest disc is L5/S1.
+def column_from_spider(masks: U8, spacing_mm: tuple[float, float, float]) -> Column:
+    """Return the truth of one SPIDER patient from semantic masks `(row, column, slice)`; the lowest disc is L5/S1.
 
     Disc components of all slices are joined by their in-plane overlap; a disc has to appear in three slices at least.
     """
@@ -199,17 +244,20 @@ def column_from_spider(masks: NDArray[np.uint8], spacing_mm: tuple[float, float,
     lateral_mm = float(np.median(canal[:, 2])) * spacing_mm[2]
     votes = disc.sum(2)
     parts, count = ndimage.label(votes >= min(3, masks.shape[2]))
-    found: list[tuple[Array, Array]] = []
+    places: list[tuple[F64, F64]] = []
     for part in range(1, count + 1):
         inside = parts == part
         if votes[inside].sum() < 100 or np.ptp(np.nonzero(inside)[1]) < 12:
             continue
         points = np.argwhere(disc & inside[..., None]) * np.array(spacing_mm)
         direction = np.linalg.eigh(np.cov(points[:, :2].T))[1][:, -1]
-        center, direction = disc_middle(points, direction * np.sign(direction[1]))
-        found.append((np.array([center[0], center[1], lateral_mm]), direction))
-    found.sort(key=lambda item: -item[0][0])
-    discs = tuple(Disc(rank, center, direction) for rank, (center, direction) in enumerate(found))
+        center, direction = disc_middle(
+            points,
+            direction * np.sign(direction[1]),
+        )
+        places.append((np.array([center[0], center[1], lateral_mm]), direction))
+    places.sort(key=lambda item: -item[0][0])
+    discs = tuple(Disc(rank, center, direction) for rank, (center, direction) in enumerate(places))
     bodies = [(r, (discs[r].center_mm + discs[r + 1].center_mm) / 2) for r in range(len(discs) - 1)]
     if len(discs) > 1:
         bodies.append((len(discs) - 1, body_above(discs[-1], discs[-2])))

@@ -21,12 +21,16 @@ RELIABILITY_FILE = "reliability.csv"
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help="predictions.csv as `run` writes it.")],
+    predictions: Annotated[Path, typer.Option(help="A predictions.csv, as `run` writes it.")],
     truth: Annotated[Path, typer.Option(help="Labels in the layout of RSNA's train.csv.")],
-    against: Annotated[Path | None, typer.Option(help="Other predictions to compare with, study by study.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Second predictions.csv to compare with, study by study.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
     bootstrap: Annotated[int, typer.Option(min=100, help="Resamples of the confidence intervals.")] = 1000,
-    seed: Annotated[int, typer.Option(min=0, help="Of the resamples: the same seed gives the same intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the resamples; the same seed gives the same intervals.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for report.json, two CSV tables and pictures.")] = None,
 ) -> None:
     """Score predictions with the official RSNA 2024 metric: its parts, confidence intervals, calibration, confusion.
@@ -39,7 +43,12 @@ def evaluate(
     labels = read_truth(truth)
     tables = read_predictions(predictions)
     rows = matched(tables, labels, predictions)
-    report = evaluate_arrays(rows, labels.grades, resamples=bootstrap, seed=seed)
+    report = evaluate_arrays(
+        rows,
+        labels.grades,
+        resamples=bootstrap,
+        seed=seed,
+    )
     ignored = len(tables) - len(labels.studies)
     content: dict[str, Any] = {
         "ignored_studies": ignored,
@@ -50,12 +59,31 @@ def evaluate(
     }
     comparison, other = None, None
     if against is not None:
-        others = matched(read_predictions(against), labels, against)
+        others = matched(
+            read_predictions(against),
+            labels,
+            against,
+        )
         if out is not None:
-            other = evaluate_arrays(others, labels.grades, resamples=bootstrap, seed=seed)
-        comparison = compare_arrays(rows, others, labels.grades, resamples=bootstrap, seed=seed)
+            other = evaluate_arrays(
+                others,
+                labels.grades,
+                resamples=bootstrap,
+                seed=seed,
+            )
+        comparison = compare_arrays(
+            rows,
+            others,
+            labels.grades,
+            resamples=bootstrap,
+            seed=seed,
+        )
         content["comparison"] = {name: asdict(difference) for name, difference in comparison.items()}
-    text = json.dumps(content, indent=2, allow_nan=False)
+    text = json.dumps(
+        content,
+        indent=2,
+        allow_nan=False,
+    )
     written: tuple[str, ...] = ()
     if out is not None:
         written = _write(out, text, report) + _draw(out, report, other, comparison)
@@ -70,7 +98,15 @@ def evaluate(
     console = Console(highlight=False, markup=False)
     console.print(*shown(report), sep="\n\n")
     if comparison is not None:
-        console.print("", comparison_table(comparison, str(predictions), str(against)), sep="\n")
+        console.print(
+            "",
+            comparison_table(
+                comparison,
+                str(predictions),
+                str(against),
+            ),
+            sep="\n",
+        )
     if ignored:
         console.print(f"{ignored} studies of {predictions} are not in {truth} and were ignored")
     if out is not None:
@@ -93,10 +129,14 @@ def _write(folder: Path, text: str, report: Report) -> tuple[str, ...]:
 
 
 def _draw(
-    folder: Path, report: Report, other: Report | None, comparison: dict[str, Difference] | None
+    folder: Path,
+    report: Report,
+    other: Report | None,
+    comparison: dict[str, Difference] | None,
 ) -> tuple[str, ...]:
-    """Write the pictures of a report and return their names; without matplotlib say so, the numbers being written, and
-    leave none of an earlier report beside them.
+    """Write the pictures of a report and return their names.
+
+    Without matplotlib a line says so, and pictures of an earlier report are removed.
 
     Raises:
         OutputError: the folder cannot be written.

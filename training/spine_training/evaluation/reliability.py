@@ -1,4 +1,4 @@
-"""Do probabilities mean what they say: reliability curves, expected calibration error, confusion.
+"""Reliability of probabilities: curves, expected calibration error, confusion.
 
 The metric weighs a row by its true grade, so whoever minimises it predicts ``weight * P(grade)``, normalised, and not
 ``P(grade)``. Such probabilities can be asked two questions. *As the metric weighs them*: rows count 1 / 2 / 4 by their
@@ -9,12 +9,12 @@ the predictions first. A model that is perfect in the metric's sense has error 0
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.anatomy import SEVERITIES
+from spine_training.arrays import F64, I64, Integers
 from spine_training.metric import MISSING, SEVERITY_WEIGHTS
 
 BINS: Final = 15
@@ -34,9 +34,9 @@ class Bin:
     Attributes:
         lower, upper: edges of the bin.
         rows: labelled rows in it.
-        weight: what they weigh together.
+        weight: sum of their weights.
         confidence: their weighted mean probability.
-        observed: the weighted share of them for which it came true.
+        observed: weighted share of them for which the prediction came true.
     """
 
     lower: float
@@ -47,16 +47,13 @@ class Bin:
     observed: float
 
 
-def unweighted(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
+def unweighted(probabilities: F64) -> F64:
     """Divide the metric's weights 1 / 2 / 4 out of probabilities ``(..., 3)`` that were trained with them."""
     plain = probabilities / np.array(SEVERITY_WEIGHTS)
-    divided: NDArray[np.float64] = plain / plain.sum(-1, keepdims=True)
-    return divided
+    return np.asarray(plain / plain.sum(-1, keepdims=True))
 
 
-def reliability(
-    probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]], cut: int | None = None
-) -> tuple[Bin, ...]:
+def reliability(probabilities: F64, grades: Integers, cut: int | None = None) -> tuple[Bin, ...]:
     """Return the reliability curve as the metric weighs rows, without its empty bins.
 
     Args:
@@ -65,15 +62,23 @@ def reliability(
         cut: a value of ``CUTS``: judge the chance of this grade or a worse one; None: that of the most probable grade.
     """
     known = grades != MISSING
-    return _curve(probabilities[known], grades[known], np.asarray(SEVERITY_WEIGHTS)[grades[known]], cut)
+    return _curve(
+        probabilities[known],
+        grades[known],
+        np.asarray(SEVERITY_WEIGHTS)[grades[known]],
+        cut,
+    )
 
 
-def reliability_unweighted(
-    probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]], cut: int | None = None
-) -> tuple[Bin, ...]:
+def reliability_unweighted(probabilities: F64, grades: Integers, cut: int | None = None) -> tuple[Bin, ...]:
     """Return the reliability curve of rows that count alike, the metric's weights divided out of the probabilities."""
     known = grades != MISSING
-    return _curve(unweighted(probabilities[known]), grades[known], np.ones(known.sum()), cut)
+    return _curve(
+        unweighted(probabilities[known]),
+        grades[known],
+        np.ones(known.sum()),
+        cut,
+    )
 
 
 def expected_error(curve: tuple[Bin, ...]) -> float:
@@ -81,17 +86,17 @@ def expected_error(curve: tuple[Bin, ...]) -> float:
     return sum(b.weight * abs(b.confidence - b.observed) for b in curve) / sum(b.weight for b in curve)
 
 
-def calibration_error(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> float:
+def calibration_error(probabilities: F64, grades: Integers) -> float:
     """Return the expected calibration error as the metric weighs rows; arguments are those of ``reliability``."""
     return expected_error(reliability(probabilities, grades))
 
 
-def calibration_error_unweighted(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> float:
+def calibration_error_unweighted(probabilities: F64, grades: Integers) -> float:
     """Return the expected calibration error of rows that count alike, the metric's weights divided out."""
     return expected_error(reliability_unweighted(probabilities, grades))
 
 
-def confusion(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+def confusion(probabilities: F64, grades: Integers) -> I64:
     """Count labelled rows by true grade (rows of the result) and most probable grade (columns), ``(3, 3)``."""
     known = grades != MISSING
     cells = grades[known] * len(SEVERITIES) + probabilities[known].argmax(axis=-1)
@@ -99,17 +104,22 @@ def confusion(probabilities: NDArray[np.float64], grades: NDArray[np.integer[Any
 
 
 def _curve(
-    probabilities: NDArray[np.float64],
-    grades: NDArray[np.integer[Any]],
-    weights: NDArray[np.float64],
+    probabilities: F64,
+    grades: Integers,
+    weights: F64,
     cut: int | None,
 ) -> tuple[Bin, ...]:
     """Bin rows ``(N, 3)`` by what they predict: their top probability, or that of the grades from ``cut`` on."""
     if cut is None:
-        predicted, came_true = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == grades
+        predicted = probabilities.max(axis=-1)
+        came_true = probabilities.argmax(axis=-1) == grades
     else:
-        predicted, came_true = probabilities[:, cut:].sum(axis=-1), grades >= cut
-    places = np.minimum((predicted * BINS).astype(int), BINS - 1)
+        predicted = probabilities[:, cut:].sum(axis=-1)
+        came_true = grades >= cut
+    places = np.minimum(
+        (predicted * BINS).astype(int),
+        BINS - 1,
+    )
     rows = np.bincount(places, minlength=BINS)
     weight, sure, hits = (np.bincount(places, weights * x, BINS) for x in (1.0, predicted, came_true))
     return tuple(

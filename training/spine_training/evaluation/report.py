@@ -1,4 +1,4 @@
-"""Everything ``spine-engine evaluate`` knows, computed from arrays: one report, and one comparison of two predictions.
+"""The report of ``spine-engine evaluate``, computed from arrays, and the comparison of two predictions.
 
 Intervals are percentiles of a bootstrap over studies: a study is drawn with all its rows, because they belong to one
 patient and one reader. Every part of the metric is a ratio of two sums over studies, so a thousand resamples are one
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES
+from spine_training.arrays import F64, I64
 from spine_training.evaluation.reliability import (
     CUTS,
     Bin,
@@ -88,16 +88,16 @@ class GroupReport(Curves):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How good predictions are.
+    """The scores, calibration and confusion of predictions.
 
     Attributes:
-        studies, labels: how many were scored.
+        studies, labels: number of scored studies and labelled rows.
         scores: the metric and its parts, each with its interval.
-        prior, uniform: what the weighted prior and 1/3, 1/3, 1/3 score on the same truth.
-        calibration_error: of all rows, weighed 1 / 2 / 4 as the metric weighs them.
-        calibration_error_unweighted: of all rows alike, the weights divided out of the probabilities.
-        groups: per condition group.
-        cells: per condition and level, in the order of ``predictions.csv``.
+        prior, uniform: scores of the weighted prior and of 1/3, 1/3, 1/3 on the same truth.
+        calibration_error: error of all rows, weighed 1 / 2 / 4 as the metric weighs them.
+        calibration_error_unweighted: error of all rows alike, the weights divided out of the probabilities.
+        groups: report of each condition group.
+        cells: figures of each condition and level, in the order of ``predictions.csv``.
     """
 
     studies: int
@@ -125,7 +125,11 @@ class Difference:
 
 
 def evaluate_arrays(
-    probabilities: NDArray[np.float64], grades: NDArray[np.int64], *, resamples: int, seed: int
+    probabilities: F64,
+    grades: I64,
+    *,
+    resamples: int,
+    seed: int,
 ) -> Report:
     """Return the report of predictions ``(S, 5, 5, 3)`` on grades ``(S, 5, 5)``.
 
@@ -134,27 +138,38 @@ def evaluate_arrays(
     """
     studies = len(grades)
     score, prior = (official_metric(rows, grades) for rows in (probabilities, prior_probabilities(studies)))
-    drawn = _resampled(*study_sums(probabilities, grades), resamples, seed)
+    drawn = _resampled(
+        *study_sums(probabilities, grades),
+        resamples,
+        seed,
+    )
     scores = {name: _estimate(getattr(score, name), drawn[:, k]) for k, name in enumerate(FIGURES)}
     return Report(
         studies=studies,
         labels=int((grades != MISSING).sum()),
         scores=scores,
         prior=prior,
-        uniform=official_metric(np.full_like(probabilities, 1 / len(SEVERITIES)), grades),
+        uniform=official_metric(
+            np.full_like(probabilities, 1 / len(SEVERITIES)),
+            grades,
+        ),
         calibration_error=calibration_error(probabilities, grades),
         calibration_error_unweighted=calibration_error_unweighted(probabilities, grades),
         groups={
-            name: _group(probabilities[..., list(heads), :], grades[..., list(heads)]) for name, heads in GROUPS.items()
+            name: _group(
+                probabilities[..., list(heads), :],
+                grades[..., list(heads)],
+            )
+            for name, heads in GROUPS.items()
         },
         cells=tuple(_cells(probabilities, grades)),
     )
 
 
 def compare_arrays(
-    first: NDArray[np.float64],
-    second: NDArray[np.float64],
-    grades: NDArray[np.int64],
+    first: F64,
+    second: F64,
+    grades: I64,
     *,
     resamples: int,
     seed: int,
@@ -174,7 +189,10 @@ def compare_arrays(
         name: Difference(
             first=values[0][k],
             second=values[1][k],
-            difference=_estimate(values[0][k] - values[1][k], gaps[:, k]),
+            difference=_estimate(
+                values[0][k] - values[1][k],
+                gaps[:, k],
+            ),
             first_better=float(better[k]),
         )
         for k, name in enumerate(FIGURES)
@@ -182,32 +200,51 @@ def compare_arrays(
 
 
 def _resampled(
-    losses: NDArray[np.float64], weights: NDArray[np.float64], resamples: int, seed: int
-) -> NDArray[np.float64]:
+    losses: F64,
+    weights: F64,
+    resamples: int,
+    seed: int,
+) -> F64:
     """Return the figures ``(<= resamples, 5)`` of drawn studies, without draws in which a part had no label."""
     rng, studies = np.random.default_rng(seed), len(losses)
     parts = []
     for start in range(0, resamples, _CHUNK):
         size = min(_CHUNK, resamples - start)
-        counts = rng.multinomial(studies, np.full(studies, 1 / studies), size=size).astype(np.float64)
+        counts = rng.multinomial(
+            studies,
+            np.full(studies, 1 / studies),
+            size=size,
+        ).astype(np.float64)
         drawn = counts @ weights
         usable = (drawn > 0).all(axis=1)
-        parts.append(_figures((counts @ losses)[usable], drawn[usable]))
+        parts.append(
+            _figures(
+                (counts @ losses)[usable],
+                drawn[usable],
+            )
+        )
     return np.concatenate(parts)
 
 
-def _figures(losses: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+def _figures(losses: F64, weights: F64) -> F64:
     """Return ``FIGURES`` ``(n, 5)`` of summed losses and weights ``(n, 4)``."""
     parts = losses / weights
-    return np.concatenate([parts.mean(axis=1, keepdims=True), parts], axis=1)
+    return np.concatenate(
+        [parts.mean(axis=1, keepdims=True), parts],
+        axis=1,
+    )
 
 
-def _estimate(value: float, drawn: NDArray[np.float64]) -> Estimate:
+def _estimate(value: float, drawn: F64) -> Estimate:
     low, high = np.percentile(drawn, COVERAGE)
-    return Estimate(value=float(value), low=float(low), high=float(high))
+    return Estimate(
+        value=float(value),
+        low=float(low),
+        high=float(high),
+    )
 
 
-def _group(probabilities: NDArray[np.float64], grades: NDArray[np.int64]) -> GroupReport:
+def _group(probabilities: F64, grades: I64) -> GroupReport:
     return GroupReport(
         confusion=tuple(tuple(map(int, row)) for row in confusion(probabilities, grades)),
         cuts={name: Curves(**_curves(probabilities, grades, cut)) for name, cut in CUTS.items()},
@@ -215,7 +252,7 @@ def _group(probabilities: NDArray[np.float64], grades: NDArray[np.int64]) -> Gro
     )
 
 
-def _curves(probabilities: NDArray[np.float64], grades: NDArray[np.int64], cut: int | None) -> dict[str, Any]:
+def _curves(probabilities: F64, grades: I64, cut: int | None) -> dict[str, Any]:
     """Return the fields of ``Curves``."""
     weighted, plain = reliability(probabilities, grades, cut), reliability_unweighted(probabilities, grades, cut)
     return {
@@ -226,7 +263,7 @@ def _curves(probabilities: NDArray[np.float64], grades: NDArray[np.int64], cut: 
     }
 
 
-def _cells(probabilities: NDArray[np.float64], grades: NDArray[np.int64]) -> Iterator[Cell]:
+def _cells(probabilities: F64, grades: I64) -> Iterator[Cell]:
     losses, weights = row_losses(probabilities, grades)
     loss, weight = (losses * weights).sum(axis=0), weights.sum(axis=0)
     for c, condition in enumerate(CONDITIONS):

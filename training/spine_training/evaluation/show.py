@@ -34,15 +34,30 @@ def comparison_table(comparison: Mapping[str, Difference], first: str, second: s
         row = comparison[name]
         gap = row.difference
         values = (f"{row.first:.4f}", f"{row.second:.4f}", f"{gap.value:+.4f}", _interval(gap, "+"))
-        table.add_row(_label(name), *values, f"{row.first_better:.1%}")
+        table.add_row(
+            _label(name),
+            *values,
+            f"{row.first_better:.1%}",
+        )
     return table
 
 
-def calibration_table(stages: Mapping[str, Mapping[str, float]], *, studies: int, labels: int) -> Table:
+def calibration_table(
+    stages: Mapping[str, Mapping[str, float]],
+    *,
+    studies: int,
+    labels: int,
+) -> Table:
     """Return the table of a calibration's figures: before, on the data it was fitted to, and cross-validated."""
-    table = _table(f"Calibration on {studies} studies, {labels} labels", ("", *map(_label, stages)))
+    table = _table(
+        f"Calibration on {studies} studies, {labels} labels",
+        ("", *map(_label, stages)),
+    )
     for name in (*FIGURES, "calibration_error", "calibration_error_unweighted"):
-        table.add_row(_label(name), *(f"{stage[name]:.4f}" for stage in stages.values()))
+        table.add_row(
+            _label(name),
+            *(f"{stage[name]:.4f}" for stage in stages.values()),
+        )
     return table
 
 
@@ -69,11 +84,19 @@ def reliability_lines(report: Report) -> Iterator[str]:
 
 def _scores(report: Report) -> Table:
     title = f"Official metric, {report.studies} studies, {report.labels} labels (lower is better)"
-    table = _table(title, ("", "score", "95 % interval", "prior", "uniform"))
+    table = _table(
+        title,
+        ("", "score", "95 % interval", "prior", "uniform"),
+    )
     for name in FIGURES:
         estimate = report.scores[name]
         floors = (f"{getattr(floor, name):.4f}" for floor in (report.prior, report.uniform))
-        table.add_row(_label(name), f"{estimate.value:.4f}", _interval(estimate), *floors)
+        table.add_row(
+            _label(name),
+            f"{estimate.value:.4f}",
+            _interval(estimate),
+            *floors,
+        )
     return table
 
 
@@ -83,16 +106,28 @@ def _cells(report: Report) -> Table:
     for cell in report.cells:
         loss = "-" if cell.log_loss is None else f"{cell.log_loss:.4f}"
         name = "" if cell.condition == before else _label(cell.condition.rpartition("_")[0])
-        table.add_row(name, cell.level.replace("_", "/").upper(), loss, *map(str, cell.labels))
+        table.add_row(
+            name,
+            cell.level.replace("_", "/").upper(),
+            loss,
+            *map(str, cell.labels),
+        )
         before = cell.condition
     return table
 
 
 def _confusion(report: Report) -> Table:
-    table = _table("Rows by true grade and most probable grade", ("group", "true", *(f"as {word}" for word in _WORDS)))
+    table = _table(
+        "Rows by true grade and most probable grade",
+        ("group", "true", *(f"as {word}" for word in _WORDS)),
+    )
     for name, group in report.groups.items():
         for k, (word, row) in enumerate(zip(_WORDS, group.confusion, strict=True)):
-            table.add_row("" if k else name, word, *map(str, row))
+            table.add_row(
+                "" if k else name,
+                word,
+                *map(str, row),
+            )
     return table
 
 
@@ -106,18 +141,30 @@ def _reliability(report: Report) -> Table:
     table = _table(title, ("top", *report.groups))
     curves = [{round(b.lower * BINS): b for b in group.reliability} for group in report.groups.values()]
     for k in sorted(set().union(*curves)):
-        found = [curve.get(k) for curve in curves]
-        cells = ["" if b is None else f"{b.confidence:.3f} {b.observed:.3f} ({b.rows})" for b in found]
+        bins = [curve.get(k) for curve in curves]
+        cells = ["" if b is None else f"{b.confidence:.3f} {b.observed:.3f} ({b.rows})" for b in bins]
         table.add_row(f"{k / BINS:.2f} .. {(k + 1) / BINS:.2f}", *cells)
     for word, field in (("error", "calibration_error"), ("unweighted", "calibration_error_unweighted")):
-        table.add_row(word, *(f"{getattr(group, field):.4f}" for group in report.groups.values()))
+        table.add_row(
+            word,
+            *(f"{getattr(group, field):.4f}" for group in report.groups.values()),
+        )
     return table
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in columns:
-        table.add_column(name, justify="left" if name in ("", "condition", "level", "group", "true") else "right")
+        table.add_column(
+            name,
+            justify="left" if name in ("", "condition", "level", "group", "true") else "right",
+        )
     return table
 
 

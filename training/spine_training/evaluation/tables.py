@@ -1,6 +1,6 @@
-"""The two files that are compared: ``predictions.csv`` as ``run`` writes it, and RSNA's ``train.csv``.
+"""The two files of an evaluation: ``predictions.csv`` as ``run`` writes it, and RSNA's ``train.csv``.
 
-Every way in which a file can be unfit is an error of one line that names the file, the place and what to do.
+Every fault of a file is an error of one line that names the file, the place and the remedy.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, row_id
 from spine_engine.errors import UsageError
 from spine_engine.results import ALL_ROW_NAMES, ROW_ORDER
+from spine_training.arrays import F64, I64
 from spine_training.metric import GROUPS, MISSING
 
 PREDICTION_COLUMNS: Final = ("row_id", *map(str, SEVERITIES))
 TRUTH_COLUMNS: Final = ("study_id", *ALL_ROW_NAMES)
-GRADE_OF_WORD: Final = {"": MISSING, "Normal/Mild": 0, "Moderate": 1, "Severe": 2}
+GRADE_OF_WORD: Final = {
+    "": MISSING,
+    "Normal/Mild": 0,
+    "Moderate": 1,
+    "Severe": 2,
+}
 """RSNA's words in ``train.csv``; an empty cell is a row without a label."""
 
 SUM_TOLERANCE: Final = 1e-3
-"""How far a row may be from summing to 1 and still be rounding, which is normalised away: files with three decimals
-stay within it. The challenge normalised any row in silence; a larger gap is a mistake worth hearing of."""
+"""Distance of a row's sum from 1 that counts as rounding and is normalised away: files with three decimals
+stay within it. The challenge normalised any row in silence; here a larger gap is refused as a mistake."""
 
 _ROW_ID = re.compile(f"(.+)_({'|'.join(CONDITIONS)})_({'|'.join(LEVELS)})", re.DOTALL)
 _PLACE: Final = {
@@ -41,7 +46,7 @@ class Truth:
     """The labels: study ids in ascending order and ``grades (S, 5 levels, 5 conditions)``, ``MISSING`` where none."""
 
     studies: tuple[str, ...]
-    grades: NDArray[np.int64]
+    grades: I64
 
 
 def read_truth(path: Path) -> Truth:
@@ -72,7 +77,7 @@ def read_truth(path: Path) -> Truth:
     return Truth(studies=studies, grades=table)
 
 
-def read_predictions(path: Path) -> dict[str, NDArray[np.float64]]:
+def read_predictions(path: Path) -> dict[str, F64]:
     """Read predictions: study id -> ``(5 levels, 5 conditions, 3)``, NaN where the file has no row.
 
     Rows are normalised to sum to 1.
@@ -81,15 +86,22 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.float64]]:
         UsageError: the file cannot be read, has other columns, a row twice, an unknown row id, or a row that is not
             three finite numbers >= 0 which sum to 1 within ``SUM_TOLERANCE``.
     """
-    tables: dict[str, NDArray[np.float64]] = {}
-    for where, record in _records(path, PREDICTION_COLUMNS, exactly=True):
+    tables: dict[str, F64] = {}
+    for where, record in _records(
+        path,
+        PREDICTION_COLUMNS,
+        exactly=True,
+    ):
         name = _ROW_ID.fullmatch(record["row_id"])
         if name is None:
             raise UsageError(f"{where}: unknown row id {record['row_id'][:80]!r}, want <study>_<condition>_<level>")
         row = _probabilities(where, [record[severity] for severity in SEVERITIES])
         study, condition, level = name.groups()
         if study not in tables:
-            tables[study] = np.full((len(LEVELS), len(CONDITIONS), len(SEVERITIES)), np.nan)
+            tables[study] = np.full(
+                (len(LEVELS), len(CONDITIONS), len(SEVERITIES)),
+                np.nan,
+            )
         place = _PLACE[condition, level]
         if not np.isnan(tables[study][place][0]):
             raise UsageError(f"{where}: the row {record['row_id']} is there twice; every row must be there once")
@@ -99,7 +111,7 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.float64]]:
     return tables
 
 
-def matched(predictions: Mapping[str, NDArray[np.float64]], truth: Truth, path: Path) -> NDArray[np.float64]:
+def matched(predictions: Mapping[str, F64], truth: Truth, path: Path) -> F64:
     """Return the predictions of the truth's studies, ``(S, 5, 5, 3)``; other studies are left out.
 
     Raises:
@@ -115,13 +127,22 @@ def matched(predictions: Mapping[str, NDArray[np.float64]], truth: Truth, path: 
     holes = np.argwhere(np.isnan(table[..., 0]).transpose(0, 2, 1))
     if len(holes):
         study, condition, level = holes[0]
-        first = row_id(truth.studies[study], CONDITIONS[condition], LEVELS[level])
+        first = row_id(
+            truth.studies[study],
+            CONDITIONS[condition],
+            LEVELS[level],
+        )
         raise UsageError(f"{path}: {len(holes)} rows are missing (the first: {first}); every study needs its 25 rows")
     return table
 
 
-def _records(path: Path, columns: Sequence[str], *, exactly: bool = False) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield where each line is (file and line number) and its cells by column."""
+def _records(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    exactly: bool = False,
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield each line's place (file and line number) and its cells by column."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
@@ -138,7 +159,12 @@ def _records(path: Path, columns: Sequence[str], *, exactly: bool = False) -> It
         raise UsageError(f"{path} is no CSV file in UTF-8: {error}") from error
 
 
-def _check_header(path: Path, header: Sequence[str], columns: Sequence[str], exactly: bool) -> None:
+def _check_header(
+    path: Path,
+    header: Sequence[str],
+    columns: Sequence[str],
+    exactly: bool,
+) -> None:
     absent = [name for name in columns if name not in header]
     if absent:
         raise UsageError(f"{path} has no column {absent[0]!r} ({len(absent)} of {len(columns)} are missing)")

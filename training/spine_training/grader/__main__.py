@@ -1,4 +1,4 @@
-"""``python -m spine_training.grader evaluate``: how well a grader reads phantoms it was never trained on."""
+"""``python -m spine_training.grader evaluate``: score a grader on phantoms that it was never trained on."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from spine_training.grader.grids import TRUE_BOXES, BoxJitter, load_grids
 from spine_training.grader.model import MirrorAveraged, load_grader
 from spine_training.grader.phantoms import HELD_OUT_SEED, PhantomSource
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help=__doc__,
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
 @app.command("evaluate")
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of train.")],
-    cache: Annotated[Path, typer.Option(help="Folder for the phantoms' grids; what it lacks is made.")],
-    studies: Annotated[int, typer.Option(min=1, help="Held-out phantom studies.")] = 400,
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of train grader or whole-study.")],
+    cache: Annotated[Path, typer.Option(help="Folder that keeps the phantoms' grids; missing ones are made.")],
+    studies: Annotated[int, typer.Option(min=1, help="Number of held-out phantom studies.")] = 400,
     seed: Annotated[
-        int | None, typer.Option(help="Take the phantoms of spine-engine phantom --seed instead of the held-out ones.")
+        int | None,
+        typer.Option(help="Seed of other phantoms, as for spine-engine phantom; without it, the held-out ones."),
     ] = None,
-    consistency_studies: Annotated[int, typer.Option(min=0, help="Studies mirrored and posed; 0 for none.")] = 12,
+    consistency_studies: Annotated[
+        int, typer.Option(min=0, help="Number of studies that are mirrored and posed; 0 for none.")
+    ] = 12,
     workers: Workers = 1,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
 ) -> None:
     """Score a grader on phantoms with true and with strayed boxes, and print the figures as JSON.
 
@@ -50,7 +57,15 @@ def evaluate_command(
     }
     if consistency_studies and grader.config.task == "level":
         few = range(HELD_OUT_SEED, HELD_OUT_SEED + consistency_studies)
-        figures["consistency"] = consistency(model, grader.config, track(few, "mirrors and poses", console=console))
+        figures["consistency"] = consistency(
+            model,
+            grader.config,
+            track(
+                few,
+                "mirrors and poses",
+                console=console,
+            ),
+        )
     print(json.dumps(figures, indent=2))
 
 

@@ -1,4 +1,4 @@
-"""Random changes of grids during training: what scanners, protocols, planes and the two sides of a patient vary.
+"""Random changes of grids during training, as scanners, protocols, planes and the sides of a patient vary.
 
 Grids are ``(C, D, H, W)`` float32 in [0, 1], 0 where nothing was imaged; W runs from the patient's right to left. The
 changes are TorchIO's. Each channel is an image of its own, so that all share one motion and each has its own contrast.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentOptions:
-    """How often and how far grids are changed; a chance of 0 leaves a change out.
+    """Chance and size of the changes of grids; a chance of 0 leaves a change out.
 
     Attributes:
         mirror: chance that a grid is mirrored left to right and its sides' grades exchanged.
@@ -48,7 +48,16 @@ class AugmentOptions:
     noise_sd: float = 0.04
 
 
-NOTHING = AugmentOptions(mirror=0, drop_channel=0, affine=0, anisotropy=0, gamma=0, bias_field=0, ghosting=0, noise=0)
+NOTHING = AugmentOptions(
+    mirror=0,
+    drop_channel=0,
+    affine=0,
+    anisotropy=0,
+    gamma=0,
+    bias_field=0,
+    ghosting=0,
+    noise=0,
+)
 """Grids as they are."""
 
 
@@ -70,28 +79,32 @@ def augment(
         if draw[0] < options.mirror:
             grid = grid.flip(-1)
             labels = [label[list(mirrored_heads)] for label in labels]
-        changed = _intensities(_geometry(grid, spacing_mm, options), spacing_mm, options)
+        moved = _applied(_moves(options), grid, spacing_mm)
+        tinted = _applied(
+            _contrasts(options),
+            moved,
+            spacing_mm,
+        ).clamp(0, 1)
+        changed = torch.where(moved > 0, tinted, 0.0)  # holes, where nothing was imaged, stay empty
         if draw[1] < options.drop_channel:
             changed = changed.clone()
             changed[torch.randint(len(changed), ())] = 0
     return changed, list(labels)
 
 
-def _geometry(grid: Tensor, spacing_mm: tuple[float, float, float], options: AugmentOptions) -> Tensor:
-    return _applied(_moves(options), grid, spacing_mm)
-
-
-def _intensities(grid: Tensor, spacing_mm: tuple[float, float, float], options: AugmentOptions) -> Tensor:
-    """Change the contrast where something was imaged; holes stay empty."""
-    return torch.where(grid > 0, _applied(_contrasts(options), grid, spacing_mm).clamp(0, 1), 0.0)
-
-
 @lru_cache(maxsize=4)
 def _moves(options: AugmentOptions) -> torchio.Compose:
     affine = torchio.RandomAffine(
-        scales=options.scale, degrees=options.rotation_deg, translation=options.shift_mm, p=options.affine
+        scales=options.scale,
+        degrees=options.rotation_deg,
+        translation=options.shift_mm,
+        p=options.affine,
     )
-    thick = torchio.RandomAnisotropy(axes=(0, 1, 2), downsampling=(1.3, 2.5), p=options.anisotropy)
+    thick = torchio.RandomAnisotropy(
+        axes=(0, 1, 2),
+        downsampling=(1.3, 2.5),
+        p=options.anisotropy,
+    )
     return torchio.Compose([affine, thick])
 
 
@@ -99,17 +112,41 @@ def _moves(options: AugmentOptions) -> torchio.Compose:
 def _contrasts(options: AugmentOptions) -> torchio.Compose:
     return torchio.Compose(
         [
-            torchio.RandomGamma(log_gamma=(-options.log_gamma, options.log_gamma), p=options.gamma),
-            torchio.RandomBiasField(coefficients=0.2, order=2, p=options.bias_field),
-            torchio.RandomGhosting(num_ghosts=(2, 6), intensity=(0.1, 0.4), p=options.ghosting),
-            torchio.RandomNoise(std=(0, options.noise_sd), p=options.noise),
+            torchio.RandomGamma(
+                log_gamma=(-options.log_gamma, options.log_gamma),
+                p=options.gamma,
+            ),
+            torchio.RandomBiasField(
+                coefficients=0.2,
+                order=2,
+                p=options.bias_field,
+            ),
+            torchio.RandomGhosting(
+                num_ghosts=(2, 6),
+                intensity=(0.1, 0.4),
+                p=options.ghosting,
+            ),
+            torchio.RandomNoise(
+                std=(0, options.noise_sd),
+                p=options.noise,
+            ),
         ]
     )
 
 
-def _applied(transform: torchio.Compose, grid: Tensor, spacing_mm: tuple[float, float, float]) -> Tensor:
+def _applied(
+    transform: torchio.Compose,
+    grid: Tensor,
+    spacing_mm: tuple[float, float, float],
+) -> Tensor:
     affine = np.diag([*spacing_mm, 1.0])
     image: Any = torchio.ScalarImage
-    images = {f"channel_{c}": image(tensor=grid[c : c + 1], affine=affine) for c in range(len(grid))}
+    images = {
+        f"channel_{c}": image(
+            tensor=grid[c : c + 1],
+            affine=affine,
+        )
+        for c in range(len(grid))
+    }
     changed: Any = transform(torchio.Subject(images))
     return torch.cat([changed[name].data for name in images]).float()

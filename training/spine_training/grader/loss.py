@@ -13,7 +13,7 @@ from spine_training.metric import GROUPS, MISSING, SEVERITY_WEIGHTS
 
 
 def grading_loss(probabilities: Tensor, grades: Tensor) -> Tensor:
-    """Mean over the three condition groups of the 1/2/4-weighted negative log likelihood.
+    """Return the mean over the three condition groups of the 1/2/4-weighted negative log likelihood.
 
     Args:
         probabilities: ``(N, heads, 3)`` float32, from the cumulative-link heads; condition major, level minor.
@@ -40,7 +40,7 @@ def grading_loss(probabilities: Tensor, grades: Tensor) -> Tensor:
 
 
 def narrowing_loss(latents: Tensor, cutpoints: Tensor, narrowing: Tensor) -> Tensor:
-    """Mean absolute error of the narrowing that latents stand for, in units of narrowing; unknown ones do not count.
+    """Return the mean absolute error of the narrowing that latents imply; unknown narrowing does not count.
 
     A phantom's narrowing is known exactly. On the scale where the reader's two thresholds are a head's two cut-points,
     each latent is a narrowing; every grid then teaches, also those far from a threshold.

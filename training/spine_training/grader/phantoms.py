@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spine_engine.parity import UNSEEN_SEED
 from spine_engine.phantom import PhantomStudy, draw_spine, render
+from spine_engine.phantom.samples import UNSEEN_SEED
 from spine_engine.study import Role, Study
-from spine_training.grader.grids import BoxJitter, Cut, cut_levels, strayed
+from spine_training.arrays import F64
+from spine_training.grader.grids import BoxJitter, Cut, box_sets, cut_levels
 from spine_training.grader.model import GraderConfig
 from spine_training.grader.whole import cut_whole, whole_box
 
@@ -23,7 +23,7 @@ HELD_OUT_SEED: Final = UNSEEN_SEED
 """Phantoms from here on are never trained on."""
 
 PHANTOM: Final = 1
-"""Raised whenever the phantoms of the same seeds look different."""
+"""Version of the phantoms: raise it when the same seeds look different."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class PhantomSource:
 
     @property
     def kind(self) -> str:
-        """What they are."""
+        """The studies' kind, in words."""
         return "synthetic phantom studies of this project, with their narrowing known exactly"
 
     @property
     def names(self) -> Sequence[str]:
-        """Their seeds."""
+        """The seeds, as text."""
         return [str(seed) for seed in self.seeds]
 
     @property
@@ -57,24 +57,42 @@ class PhantomSource:
         """A phantom is its seed, so sets that overlap share a cache."""
         return {"kind": "phantoms", "phantom": PHANTOM}
 
-    def cut(self, name: str, config: GraderConfig, jitter: BoxJitter) -> Cut:
+    def cut(
+        self,
+        name: str,
+        config: GraderConfig,
+        jitter: BoxJitter,
+    ) -> Cut:
         """Draw, render and cut one phantom."""
         seed = int(name)
         rng = np.random.default_rng([seed, 0xB0C5])
         phantom = render(draw_spine(seed), seed=seed)
-        study = one_t2(phantom, "t2" if rng.random() < 0.5 else "stir")
+        study = one_t2(
+            phantom,
+            "t2" if rng.random() < 0.5 else "stir",
+        )
         spine = phantom.spine
         if config.task == "whole_study":
-            box = whole_box(study)
-            boxes = [box, *(strayed(box, jitter, rng) for _ in range(jitter.boxes - 1))]
-            grids = np.stack([cut_whole(study, each, config)[None] for each in boxes])
-            return Cut(grids, spine.grades.T.reshape(1, -1), spine.narrowing.T.reshape(1, -1))
-        true = level_boxes(spine.disc_center_mm, spine.disc_axes)
-        sets = [true, *([strayed(box, jitter, rng) for box in true] for _ in range(jitter.boxes - 1))]
-        return Cut(np.stack([cut_levels(study, each, config) for each in sets]), spine.grades, spine.narrowing)
+            sets = box_sets([whole_box(study)], jitter, rng)
+            grids = np.stack([cut_whole(study, box, config)[None] for (box,) in sets])
+            return Cut(
+                grids,
+                spine.grades.T.reshape(1, -1),
+                spine.narrowing.T.reshape(1, -1),
+            )
+        sets = box_sets(
+            level_boxes(spine.disc_center_mm, spine.disc_axes),
+            jitter,
+            rng,
+        )
+        return Cut(
+            np.stack([cut_levels(study, each, config) for each in sets]),
+            spine.grades,
+            spine.narrowing,
+        )
 
 
-def level_boxes(centers_mm: NDArray[np.float64], axes: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def level_boxes(centers_mm: F64, axes: F64) -> list[F64]:
     """Return the boxes ``(4, 3)`` of discs at centres ``(5, 3)`` with axes ``(5, 3, 3)``."""
     return [np.concatenate([center[None], rows]) for center, rows in zip(centers_mm, axes, strict=True)]
 

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from spine_engine.anatomy import LEVELS, Level
 from spine_engine.backends import open_backend
+from spine_engine.backends.base import Model
 from spine_engine.bundle import Bundle
 from spine_engine.detection import DetectorSpec, DiscLevel, detect
-from spine_engine.detection.detect import SliceBackend
 from spine_engine.detection.slices import spine_frame
 from spine_engine.errors import StudyError, UsageError
-from spine_engine.study import Role, Stack, Study
+from spine_engine.study import Source
+from spine_training.arrays import F32, F64, I64
 from spine_training.folds import fold_of_study
-from spine_training.grader.grids import BoxJitter, Cut, cut_levels, strayed
+from spine_training.grader.grids import BoxJitter, Cut, box_sets, cut_levels
 from spine_training.grader.model import GraderConfig
 from spine_training.grader.whole import cut_whole, whole_box
 from spine_training.metric import MISSING
@@ -55,13 +55,17 @@ class RsnaSource:
 
     @property
     def kind(self) -> str:
-        """What they are."""
+        """The studies' kind, in words."""
         return f"labelled studies of the folder {self.root.resolve().name!r}, which is in RSNA 2024's layout"
 
     @property
     def facts(self) -> dict[str, Any]:
         """The folder, and the detector's content."""
-        return {"kind": "rsna", "root": str(self.root.resolve()), "detector": _digest(self.detector)}
+        return {
+            "kind": "rsna",
+            "root": str(self.root.resolve()),
+            "detector": _digest(self.detector),
+        }
 
     def split(self, fold: int) -> tuple[RsnaSource, RsnaSource]:
         """Return the source without the studies of ``fold``, and the source of them alone."""
@@ -69,7 +73,12 @@ class RsnaSource:
         kept = [name for name in self.names if fold_of_study(name) != fold]
         return RsnaSource(self.root, kept, self.detector), RsnaSource(self.root, held_out, self.detector)
 
-    def cut(self, name: str, config: GraderConfig, jitter: BoxJitter) -> Cut | None:
+    def cut(
+        self,
+        name: str,
+        config: GraderConfig,
+        jitter: BoxJitter,
+    ) -> Cut | None:
         """Read and cut one study; None where it has no label, no usable sagittal series, or no level."""
         rsna = _opened(self.root)
         grades = rsna.labels(name).grades
@@ -77,33 +86,39 @@ class RsnaSource:
             study = rsna.read(name)
         except StudyError:
             return None
-        sagittal = sagittal_stacks(study)
+        sagittal = study.sagittal_stacks
         if not any(sagittal) or (grades == MISSING).all():
             return None
         rng = np.random.default_rng([fold_of_study(name, 2**31), 0xB0C5])
         if config.task == "whole_study":
-            box = whole_box(study)
-            boxes = [box, *(strayed(box, jitter, rng) for _ in range(jitter.boxes - 1))]
-            grids = np.stack([cut_whole(study, each, config)[None] for each in boxes])
+            sets = box_sets([whole_box(study)], jitter, rng)
+            grids = np.stack([cut_whole(study, box, config)[None] for (box,) in sets])
             return _cut(grids, grades.T.reshape(1, -1))
         backend, spec = open_detector(self.detector)
-        found = detect(sagittal, backend, spec).levels
-        pointed = level_places(rsna.points_mm(name), spine_frame([s for stacks in sagittal for s in stacks]))
-        true = [level_box(level, found, pointed) for level in LEVELS]
+        detected = detect(sagittal, backend, spec).levels
+        pointed = level_places(
+            rsna.points_mm(name),
+            spine_frame([s for stacks in sagittal for s in stacks]),
+        )
+        true = [level_box(level, detected, pointed) for level in LEVELS]
         lost = np.array([np.isnan(box).any() for box in true])
         if lost.all():
             return None
-        sets = [true, *([strayed(box, jitter, rng) for box in true] for _ in range(jitter.boxes - 1))]
-        grids = np.stack([cut_levels(study, each, config) for each in sets])
-        return _cut(grids, np.where(lost[:, None], MISSING, grades))
+        grids = np.stack([cut_levels(study, boxes, config) for boxes in box_sets(true, jitter, rng)])
+        return _cut(
+            grids,
+            np.where(lost[:, None], MISSING, grades),
+        )
 
 
 def level_box(
-    level: Level, found: Mapping[Level, DiscLevel], pointed: Mapping[Level, DiscPlace]
-) -> NDArray[np.float64]:
+    level: Level,
+    discs: Mapping[Level, DiscLevel],
+    pointed: Mapping[Level, DiscPlace],
+) -> F64:
     """Return a level's box ``(4, 3)``: the detected one, the readers' where they disagree, NaN where there is none."""
-    disc, place = found[level], pointed.get(level)
-    detected = disc.source != "prior"
+    disc, place = discs[level], pointed.get(level)
+    detected = disc.source != Source.PRIOR
     if place is not None and not (
         detected and (not place.known or np.linalg.norm(disc.center_mm - place.center_mm) <= SAME_DISC_MM)
     ):
@@ -111,14 +126,8 @@ def level_box(
     return np.concatenate([disc.center_mm[None], disc.axes]) if detected else _NOT_FOUND
 
 
-def sagittal_stacks(study: Study) -> list[tuple[Stack, ...]]:
-    """Return the stacks of each sagittal series that can be used, as the engine's walk hands them to detection."""
-    found = [series.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for series in study.with_role(role)]
-    return [stacks for stacks in found if stacks]
-
-
 @lru_cache(maxsize=1)
-def open_detector(path: Path | None) -> tuple[SliceBackend, DetectorSpec]:
+def open_detector(path: Path | None) -> tuple[Model, DetectorSpec]:
     """Open a detector in float32 on one thread; see ``RsnaSource.detector``.
 
     Raises:
@@ -148,5 +157,9 @@ def _digest(detector: Path | None) -> str:
     return hashlib.sha256(detector.read_bytes()).hexdigest() if detector.is_file() else "none"
 
 
-def _cut(grids: NDArray[np.float32], grades: NDArray[np.int64]) -> Cut:
-    return Cut(grids, grades, np.full(grades.shape, np.nan))
+def _cut(grids: F32, grades: I64) -> Cut:
+    return Cut(
+        grids,
+        grades,
+        np.full(grades.shape, np.nan),
+    )

@@ -1,4 +1,4 @@
-"""What a grader's training is to ``fit``: its batches of augmented grids, its loss, its parameters."""
+"""The graders' training as a task of ``fit``: batches of augmented grids, the loss, the parameter groups."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from spine_engine.errors import UsageError
-from spine_training.fit import Batch, FitOptions, Machine, Parts, fit, plain_groups
+from spine_training.arrays import I64
+from spine_training.fit import Batch, Parts, Session, fit
 from spine_training.grader.augment import AugmentOptions, augment
 from spine_training.grader.grids import GridSet
 from spine_training.grader.loss import grading_loss, narrowing_loss
 from spine_training.grader.model import Grader, GraderConfig, load_grader
+from spine_training.optimisation import FitOptions, plain_groups
 
 CUTPOINT_LEARNING_RATE: Final = 10.0
-"""Times the common rate: the cut-points must travel from 2 to about 8 apart within a short training."""
+"""Factor of the common rate: the cut-points must travel from 2 to about 8 apart within a short training."""
 
 EXACT_SHARE: Final = 0.8
 """Share of the training in which the exact narrowing still counts; calibration is left to the last fifth."""
@@ -30,7 +30,7 @@ EXACT_SHARE: Final = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class GradingOptions:
-    """How grids become batches and a loss; stored in every checkpoint.
+    """Batches and loss of a grader's training; stored in every checkpoint.
 
     ``exact_weight`` is the weight, in the beginning, of the error of the narrowing where it is known exactly; it
     fades to 0 before the end, where readers' grades alone decide, as calibrated probabilities need it.
@@ -65,8 +65,15 @@ class GradingTask:
     ) -> None:
         self.model = grader
         self.config: dict[str, Any] = asdict(grader.config)
-        self.settings: dict[str, Any] = {**asdict(options), "studies": len(grids), "data": data}
-        self._grids, self._options, self._seed, self._watch = grids, options, seed, watch
+        self.settings: dict[str, Any] = {
+            **asdict(options),
+            "studies": len(grids),
+            "data": data,
+        }
+        self._grids = grids
+        self._options = options
+        self._seed = seed
+        self._watch = watch
         self._places = grids.places
         if len(self._places) < 2:
             raise UsageError("the training data has fewer than two labelled grids; give more studies")
@@ -85,14 +92,21 @@ class GradingTask:
             ]
             grid = torch.from_numpy(self._grids.grid(study, box, level).astype(np.float32))
             config, seed = self.model.config, self._draw(epoch, step, number)
-            grid, labels = augment(grid, labels, config.mirrored_heads, config.spacing_mm, self._options.augment, seed)
+            grid, labels = augment(
+                grid,
+                labels,
+                config.mirrored_heads,
+                config.spacing_mm,
+                self._options.augment,
+                seed,
+            )
             grids.append(grid)
             grades.append(labels[0])
             narrowing.append(labels[1])
         return torch.stack(grids), torch.stack(grades), torch.stack(narrowing)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
-        """Return the grading loss, and while it lasts the exact one."""
+        """Return the grading loss with the fading exact one, and both as parts."""
         grids, grades, narrowing = batch
         grader = self.model
         latents = grader.latents(grids.contiguous(memory_format=torch.channels_last_3d))
@@ -110,7 +124,11 @@ class GradingTask:
         others = [(name, p) for name, p in named if not name.endswith("cutpoints")]
         return [
             *plain_groups(others, weight_decay),
-            {"params": [p for _, p in cutpoints], "weight_decay": 0.0, "times": CUTPOINT_LEARNING_RATE},
+            {
+                "params": [p for _, p in cutpoints],
+                "weight_decay": 0.0,
+                "times": CUTPOINT_LEARNING_RATE,
+            },
         ]
 
     def after_step(self) -> None:
@@ -118,16 +136,21 @@ class GradingTask:
         self.model.order_cutpoints()
 
     def figures(self, averaged: nn.Module) -> dict[str, float]:
-        """Return what ``watch`` says of the averaged grader."""
+        """Return the figures that ``watch`` gives of the averaged grader."""
         if self._watch is None or not isinstance(averaged, Grader):
             return {}
         return self._watch(averaged)
 
-    def _order_of_epoch(self, epoch: int) -> NDArray[np.int64]:
+    def _order_of_epoch(self, epoch: int) -> I64:
         order = np.random.default_rng([self._seed, epoch, 0x0D]).permutation(len(self._places))
         return self._places[order]
 
-    def _draw(self, epoch: int, step: int, number: int) -> int:
+    def _draw(
+        self,
+        epoch: int,
+        step: int,
+        number: int,
+    ) -> int:
         return int(np.random.SeedSequence([self._seed, epoch, step, number]).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -135,41 +158,42 @@ def train(
     grids: GridSet,
     config: GraderConfig,
     options: FitOptions,
-    out: Path,
+    session: Session,
     *,
     grading: GradingOptions | None = None,
-    data: str = "",
-    machine: Machine | None = None,
-    start: Path | None = None,
-    resume: bool = False,
     watch: Watch | None = None,
 ) -> Grader:
     """Train a grader and return the one with averaged weights.
 
     Args:
-        grids: what it learns from.
+        grids: grids with their grades.
         config: the model.
         options: the optimisation.
-        out: folder of the checkpoint and the curves.
+        session: output folder, machine, first weights.
         grading: batches and loss.
-        data: what the grids are of, in words; the model's card repeats it.
-        machine: where it runs.
-        start: a checkpoint whose averaged weights to begin with, instead of random ones.
-        resume: go on after the last finished epoch in ``out``.
-        watch: called after each epoch with the averaged grader; what it returns is reported beside the loss.
+        watch: called after each epoch with the averaged grader; its figures are reported beside the loss.
 
     Raises:
-        UsageError: see ``fit``; or ``start`` is no checkpoint of such a grader.
+        UsageError: see ``fit``; or the first weights are not those of such a grader.
     """
     torch.manual_seed(options.seed)
-    grader = Grader(config)
-    if start is not None:
-        begun = load_grader(start)
-        if begun.config != config:
-            raise UsageError(f"{start} is another grader ({begun.config.backbone}, {begun.config.task}) than asked for")
-        grader.load_state_dict(begun.state_dict())
-    task = GradingTask(grader, grids, grading or GradingOptions(), seed=options.seed, data=data, watch=watch)
-    averaged = fit(task, options, out, machine=machine, resume=resume)
-    if not isinstance(averaged, Grader):
-        raise TypeError("fit returned another model than it was given")
-    return averaged
+    grader = Grader(config) if session.start is None else load_grader(session.start)
+    if grader.config != config:
+        kind = f"{grader.config.backbone}, {grader.config.task}"
+        raise UsageError(f"{session.start} is another grader ({kind}) than asked for")
+    task = GradingTask(
+        grader,
+        grids,
+        grading or GradingOptions(),
+        seed=options.seed,
+        data=grids.description,
+        watch=watch,
+    )
+    averaged = fit(
+        task,
+        options,
+        session.out,
+        machine=session.machine,
+        resume=session.resume,
+    )
+    return cast(Grader, averaged)
