@@ -1,4 +1,4 @@
-"""Measures what the engine promises, and writes it down: ``python -m spine_bench.acceptance``.
+"""Measures what the engine promises, and writes it down.
 
 Every figure comes from real runs of the command line over DICOM files on disk. Phantom studies are drawn and written
 first; the real exams are used where ``SPINE_REAL_DATA`` names their folder.
@@ -6,7 +6,6 @@ first; the real exams are used where ``SPINE_REAL_DATA`` names their folder.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -19,29 +18,33 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+import pydicom
+import typer
 
-from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES, Condition, row_id
+from spine_bench.findings import Findings, Table, progress
+from spine_bench.harness.interfaces import F64
+from spine_engine._version import __version__
+from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES, row_id
 from spine_engine.phantom import PhantomSpine, Protocol, draw_spine, render, write_study
 
+# Phantoms from here on are for measurement only: detectors train on seeds from 700,000, graders from 10,000,000.
 FIRST_SEED: Final = 910_000
-"""Phantoms from here on are for measurement only: detectors train on seeds from 700,000, graders from 10,000,000."""
+# Added to a rendering seed for another scan of the same phantom.
 ANOTHER_SCAN: Final = 50_000
-"""Added to a rendering seed for another scan of the same phantom."""
+# Poses turn the patient by up to this angle about a random axis.
 MAX_POSE_DEG: Final = 20.0
-"""Poses turn the patient by up to this angle about a random axis."""
+# A disc counts as located within this distance (issue and truth both name disc centres).
 LOCATED_MM: Final = 8.0
-"""A disc counts as located within this distance (issue and truth both name disc centres)."""
+# Left and right count as different when their expected grades (0..2) differ by more than this.
 CLEAR_DIFFERENCE: Final = 0.1
-"""Left and right count as different when their expected grades (0..2) differ by more than this."""
-
-Probabilities = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -64,23 +67,39 @@ class Figure:
 
 def command(folder: Path, output: Path, *options: str) -> list[str]:
     """Return the command line of a run."""
-    return [sys.executable, "-m", "spine_engine.cli", "run", "--input", str(folder), "--output", str(output), *options]
+    return [
+        sys.executable,
+        "-m",
+        "spine_engine.cli",
+        "run",
+        "--input",
+        str(folder),
+        "--output",
+        str(output),
+        *options,
+    ]
 
 
-def run(folder: Path, output: Path, *options: str) -> dict[str, Any]:
-    """Run the engine and return its ``run.json``.
+def run(folder: Path, output: Path, *options: str, **environment: str) -> dict[str, Any]:
+    """Run the engine and return its ``run.json``; keywords are variables of the environment.
 
     Raises:
         RuntimeError: it ended with anything but 0 (all graded) or 8 (some not graded).
     """
-    done = subprocess.run(command(folder, output, *options), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command(folder, output, *options),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode not in (0, 8):
         raise RuntimeError(f"the run ended with {done.returncode}: {done.stderr[-2000:]}")
     record: dict[str, Any] = json.loads((output / "run.json").read_text())
     return record
 
 
-def predictions(output: Path) -> dict[str, Probabilities]:
+def predictions(output: Path) -> dict[str, F64]:
     """Return ``predictions.csv`` as row id -> the three probabilities."""
     with (output / "predictions.csv").open(newline="") as file:
         return {row["row_id"]: np.array([float(row[str(s)]) for s in SEVERITIES]) for row in csv.DictReader(file)}
@@ -89,11 +108,6 @@ def predictions(output: Path) -> dict[str, Probabilities]:
 def study_lines(output: Path) -> list[dict[str, Any]]:
     """Return the lines of ``studies.jsonl``."""
     return [json.loads(line) for line in (output / "studies.jsonl").read_text().splitlines()]
-
-
-def grades_of(rows: dict[str, Probabilities], study_id: str, conditions: Iterable[Condition]) -> Probabilities:
-    """Return one study's probabilities ``(conditions, 5 levels, 3)``."""
-    return np.array([[rows[row_id(study_id, condition, level)] for level in LEVELS] for condition in conditions])
 
 
 def write_phantoms(
@@ -106,8 +120,11 @@ def write_phantoms(
     """
     identifiers = []
     for spine in spines:
-        protocol = replace(Protocol.draw(spine.seed), follow_patient=follow_patient)
-        study = render(spine, seed=spine.seed + scan * ANOTHER_SCAN, protocol=protocol)
+        study = render(
+            spine,
+            seed=spine.seed + scan * ANOTHER_SCAN,
+            protocol=replace(Protocol.draw(spine.seed), follow_patient=follow_patient),
+        )
         write_study(study, folder)
         identifiers.append(study.study_id)
     return identifiers
@@ -126,14 +143,10 @@ def real_exams(real_data: Path, work: Path) -> list[Figure]:
     folder = real_data / "studies"
     run(folder, work / "real")
     truth = json.loads((folder / "truth.json").read_text())
-    distances, graded = [], 0
-    for line in study_lines(work / "real"):
-        graded += line["status"] == "graded"
-        name = line["series"][0]["path"].split("/")[0]
-        for level, center_mm in truth[name].items():
-            found = line["levels"].get(level, {}).get("center_mm")
-            distances.append(np.inf if found is None else float(np.linalg.norm(np.subtract(found, center_mm))))
-    located = float(np.mean(np.array(distances) <= LOCATED_MM))
+    lines = study_lines(work / "real")
+    graded = sum(line["status"] == "graded" for line in lines)
+    errors_mm = np.concatenate([_errors_mm(line, truth) for line in lines])
+    located = float(np.mean(errors_mm <= LOCATED_MM))
     return [
         Figure(
             "real exams graded (the packaged detector trained on them)",
@@ -143,104 +156,126 @@ def real_exams(real_data: Path, work: Path) -> list[Figure]:
         ),
         Figure(
             f"their discs at the right level within {LOCATED_MM:.0f} mm",
-            f"{located:.1%} of {len(distances)}, median error {np.median(distances):.1f} mm",
+            f"{located:.1%} of {len(errors_mm)}, median error {np.median(errors_mm):.1f} mm",
             ">= 95 %",
             located >= 0.95,
         ),
     ]
 
 
+def _errors_mm(line: dict[str, Any], truth: dict[str, Any]) -> F64:
+    """Return how far the discs of a study are from their true places; infinity for one that was not found."""
+    folder, *_ = line["series"][0]["path"].split("/")
+    nowhere = [np.inf] * 3
+    errors: F64 = np.linalg.norm(
+        np.subtract(
+            [line["levels"].get(level, {}).get("center_mm") or nowhere for level in truth[folder]],
+            list(truth[folder].values()),
+        ),
+        axis=1,
+    )
+    return errors
+
+
 def mirror(work: Path, count: int) -> list[Figure]:
     """A mirrored study swaps left and right."""
-    spines = phantoms(count)
     here, there = _graded_pairs(
-        work, spines, write_phantoms(work / "two", [spine.mirrored() for spine in spines]), mirrored=True
+        work,
+        [spine.mirrored() for spine in phantoms(count)],
+        mirrored=True,
     )
-    difference = float(np.abs(here - there).mean())
     followed, clear = _worse_side_follows(here, there)
     return [
-        Figure(
-            f"{count} mirrored phantom studies: mean probability difference",
-            f"{difference:.4f}",
-            "<= 0.02",
-            difference <= 0.02,
-        ),
+        _small(f"{count} mirrored phantom studies: mean probability difference", here, there),
         Figure("their worse side follows the mirror", f"{followed} of {clear}", "all", followed == clear > 0),
     ]
 
 
-def _graded_pairs(
-    work: Path, spines: Sequence[PhantomSpine], others: list[str], *, mirrored: bool = False
-) -> tuple[Probabilities, Probabilities]:
-    """Grade phantoms as drawn, and their other form in ``work / "two"``; return both, conditions swapped back.
-
-    Both are ``(studies, conditions, levels, 3)``.
-    """
-    plain = write_phantoms(work / "one", spines)
-    run(work / "one", work / "one-out")
-    run(work / "two", work / "two-out")
-    one, two = predictions(work / "one-out"), predictions(work / "two-out")
-    conditions = [MIRRORED_CONDITION[condition] if mirrored else condition for condition in CONDITIONS]
-    here = np.array([grades_of(one, study_id, CONDITIONS) for study_id in plain])
-    there = np.array([grades_of(two, study_id, conditions) for study_id in others])
-    return here, there
-
-
-def _worse_side_follows(here: Probabilities, there: Probabilities) -> tuple[int, int]:
-    """Count the sided places whose sides clearly differ, and those of them whose worse side followed the mirror.
-
-    Both are ``(studies, conditions, levels, 3)`` with the mirrored study's conditions already swapped back.
-    """
-    expected = [grades @ np.arange(3.0) for grades in (here, there)]
-    followed = clear = 0
-    for c, condition in enumerate(CONDITIONS):
-        other = CONDITIONS.index(MIRRORED_CONDITION[condition])
-        if other <= c:
-            continue
-        sides = [grade[:, c] - grade[:, other] for grade in expected]
-        differs = np.abs(sides[0]) > CLEAR_DIFFERENCE
-        clear += int(differs.sum())
-        followed += int((differs & (np.sign(sides[0]) == np.sign(sides[1]))).sum())
-    return followed, clear
-
-
 def pose(work: Path, count: int) -> list[Figure]:
     """A patient lying obliquely, scanned along the spine, gets the same grades."""
-    mean = _pose_difference(work, count, follow_patient=True)
     name = f"{count} patients turned by up to {MAX_POSE_DEG:.0f} degrees and moved: mean probability difference"
-    return [Figure(name, f"{mean:.4f}", "<= 0.02", mean <= 0.02)]
+    return [_small(name, *_graded_pairs(work, _posed(count)))]
 
 
 def upright(work: Path, count: int) -> list[Figure]:
     """How much it changes when the planes do not follow the patient: every slice then cuts the spine askew."""
-    mean = _pose_difference(work, count, follow_patient=False)
-    return [Figure("the same with planes that stay upright", f"{mean:.4f}", "<= 0.02", mean <= 0.02)]
-
-
-def _pose_difference(work: Path, count: int, *, follow_patient: bool) -> float:
-    rng = np.random.default_rng(FIRST_SEED)
-    spines = phantoms(count)
-    posed = [spine.posed(_rotation(rng), rng.uniform(-30, 30, 3)) for spine in spines]
-    here, there = _graded_pairs(work, spines, write_phantoms(work / "two", posed, follow_patient=follow_patient))
-    return float(np.abs(here - there).mean())
+    return [_small("the same with planes that stay upright", *_graded_pairs(work, _posed(count), follow_patient=False))]
 
 
 def scan_again(work: Path, count: int) -> list[Figure]:
     """How much another scan of the same patient changes: the noise that the other differences stand beside."""
-    spines = phantoms(count)
-    here, there = _graded_pairs(work, spines, write_phantoms(work / "two", spines, scan=1))
-    mean = float(np.abs(here - there).mean())
     name = f"{count} patients scanned a second time (other noise, coil, tilts): mean probability difference"
-    return [Figure(name, f"{mean:.4f}")]
+    return [Figure(name, _small(name, *_graded_pairs(work, phantoms(count), scan=1)).measured)]
 
 
-def _rotation(rng: np.random.Generator) -> Probabilities:
+def _small(name: str, here: F64, there: F64) -> Figure:
+    difference = float(np.abs(here - there).mean())
+    return Figure(name, f"{difference:.4f}", "<= 0.02", difference <= 0.02)
+
+
+def _posed(count: int) -> list[PhantomSpine]:
+    rng = np.random.default_rng(FIRST_SEED)
+    return [spine.posed(_rotation(rng), rng.uniform(-30, 30, 3)) for spine in phantoms(count)]
+
+
+def _rotation(rng: np.random.Generator) -> F64:
     """Return a rotation ``(3, 3)`` by up to ``MAX_POSE_DEG`` about a random axis (Rodrigues' formula)."""
-    x, y, z = (axis := rng.normal(size=3)) / np.linalg.norm(axis)
+    axis = rng.normal(size=3)
+    x, y, z = axis / np.linalg.norm(axis)
     angle = np.radians(rng.uniform(0, MAX_POSE_DEG))
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    rotation: Probabilities = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    cross = np.array(
+        [
+            [0, -z, y],
+            [z, 0, -x],
+            [-y, x, 0],
+        ]
+    )
+    rotation: F64 = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     return rotation
+
+
+def _graded_pairs(
+    work: Path, others: Sequence[PhantomSpine], *, mirrored: bool = False, **scanned: Any
+) -> tuple[F64, F64]:
+    """Grade the phantoms as drawn, and in another form; return both ``(studies, conditions, levels, 3)``.
+
+    Where the other form is mirrored, its conditions are swapped back.
+    """
+    identifiers = {
+        "one": write_phantoms(work / "one", phantoms(len(others))),
+        "two": write_phantoms(work / "two", others, **scanned),
+    }
+    conditions = {
+        "one": CONDITIONS,
+        "two": [MIRRORED_CONDITION[condition] if mirrored else condition for condition in CONDITIONS],
+    }
+    grades = []
+    for name, studies in identifiers.items():
+        run(work / name, work / f"{name}-out")
+        rows = predictions(work / f"{name}-out")
+        ids = [
+            row_id(study, condition, level) for study in studies for condition in conditions[name] for level in LEVELS
+        ]
+        grades.append(
+            np.reshape(
+                [rows[id_] for id_ in ids],
+                (len(studies), len(CONDITIONS), len(LEVELS), -1),
+            )
+        )
+    here, there = grades
+    return here, there
+
+
+def _worse_side_follows(here: F64, there: F64) -> tuple[int, int]:
+    """Count the sided places whose worse side followed the mirror, and all whose sides clearly differ.
+
+    Both are ``(studies, conditions, levels, 3)`` with the mirrored study's conditions already swapped back.
+    """
+    opposite = [CONDITIONS.index(MIRRORED_CONDITION[condition]) for condition in CONDITIONS]
+    left = [own for own, other in enumerate(opposite) if own < other]
+    one, two = ((grades - grades[:, opposite])[:, left] @ np.arange(3.0) for grades in (here, there))
+    differs = np.abs(one) > CLEAR_DIFFERENCE
+    return int((differs & (np.sign(one) == np.sign(two))).sum()), int(differs.sum())
 
 
 def same_bytes(work: Path, count: int) -> list[Figure]:
@@ -268,10 +303,8 @@ def _equal(name: str, wanted: bytes, output: Path) -> Figure:
 
 def shuffle(folder: Path, target: Path) -> None:
     """Copy studies with random file names and instance numbers, each study's series mixed in one flat folder."""
-    import pydicom
-
     rng = np.random.default_rng(FIRST_SEED)
-    for study in sorted(path for path in folder.iterdir() if path.is_dir()):
+    for study in sorted(folder.iterdir()):
         files = sorted(study.rglob("*.dcm"))
         flat = target / f"s{rng.integers(1 << 40)}"
         flat.mkdir(parents=True)
@@ -290,102 +323,87 @@ def kill_in_the_middle(folder: Path, output: Path, *, at_least: int) -> int:
     process = subprocess.Popen(
         command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    while (done := _recorded(output / "ledger.sqlite")) < at_least:
-        if process.poll() is not None:
-            raise RuntimeError(f"the run ended with {process.returncode} after {done} studies, before it was killed")
+    while _recorded(output) < at_least and process.poll() is None:
         time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
-    if (output / "predictions.csv").exists():
+    if process.returncode != -signal.SIGKILL or (output / "predictions.csv").exists():
         raise RuntimeError("the run had ended when it was killed; measure with more studies")
-    return _recorded(output / "ledger.sqlite")
+    return _recorded(output)
 
 
-def _recorded(ledger: Path) -> int:
-    if not ledger.exists():
-        return 0
-    connection = sqlite3.connect(ledger, timeout=30)
+def _recorded(output: Path) -> int:
     try:
-        return int(connection.execute("SELECT count(*) FROM outcomes").fetchone()[0])
-    except sqlite3.OperationalError:  # its tables are not there yet
+        with closing(sqlite3.connect(f"file:{output / 'ledger.sqlite'}?mode=ro", timeout=30, uri=True)) as ledger:
+            return int(ledger.execute("SELECT count(*) FROM outcomes").fetchone()[0])
+    except sqlite3.OperationalError:  # it is not there yet, or its tables are not
         return 0
-    finally:
-        connection.close()
 
 
 def memory(work: Path, small: int, large: int) -> list[Figure]:
     """Peak memory does not grow with the number of studies."""
     write_phantoms(work / "large", phantoms(large))
-    (work / "small").mkdir()
-    for study in sorted(path for path in (work / "large").iterdir() if path.is_dir())[:small]:
+    for study in sorted((work / "large").iterdir())[:small]:
         shutil.copytree(study, work / "small" / study.name, copy_function=os.link)
-    one, two = run(work / "small", work / "small-out"), run(work / "large", work / "large-out")
-    peaks = [record["peak_memory_bytes"]["total"] / 1e6 for record in (one, two)]
-    growth = peaks[1] / peaks[0] - 1
+    few = run(work / "small", work / "small-out")
+    many = run(work / "large", work / "large-out")
+    peak, peak_many = (record["peak_memory_bytes"]["total"] / 1e6 for record in (few, many))
+    growth = peak_many / peak - 1
     return [
         Figure(
             f"peak memory of all processes, {large} studies against {small}",
-            f"{peaks[1]:.0f} MB against {peaks[0]:.0f} MB ({growth:+.1%})",
+            f"{peak_many:.0f} MB against {peak:.0f} MB ({growth:+.1%})",
             "within 10 %",
             abs(growth) <= 0.10,
         ),
-        Figure(f"studies a second, {large} phantom studies, all cores", f"{two['studies_per_s']:.2f}"),
+        Figure(f"studies a second, {large} phantom studies, all cores", f"{many['studies_per_s']:.2f}"),
     ]
 
 
-# -- the page
+# -- the trial
 
 
-def page(figures: Sequence[Figure]) -> str:
-    """Return the figures as a Markdown page."""
-    from spine_engine._version import __version__
-
-    lines = [
-        "# What the engine promises, measured",
-        "",
-        f"`make accept`, spine-engine {__version__}, {date.today().isoformat()}, {os.cpu_count()} cores "
-        f"({platform.machine()}), Python {platform.python_version()}. Phantoms are drawn from seeds never trained on.",
-        "",
-        "| promise | measured | wanted | met |",
-        "|---|---|---|---|",
-        *(f"| {f.name} | {f.measured} | {f.wanted} | {f.verdict} |" for f in figures),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> int:
-    """Measure, print, write the page; 1 when a promise is not kept."""
-    parser = argparse.ArgumentParser(prog="python -m spine_bench.acceptance", description=__doc__)
-    parser.add_argument("--page", type=Path, default=Path("docs/acceptance.md"), help="Markdown file to write")
-    parser.add_argument("--phantoms", type=int, default=20, help="phantoms for mirror and pose (default 20)")
-    parser.add_argument("--many", type=int, default=200, help="phantoms for the memory figure (default 200)")
-    options = parser.parse_args()
+def measure(
+    phantom_studies: Annotated[int, typer.Option("--phantoms", help="Phantoms for mirror and pose.")] = 20,
+    many: Annotated[int, typer.Option(help="Phantoms for the memory figure.")] = 200,
+) -> Findings:
+    """Measure what the engine promises, on files; on the real exams too where SPINE_REAL_DATA names their folder."""
+    parts: dict[str, Callable[[Path], list[Figure]]] = {
+        "mirror": partial(mirror, count=phantom_studies),
+        "pose": partial(pose, count=phantom_studies),
+        "upright": partial(upright, count=phantom_studies),
+        "scan": partial(scan_again, count=phantom_studies),
+        "bytes": partial(same_bytes, count=min(phantom_studies, 12)),
+        "memory": partial(memory, small=max(1, many // 10), large=many),
+    }
     real_data = os.environ.get("SPINE_REAL_DATA")
+    if real_data:
+        parts = {"real": partial(real_exams, Path(real_data)), **parts}
     figures: list[Figure] = []
-    with tempfile.TemporaryDirectory(prefix="spine-acceptance-") as folder:
-        parts: list[tuple[str, Callable[[Path], list[Figure]]]] = [
-            ("mirror", lambda work: mirror(work, options.phantoms)),
-            ("pose", lambda work: pose(work, options.phantoms)),
-            ("upright", lambda work: upright(work, options.phantoms)),
-            ("scan", lambda work: scan_again(work, options.phantoms)),
-            ("bytes", lambda work: same_bytes(work, min(options.phantoms, 12))),
-            ("memory", lambda work: memory(work, max(1, options.many // 10), options.many)),
-        ]
-        if real_data:
-            parts.insert(0, ("real", lambda work: real_exams(Path(real_data), work)))
-        else:
-            print("SPINE_REAL_DATA is not set: the real exams are left out")
-        for name, measure in parts:
-            work = Path(folder) / name
-            work.mkdir()
-            for figure in measure(work):
-                print(f"{figure.verdict:3} {figure.name}: {figure.measured} (wanted {figure.wanted})")
-                figures.append(figure)
-            shutil.rmtree(work)
-    options.page.write_text(page(figures))
-    print(f"written to {options.page}")
-    return 1 if any(figure.met is False for figure in figures) else 0
+    for name, part in parts.items():
+        with tempfile.TemporaryDirectory(prefix=f"spine-{name}-") as work:
+            progress(name)
+            figures += part(Path(work))
+    table = Table(
+        title="Promises",
+        columns=("promise", "measured", "wanted", "met"),
+        rows=[(figure.name, figure.measured, figure.wanted, figure.verdict) for figure in figures],
+    )
+    return Findings(
+        tables=[table],
+        notes=[] if real_data else ["SPINE_REAL_DATA is not set: the real exams are left out"],
+        record=[asdict(figure) for figure in figures],
+        page=page(table),
+        failure="a promise is not kept" if any(figure.met is False for figure in figures) else "",
+    )
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def page(table: Table) -> str:
+    """Return the figures as a Markdown page."""
+    return f"""# What the engine promises, measured
+
+`make accept`, spine-engine {__version__}, {date.today().isoformat()}, {os.cpu_count()} cores ({platform.machine()}), \
+Python {platform.python_version()}. Phantoms are drawn from seeds never trained on.
+
+{table.markdown()}
+"""

@@ -1,50 +1,118 @@
-"""``spine-engine bench``: how fast the engine is, beside what people use today."""
+"""``spine-engine bench``: how fast the engine is, beside what people use today; and every other trial by its name."""
 
 from __future__ import annotations
 
+import inspect
 import os.path
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from spine_engine.errors import OutputError, UsageError
-
-if TYPE_CHECKING:
-    from spine_bench.harness.library import StudyLibrary
-    from spine_bench.harness.loadgen import Scenario
-    from spine_bench.harness.result import Result
+from spine_bench.findings import AsJson, BundleFolder, Findings, Input, Markdown, Out, progress, tell
+from spine_bench.harness import figures
+from spine_bench.harness.chart import draw
+from spine_bench.harness.interfaces import FOLDER_STUDIES, PHANTOMS, library_of
+from spine_bench.harness.loadgen import Scenario, loadgen_module
+from spine_bench.harness.result import Result
+from spine_bench.harness.rounds import Plan, measure
+from spine_bench.harness.systems import check_name
+from spine_bench.harness.tables import compare, differences, notes, page, tables
+from spine_engine.bundle import Bundle
+from spine_engine.errors import UsageError
 
 DEFAULT_SYSTEMS = "engine,onnxruntime,notebook,tuned-torch,tuned-torch-lean,limit,null"
-PHANTOMS = 16
-"""Phantom studies when no folder is given: as many as the stages keep in memory."""
 
-FOLDER_STUDIES = 64
-"""Studies of a folder: all of them stay in the page cache (1.5 GB)."""
-
+# With fewer, none of them late, LoadGen does not yet believe that 99 % are in time: 0.99 ** 459 < 1 %.
 FEWEST_SERVER_QUERIES = 459
-"""With fewer, none of them late, LoadGen does not yet believe that 99 % are in time: 0.99 ** 459 < 1 %."""
 
+# LoadGen believes as much of so many with two of them late: at two thirds of what queueing theory allows a server, one
+# answer in 500 is late.
 SERVER_QUERIES = 838
-"""LoadGen believes as much of so many with two of them late: at two thirds of what queueing theory allows a server,
-one answer in 500 is late."""
 
-OPEN_S = 45.0
-"""Rough mean, on two cores, until a system is open and warm; the null system takes none, compiling takes minutes."""
-LOOK_S = 15.0
-"""Rough shortest look at the stages on two cores: each walks all studies once alone, once with all processes."""
-SERVER_S = 340.0
-"""Rough length of the engine's two server runs: 838 studies each at about five a second."""
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+@dataclass(frozen=True)
+class Trial:
+    """One thing that is measured.
+
+    Attributes:
+        measure: ``module:function``. The function's parameters are the options of the command; it returns ``Findings``.
+        help: the line in the help of ``spine-engine bench``.
+    """
+
+    measure: str
+    help: str
+
+
+TRIALS: Final = {
+    "acceptance": Trial("spine_bench.acceptance:measure", "What the engine promises, on files; docs/acceptance.md."),
+    "bundles": Trial("spine_bench.baselines.bundles:measure", "Make bundles of the size that others run."),
+    "decode": Trial("spine_bench.decode:measure", "How fast studies are read, beside pydicom and dicomsdl."),
+    "families": Trial("spine_bench.families:measure", "Which backbones export, and how far they stray."),
+    "faults": Trial("spine_bench.faults:measure", "Runs in which workers die, raise and hang, by the hundred."),
+    "models": Trial("spine_bench.baselines.models:measure", "Each network in every runtime, beside the roof."),
+    "pictures": Trial("spine_bench.pictures:measure", "Make the pictures of the README and of docs/report.md."),
+    "report": Trial("spine_bench.report:measure", "How long the report of a run takes, and how large it is."),
+    "same": Trial("spine_bench.same:measure", "The same bytes as another git revision, and how fast."),
+    "scale": Trial("spine_bench.scale:measure", "Whether the 5,000th study costs what the 50th does."),
+    "seconds": Trial("spine_bench.baselines.seconds:measure", "Seconds a study of each system, and where they go."),
+    "voxelizer": Trial("spine_bench.voxelizer:measure", "How fast the voxelizer is, beside what people use."),
+}
+
+
+class TrialGroup(TyperGroup):
+    """Lists the trials beside the commands of its own, and imports only the one that is called."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands."""
+        return [*super().list_commands(ctx), *TRIALS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command; in place of a trial one that has its line in the help."""
+        if cmd_name in TRIALS:
+            return TyperCommand(cmd_name, help=TRIALS[cmd_name].help)
+        return super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command that is called."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, trial_command(name) if name in TRIALS else command, rest
+
+
+def trial_command(name: str) -> Any:
+    """Return the command of a trial: the parameters of what measures it, and where its findings go.
+
+    Raises:
+        UsageError: a package that the trial needs is not installed.
+    """
+    module, _, function = TRIALS[name].measure.partition(":")
+    try:
+        measure = getattr(import_module(module), function)
+    except ImportError as error:
+        raise UsageError(f"'{name}' needs {error.name}: in a clone, pip install '.[all]'") from error
+
+    def run(out: Out = None, markdown: Markdown = None, as_json: AsJson = False, **options: Any) -> None:
+        tell(measure(**options), out, markdown, as_json)
+
+    own = inspect.signature(measure, eval_str=True).parameters.values()
+    *shared, _ = inspect.signature(run, eval_str=True).parameters.values()
+    setattr(run, "__signature__", inspect.Signature([*own, *shared]))  # noqa: B010 - a function declares no such name
+    run.__doc__ = measure.__doc__
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name)(run)
+    return typer.main.get_command(app)
+
+
+app = typer.Typer(cls=TrialGroup, add_completion=False, rich_markup_mode=None)
 
 Chart = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the chart: .svg or .png.")]
-Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the page of docs/benchmarks.md.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
 
 
 class Scenarios(StrEnum):
@@ -55,13 +123,18 @@ class Scenarios(StrEnum):
     SERVER = "server"
     ALL = "all"
 
+    @property
+    def measured(self) -> tuple[Scenario, ...]:
+        """The scenarios to measure; a server's bound and rates come from the two others."""
+        if self in (Scenarios.ALL, Scenarios.SERVER):
+            return tuple(Scenario)
+        return (Scenario(self.value),)
+
 
 @app.callback(invoke_without_command=True)
 def bench(
     context: typer.Context,
-    folder: Annotated[
-        Path | None, typer.Option("--input", metavar="DIR", help="Folder of studies; phantoms are made if not given.")
-    ] = None,
+    folder: Input = None,
     systems: Annotated[
         str, typer.Option(help="Which systems, with commas; one of your own as module:function.")
     ] = DEFAULT_SYSTEMS,
@@ -78,10 +151,8 @@ def bench(
         int, typer.Option(min=FEWEST_SERVER_QUERIES, help="Studies of each of the two server runs.")
     ] = SERVER_QUERIES,
     stages: Annotated[bool, typer.Option("--stages/--no-stages", help="Measure the engine's stages too.")] = True,
-    bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle of models; the packaged one if not given.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")] = None,
+    bundle: BundleFolder = None,
+    out: Out = None,
     chart: Chart = None,
     markdown: Markdown = None,
     as_json: AsJson = False,
@@ -92,53 +163,56 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    from spine_bench.harness.figures import ENGINE, failed
-    from spine_bench.harness.rounds import Plan, measure
-    from spine_bench.harness.systems import check_name
-    from spine_engine.bundle import Bundle
-
     names = tuple(dict.fromkeys(name.strip() for name in systems.split(",") if name.strip()))
     if not names:
         raise UsageError(f"--systems names none; choose from {DEFAULT_SYSTEMS}")
     for name in names:
         check_name(name)
-    _check_loadgen()
-    typer.echo(f"takes about {_minutes(names, _scenarios(scenario), rounds, seconds, stages)} min on 2 cores", err=True)
-    facts = Bundle.open(bundle).facts
+    loadgen_module()  # what is missing is told now, not when every system has warmed up
     plan = Plan(
         systems=names,
-        scenarios=_scenarios(scenario),
+        scenarios=scenario.measured,
         rounds=rounds,
         seconds=seconds,
         server_queries=server_queries,
         stages=stages,
     )
-    result = measure(_library(folder, studies), bundle, facts, plan, lambda line: typer.echo(line, err=True))
-    if out is not None:
-        result.write(out)
-    _tell(result, chart, markdown, as_json)
-    failures, answers = failed(result, ENGINE)
-    if failures:
-        typer.echo(f"the engine failed {failures} of {answers} studies; they do not count as throughput", err=True)
-    if failures or not result.turns:
-        raise typer.Exit(1)
+    progress(f"takes about {plan.minutes} min on 2 cores")
+    tell(
+        _found(
+            measure(library_of(folder, studies), bundle, Bundle.open(bundle).facts, plan, progress), chart, markdown
+        ),
+        out,
+        markdown,
+        as_json,
+    )
 
 
 @app.command("compare")
 def compare_command(
     before: Annotated[Path, typer.Argument(help="A result that 'bench --out' wrote.")],
     after: Annotated[Path, typer.Argument(help="Another over the same studies.")],
+    out: Out = None,
+    markdown: Markdown = None,
+    as_json: AsJson = False,
 ) -> None:
     """Say how many times faster each system became from one result to another.
 
     Example: spine-engine bench compare monday.json friday.json
     """
-    from spine_bench.harness.compare import compare, differences
-    from spine_bench.harness.page import shown
-    from spine_bench.harness.result import Result
-
-    old, new = Result.read(before), Result.read(after)
-    shown([compare(old, new)], differences(old, new))
+    old = Result.read(before)
+    new = Result.read(after)
+    table = compare(old, new)
+    tell(
+        Findings(
+            tables=[table],
+            notes=differences(old, new),
+            record=asdict(table),
+        ),
+        out,
+        markdown,
+        as_json,
+    )
 
 
 @app.command("show")
@@ -152,41 +226,32 @@ def show_command(
 
     Example: spine-engine bench show result.json --chart docs/benchmarks.svg --markdown docs/benchmarks.md
     """
-    from spine_bench.harness.result import Result
-
-    _tell(Result.read(result), chart, markdown, as_json)
-
-
-def _scenarios(wanted: Scenarios) -> tuple[Scenario, ...]:
-    """Return the scenarios to measure; a server's bound and rates come from the two others."""
-    from spine_bench.harness.loadgen import Scenario
-
-    if wanted in (Scenarios.ALL, Scenarios.SERVER):
-        return tuple(Scenario)
-    return (Scenario(wanted.value),)
+    tell(
+        replace(_found(Result.read(result), chart, markdown), failure=""),
+        None,
+        markdown,
+        as_json,
+    )
 
 
-def _library(folder: Path | None, studies: int | None) -> StudyLibrary:
-    from spine_bench.harness.library import folder_library, phantom_library
-
-    if folder is not None:
-        return folder_library(folder, studies or FOLDER_STUDIES)
-    typer.echo("phantoms: made now unless they are there already", err=True)
-    return phantom_library(studies or PHANTOMS)
-
-
-def _minutes(names: Sequence[str], scenarios: Sequence[Scenario], rounds: int, seconds: float, stages: bool) -> int:
-    """Return about how long a measurement takes."""
-    from spine_bench.harness.figures import ENGINE
-    from spine_bench.harness.loadgen import Scenario
-    from spine_bench.harness.tables import NULL
-
-    systems = sum(name != NULL for name in names)
-    plain = sum(scenario is not Scenario.SERVER for scenario in scenarios)
-    total_s = systems * (OPEN_S + rounds * plain * seconds)
-    if ENGINE in names:
-        total_s += rounds * max(seconds, LOOK_S) * stages + SERVER_S * (Scenario.SERVER in scenarios)
-    return max(1, round(total_s / 60))
+def _found(result: Result, chart: Path | None, markdown: Path | None) -> Findings:
+    """Draw the chart of a result and return what is to be shown of it; the chart's place is relative to the page's."""
+    beside = None
+    if chart is not None:
+        draw(result, chart)
+        beside = Path(os.path.relpath(chart, markdown.parent if markdown else ".")).as_posix()
+    command = shlex.join(["spine-engine", *without_folders(sys.argv[1:])])
+    failures, answers = figures.failed(result, figures.ENGINE)
+    failure = "" if result.turns else "nothing was measured"
+    if failures:
+        failure = f"the engine failed {failures} of {answers} studies; they do not count as throughput"
+    return Findings(
+        tables=tables(result),
+        notes=notes(result),
+        record=asdict(result),
+        page=page(result, command=command, chart=beside),
+        failure=failure,
+    )
 
 
 def without_folders(words: Sequence[str]) -> list[str]:
@@ -200,31 +265,3 @@ def without_folders(words: Sequence[str]) -> list[str]:
             value = path.name or path.resolve().name
         shown.append(option + equals + value)
     return shown
-
-
-def _check_loadgen() -> None:
-    """Say now what is missing, not when every system has warmed up."""
-    from spine_bench.harness.loadgen import loadgen_module
-
-    loadgen_module()
-
-
-def _tell(result: Result, chart: Path | None, markdown: Path | None, as_json: bool) -> None:
-    from spine_bench.harness.page import page, shown
-    from spine_bench.harness.tables import notes, tables
-
-    if chart is not None:
-        from spine_bench.harness.chart import draw
-
-        draw(result, chart)
-    if markdown is not None:
-        command = shlex.join(["spine-engine", *without_folders(sys.argv[1:])])
-        beside = None if chart is None else Path(os.path.relpath(chart, markdown.parent)).as_posix()
-        try:
-            markdown.write_text(page(result, command=command, chart=beside), encoding="utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot write {markdown}: {error.strerror}; choose another place") from error
-    if as_json:
-        typer.echo(result.text())
-    else:
-        shown(tables(result), notes(result))

@@ -1,41 +1,40 @@
-"""What exports, how large it is and how far it strays, for the families of timm_3d: ``python -m spine_bench.families``.
+"""What exports, how large it is and how far it strays, for the families of timm_3d.
 
-Every model gets five cumulative-link heads, random weights and batch norms that have seen phantoms, so that activations
-are of the size of a trained net's; heads are scaled until their latents spread over the cut-points. Differences are
-those of the probabilities on grids of phantoms, over batches of 1, 3 and 8, against PyTorch in float32.
+Every model gets five cumulative-link heads and random weights that behave like trained ones (``baselines.bundles``).
+Differences are those of the probabilities on grids of phantoms, over batches of 1, 3 and 8, against PyTorch in float32.
 """
 
 from __future__ import annotations
 
-import argparse
-import multiprocessing
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import typer
 
-from spine_engine.anatomy import CONDITIONS
-from spine_engine.backends import Backend, Precision, Profile, open_backend
+from spine_bench.baselines.bundles import plausible_grader
+from spine_bench.findings import Findings, Table, progress
+from spine_bench.harness.host import lone_worker
+from spine_bench.harness.interfaces import F32, F64, told
+from spine_engine.backends import AskedPrecision, Profile, open_backend
 from spine_engine.backends.engines import build_engine
 from spine_engine.errors import BackendError
-from spine_engine.manifest import GraderEntry, GridEntry, TensorEntry
-from spine_engine.parity import compare_probabilities, grader_inputs, phantom_samples
-from spine_engine.study import Role
+from spine_engine.phantom.samples import phantom_samples
+from spine_engine.pipeline.level_grids import level_grids
+from spine_engine.pipeline.parity import compare_probabilities
 from spine_export.onnx import export_module, grader_face
 from spine_training.grader.model import Grader, GraderConfig
 
+# At least one of every kind of block in each family.
 MODELS: Final = (
     "coatnet_0_rw_224",
     "coatnet_bn_0_rw_224",
@@ -63,21 +62,22 @@ MODELS: Final = (
     "resnet50",
     "densenet121",
 )
-"""At least one of every kind of block in each family."""
 
 BATCHES: Final = (1, 3, 8)
+# Voxels: the smallest cube whose last maps, at a stride of 32, are no single voxel.
 SIDE: Final = 64
-"""Voxels: the smallest cube whose last maps, at a stride of 32, are no single voxel."""
 
+# 96 mm of the patient, as level grids have.
 SPACING_MM: Final = 1.5
-"""96 mm of the patient, as level grids have."""
-
-LATENT_SPREAD: Final = 2.0
-"""Root mean square of the latents, with cut-points at -1.5 and 1.5: every grade occurs, as from a trained grader."""
 
 F32_LIMIT: Final = 1e-4
 CAPABILITY: Final = "sm89"
-WAYS: Final[tuple[tuple[str, Precision], ...]] = (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16"))
+WAYS: Final[tuple[tuple[str, AskedPrecision], ...]] = (
+    ("onnxruntime", "f32"),
+    ("openvino", "f32"),
+    ("openvino", "bf16"),
+)
+PACKAGES: Final = ("torch", "timm-3d", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx-cu13-bindings")
 
 
 @dataclass
@@ -104,115 +104,148 @@ class Row:
         f32 = [value for way, value in self.largest.items() if way.endswith("f32")]
         return not self.fault and bool(f32) and max(f32) <= F32_LIMIT and self.engine.endswith("MB")
 
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As the page shows it."""
+        if self.fault:
+            return (self.model, self.fault, *[""] * (len(WAYS) + 6))
+        return (
+            self.model,
+            f"{self.parameters / 1e6:.1f}",
+            f"{self.export_s:.0f}",
+            f"{self.size_mb:.0f}",
+            f"{self.rounding:.1e}",
+            *(_number(self.largest.get(" ".join(way))) for way in WAYS),
+            _number(self.mean.get("openvino bf16")),
+            self.engine,
+            "yes" if self.passed else "**no**",
+        )
 
-def measure(name: str, grids: NDArray[np.float32]) -> Row:
+
+def measure(
+    models: Annotated[str, typer.Option(help="Names of timm_3d, with commas.")] = ",".join(MODELS),
+) -> Findings:
+    """Export models of every family and run them in every runtime here."""
+    layout = _config("unused").layout
+    samples = phantom_samples(2)
+    grids = np.concatenate([level_grids(sample.study, sample.levels, layout)[0] for sample in samples])[: max(BATCHES)]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["XDG_CACHE_HOME"] = cache  # an engine that is kept takes no time to build
+        for name in models.split(","):
+            with lone_worker() as worker:  # a process each: what one leaves behind is not the next one's
+                rows.append(worker.submit(measured, name, grids).result())
+            progress(" | ".join(rows[-1].cells))
+    table = table_of(rows)
+    return Findings(
+        tables=[table],
+        record=[asdict(row) for row in rows],
+        page=page(rows, table),
+        failure="" if all(row.passed for row in rows) else "not every model passes",
+    )
+
+
+def measured(name: str, grids: F32) -> Row:
     """Export one model with random weights and measure it."""
     row = Row(name)
     try:
-        grader = plausible_grader(name, grids)
-        row.parameters = sum(parameter.numel() for parameter in grader.parameters())
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.onnx"
-            with _timed() as took:
-                export_module(grader, path, grader_face(grader))
-            row.export_s, row.size_mb = took[0], path.stat().st_size / 1e6
-            content = path.read_bytes()
-        with torch.inference_mode():
-            wanted = [grader(torch.from_numpy(grids[:count])).numpy() for count in BATCHES]
-        for runtime, precision in WAYS:
-            _compare(row, content, runtime, precision, grids, wanted)
-        row.rounding = float(np.abs(_exactly(grader, grids) - wanted[-1]).max())
-        row.engine = _engine(content, grids.shape[1:])
+        _measure(row, grids)
     except Exception as error:  # noqa: BLE001 - a model that fails is a line of the table
-        row.fault = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        row.fault = told(error, 120)
     return row
 
 
-def plausible_grader(name: str, grids: NDArray[np.float32]) -> Grader:
-    """Return a grader with random weights that behaves like a trained one; see the module's description."""
-    torch.manual_seed(0)
-    config = GraderConfig(backbone=name, shape=(SIDE,) * 3, spacing_mm=(SPACING_MM,) * 3, coordinates=False)
-    grader = Grader(config)
-    images = torch.from_numpy(grids)
-    with torch.no_grad():
-        grader.train()
-        for module in grader.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.momentum = None  # the plain mean of what is seen
-        for half in (images[:4], images[4:]):
-            grader.latents(half)
-        grader.eval()
-        linear: list[torch.nn.Linear] = [head.get_submodule("0") for head in grader.heads]  # type: ignore[misc]
-        for layer in linear:
-            torch.nn.init.normal_(layer.weight)
-        scale = LATENT_SPREAD / float(grader.latents(images).square().mean().sqrt())
-        for layer in linear:
-            layer.weight.mul_(scale)
-            layer.bias.mul_(scale)
-    return grader
+def _measure(row: Row, grids: F32) -> None:
+    grader = plausible_grader(_config(row.model), torch.from_numpy(grids))
+    row.parameters = sum(parameter.numel() for parameter in grader.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        began = time.perf_counter()
+        export_module(grader, path, grader_face(grader))
+        row.export_s = time.perf_counter() - began
+        content = path.read_bytes()
+    row.size_mb = len(content) / 1e6
+    with torch.inference_mode():
+        wanted = [grader(torch.from_numpy(grids[:count])).numpy() for count in BATCHES]
+    for runtime, precision in WAYS:
+        _compare(row, content, (runtime, precision), grids, wanted)
+    row.rounding = float(np.abs(_exactly(grader, grids) - wanted[-1]).max())
+    row.engine = _engine(content, grids.shape[1:])
 
 
-def _exactly(grader: Grader, grids: NDArray[np.float32]) -> NDArray[np.float64]:
+def _config(backbone: str) -> GraderConfig:
+    return GraderConfig(
+        backbone=backbone,
+        shape=(SIDE,) * 3,
+        spacing_mm=(SPACING_MM,) * 3,
+        coordinates=False,
+    )
+
+
+def _compare(
+    row: Row,
+    content: bytes,
+    way: tuple[str, AskedPrecision],
+    grids: F32,
+    wanted: Sequence[F32],
+) -> None:
+    runtime, precision = way
+    try:
+        backend = open_backend(content, name=runtime, precision=precision, threads=2)
+    except BackendError:
+        if precision == "f32":
+            raise
+        return  # this processor does not compute in it
+    answers = [backend.run({"image": np.ascontiguousarray(grids[: len(rows)])})["probabilities"] for rows in wanted]
+    backend.close()
+    found = [compare_probabilities(*pair) for pair in zip(wanted, answers, strict=True)]
+    row.largest[" ".join(way)] = max(parity.largest for parity in found)
+    row.mean[" ".join(way)] = max(parity.mean for parity in found)
+
+
+def _exactly(grader: Grader, grids: F32) -> F64:
     """Return a grader's probabilities computed in float64; it stays so."""
     with torch.inference_mode():
         features = grader.double().backbone(torch.from_numpy(grids).double())
-        latents = torch.cat([head.get_submodule("0")(features) for head in grader.heads], dim=1)
-        exact: NDArray[np.float64] = grader.grade(latents).numpy()
+        exact: F64 = grader.grade(
+            torch.cat([head.get_submodule("0")(features) for head in grader.heads], dim=1)
+        ).numpy()
     return exact
 
 
-def phantom_grids() -> NDArray[np.float32]:
-    """Return grids ``(8, 3, 64, 64, 64)`` of phantoms."""
-    probabilities = TensorEntry(name="probabilities", shape=(None, 5, 3))
-    entry = GraderEntry(
-        file="model.onnx",
-        sha256="0" * 64,
-        size_bytes=1,
-        inputs=(TensorEntry(name="image", shape=(None, 3, SIDE, SIDE, SIDE)),),
-        outputs=(probabilities,),
-        channels=tuple(Role(channel) for channel in GraderConfig().channels),
-        grid=GridEntry(shape=(SIDE,) * 3, spacing_mm=(SPACING_MM,) * 3, center_offset_mm=GraderConfig().offset_mm),
-        output_channels=tuple(CONDITIONS),
+def _engine(content: bytes, shape: tuple[int, ...]) -> str:
+    profile = Profile(
+        smallest=(1, *shape),
+        usual=(5, *shape),
+        largest=(max(BATCHES), *shape),
     )
-    return grader_inputs(entry, phantom_samples(2))[: max(BATCHES)]
+    began = time.perf_counter()
+    try:
+        engine = build_engine(content, runtime="tensorrt-rtx", capability=CAPABILITY, profile=profile)
+    except BackendError as error:
+        return str(error)[:80]
+    return f"{time.perf_counter() - began:.0f} s, {len(engine) / 1e6:.0f} MB"
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Return the rows as Markdown."""
-    ways = [" ".join(way) for way in WAYS]
-    heads = [
-        "model",
-        "M parameters",
-        "export s",
-        "ONNX MB",
-        "own rounding",
-        *ways,
+def table_of(rows: Sequence[Row]) -> Table:
+    """Return the rows as a table."""
+    columns = (
+        *("model", "M parameters", "export s", "ONNX MB", "own rounding"),
+        *[" ".join(way) for way in WAYS],
         "bf16 mean",
         f"RTX {CAPABILITY}",
         "",
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for row in rows:
-        if row.fault:
-            lines.append(f"| {row.model} | {row.fault} |" + " |" * (len(heads) - 2))
-            continue
-        cells = [
-            row.model,
-            f"{row.parameters / 1e6:.1f}",
-            f"{row.export_s:.0f}",
-            f"{row.size_mb:.0f}",
-            _number(row.rounding),
-        ]
-        cells += [_number(row.largest.get(way)) for way in ways]
-        cells += [_number(row.mean.get("openvino bf16")), row.engine, "yes" if row.passed else "**no**"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    )
+    return Table(
+        title="Families",
+        columns=columns,
+        rows=[row.cells for row in rows],
+    )
 
 
-def page(rows: Sequence[Row]) -> str:
+def page(rows: Sequence[Row], table: Table) -> str:
     """Return the whole page."""
-    packages = ("torch", "timm-3d", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx-cu13-bindings")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     passed = sum(row.passed for row in rows)
     return f"""# Families that export
 
@@ -227,74 +260,9 @@ reported, not judged: they are judged on trained models, when a bundle is made.
 
 {passed} of {len(rows)} pass.
 
-{table(rows)}
+{table.markdown()}
 """
-
-
-def _compare(
-    row: Row,
-    content: bytes,
-    runtime: str,
-    precision: Precision,
-    grids: NDArray[np.float32],
-    wanted: Sequence[NDArray[np.float32]],
-) -> None:
-    try:
-        backend: Backend = open_backend(content, name=runtime, precision=precision, threads=2)
-    except BackendError:
-        if precision == "f32":
-            raise
-        return  # this processor does not compute in it
-    found = [
-        compare_probabilities(rows, backend.run({"image": np.ascontiguousarray(grids[: len(rows)])})["probabilities"])
-        for rows in wanted
-    ]
-    backend.close()
-    row.largest[f"{runtime} {precision}"] = max(parity.largest for parity in found)
-    row.mean[f"{runtime} {precision}"] = max(parity.mean for parity in found)
-
-
-def _engine(content: bytes, shape: tuple[int, ...]) -> str:
-    profile = Profile(smallest=(1, *shape), usual=(5, *shape), largest=(max(BATCHES), *shape))
-    try:
-        with _timed() as took:
-            engine = build_engine(content, runtime="tensorrt-rtx", capability=CAPABILITY, profile=profile)
-    except BackendError as error:
-        return str(error)[:80]
-    return f"{took[0]:.0f} s, {len(engine) / 1e6:.0f} MB"
-
-
-@contextmanager
-def _timed() -> Iterator[list[float]]:
-    took: list[float] = []
-    began = time.perf_counter()
-    yield took
-    took.append(time.perf_counter() - began)
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure the models and write the page; 1 when one of them does not pass."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--models", nargs="*", default=list(MODELS), help="names of timm_3d; all by default")
-    parser.add_argument("--out", type=Path, help="Markdown page to write")
-    options = parser.parse_args(arguments)
-    grids = phantom_grids()
-    rows: list[Row] = []
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as cache:
-        os.environ["XDG_CACHE_HOME"] = cache  # an engine that is kept takes no time to build
-        for name in options.models:  # a process each: what one leaves behind is not the next one's
-            with ProcessPoolExecutor(1, mp_context=context) as pool:
-                rows.append(pool.submit(measure, name, grids).result())
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    if options.out is not None:
-        options.out.write_text(page(rows), encoding="utf-8")
-    return 0 if all(row.passed for row in rows) else 1
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,59 +1,68 @@
 """Seeded trials of everything going wrong at once: is every study recorded, once, whatever happens?
 
-Run ``python -m spine_bench.faults --trials 200``. A trial is a run over made-up studies, with real worker processes, a
-real ledger and real result files. By its seed each attempt at a study may kill its worker, raise, or hang; processes
-of the run are killed from outside beside that, every second trial shares its models in one process that faults as well,
-and two in four are broken off in the middle and taken up again. What a trial must show is checked on the files.
+A trial is a run over made-up studies, with real worker processes, a real ledger and real result files. By its seed each
+attempt at a study may kill its worker, raise, or hang; processes of the run are killed from outside beside that, every
+second trial shares its models in one process that faults as well, and two in four are broken off in the middle and
+taken up again. What a trial must show is checked on the files.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import multiprocessing
 import os
 import random
 import signal
-import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Final, cast
+from typing import Annotated, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
+import typer
 
-from spine_engine.backends.base import Backend, Device, TensorInfo
+from spine_bench.findings import Findings, Table, progress
+from spine_bench.harness.interfaces import F32
+from spine_engine import Run, RunOptions, Status, StudyResult
+from spine_engine.backends.base import Device, TensorInfo
 from spine_engine.dicom import WorkUnit
-from spine_engine.dicom.discovery import FileEntry
-from spine_engine.engine import Run, RunIdentity
-from spine_engine.options import RunOptions
-from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, prediction_rows
-from spine_engine.scheduler import ModelProcess, UnitOutcome, WalkFactory
-from spine_engine.scheduler.batching import BatchPolicy
-from spine_engine.scheduler.remote import RemoteBackend
+from spine_engine.dicom.discovery import InputFile
+from spine_engine.pipeline.outcome import UnitOutcome
+from spine_engine.results import ROW_ORDER, SeriesResult, in_millionths, prediction_rows
+from spine_engine.run.memory import Resources
+from spine_engine.run.plan import RunPlan
+from spine_engine.run.run import RunIdentity
+from spine_engine.scheduler import Facts
+from spine_engine.scheduler.batching.batcher import BatchPolicy
+from spine_engine.scheduler.batching.client import ServedBackend
+from spine_engine.scheduler.batching.server import ModelServer
 
 STUDIES: Final = 16
 WORKERS: Final = 3
+# How long a made-up study may take.
 TIMEOUT_S: Final = 1.5
-"""How long a made-up study may take."""
+# How long a sound one takes at most.
 STUDY_S: Final = 0.2
-"""How long a sound one takes at most."""
-DEADLY, RAISING, HANGING = 0.06, 0.06, 0.03
-"""How often an attempt at a study kills its worker, raises, or hangs: with 16 studies most trials have all three."""
+# How often an attempt at a study kills its worker, raises, or hangs: with 16 studies most trials have all three.
+DEADLY: Final = 0.06
+RAISING: Final = 0.06
+HANGING: Final = 0.03
+# How often the shared model faults, as a share of that: it takes all studies in flight along.
 MODEL_RATE: Final = 0.25
-"""How often the shared model faults, as a share of that: it takes all studies in flight along."""
+# How often, on average, a process of the run is killed from outside.
 KILL_EVERY_S: Final = 0.7
-"""How often, on average, a process of the run is killed from outside."""
+# A file that a worker leaves when it was given another study's answer.
 MIXED_UP: Final = "mixed up"
-"""A file that a worker leaves when it was given another study's answer."""
+DEVICE: Final = Device("fake", "CPU", "f32")
+FACTS: Final[Facts] = {"grader": asdict(DEVICE)}
+# The reasons that these faults may end in.
 RECORDED: Final = {"worker_died", "timeout", "internal_error"}
-"""The reasons that these faults may end in."""
 
 
 def fault(dice: random.Random, rate: float = 1.0) -> None:
@@ -68,70 +77,70 @@ def fault(dice: random.Random, rate: float = 1.0) -> None:
     time.sleep(dice.random() * STUDY_S)
 
 
-class FaultyModel:
+class _FaultyModel:
     """Gives back its input, or faults."""
 
-    inputs = (TensorInfo("x", (None, None)),)
-    outputs = (TensorInfo("y", (None, None)),)
-    device = Device("fake", "CPU", "f32")
-
     def __init__(self, seed: int, working: Path) -> None:
+        self.inputs = (TensorInfo("x", (None, None)),)
+        self.outputs = (TensorInfo("y", (None, None)),)
+        self.device = DEVICE
         self._dice = random.Random(f"{seed} model {len(list(working.glob('model*')))}")
-        for name in (str(os.getpid()), f"model{os.getpid()}"):
-            (working / name).touch()
+        (working / str(os.getpid())).touch()
+        (working / f"model{os.getpid()}").touch()
 
-    def run(self, inputs: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-        """Return ``x`` as ``y``."""
+    def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
         fault(self._dice, MODEL_RATE)
         return {"y": inputs["x"].copy()}
 
     def close(self) -> None:
-        """Nothing to do."""
+        pass
 
 
-def served(seed: int, working: Path, role: str) -> tuple[Backend, BatchPolicy]:
-    """Open the shared model."""
-    return FaultyModel(seed, working), BatchPolicy(sizes=(1, 2, 4), max_delay_ms=5.0)  # type: ignore[return-value]
+def opener(seed: int, working: Path) -> Callable[[str], tuple[Any, BatchPolicy]]:
+    """Return what opens the shared model."""
+    return lambda role: (_FaultyModel(seed, working), BatchPolicy(sizes=(1, 2, 4), max_delay_ms=5.0))
 
 
-def opener(seed: int, working: Path) -> partial[tuple[Backend, BatchPolicy]]:
-    """Return the opener of shared models."""
-    return partial(served, seed, working)
-
-
-class FaultyWalk:
+class _FaultyWorker:
     """Grades a study of one line, or faults."""
 
     def __init__(self, seed: int, working: Path, address: str | None) -> None:
-        self._seed, self._working = seed, working
-        self._model = None if address is None else RemoteBackend(address, "model")
-        self.devices = {"grader": FaultyModel.device}
+        self._seed = seed
+        self._working = working
+        self._model = None if address is None else ServedBackend(address, "model")
 
-    def __call__(self, unit: WorkUnit) -> UnitOutcome:
-        """Walk one study."""
+    def run(self, task: WorkUnit) -> tuple[UnitOutcome, Facts]:
         (self._working / str(os.getpid())).touch()
-        attempts = self._working / f"attempts{unit.key}"
+        attempts = self._working / f"attempts{task.key}"
         with attempts.open("a") as file:
             file.write(".")
-        fault(random.Random(f"{self._seed} {unit.key} {attempts.stat().st_size}"))
+        fault(random.Random(f"{self._seed} {task.key} {attempts.stat().st_size}"))
         if self._model is not None:
-            number = np.array([[float(unit.key)]], np.float32)
+            number = np.array([[float(task.key)]], np.float32)
             if not np.array_equal(self._model.run({"x": number})["y"], number):
                 (self._working / MIXED_UP).touch()  # an answer to somebody else's question
-        return UnitOutcome(results=(graded(unit.key),))
+        return UnitOutcome(results=(graded(task.key),)), FACTS
+
+
+def faulty_worker(seed: int, working: Path, address: str | None) -> tuple[_FaultyWorker, Facts]:
+    """Make the worker in its process."""
+    return _FaultyWorker(seed, working, address), FACTS
 
 
 def graded(study_id: str) -> StudyResult:
     """Return a result whose rows can be told from every other study's."""
-    rows = tuple(in_millionths((1 + int(study_id), 7 + row, 3)) for row in range(len(ROW_ORDER)))
-    series = (SeriesResult(path="s", role="sagittal_t2", evidence="made up", stacks=1, slices=15),)
-    return StudyResult(study_id=study_id, status=Status.GRADED, rows=rows, series=series)
+    return StudyResult(
+        study_id=study_id,
+        status=Status.GRADED,
+        rows=tuple(in_millionths((1 + int(study_id), 7 + row, 3)) for row in range(len(ROW_ORDER))),
+        series=(SeriesResult(path="s", role="sagittal_t2", evidence="made up", stacks=1, slices=15),),
+    )
 
 
 def discover(root: Path) -> Iterator[WorkUnit]:
     """Yield the studies of the input: a file each."""
     for path in sorted(root.iterdir()):
-        yield WorkUnit(path.name, (FileEntry(path.name, path.stat().st_size),), path.name)
+        yield WorkUnit(path.name, (InputFile(path.name, path.stat().st_size),), path.name)
 
 
 def kill_at_random(dice: random.Random, working: Path, ended: threading.Event) -> None:
@@ -145,26 +154,24 @@ def kill_at_random(dice: random.Random, working: Path, ended: threading.Event) -
 
 def one_run(seed: int, folder: Path, stop_after: int | None) -> list[str]:
     """Run over the studies, to the end or until ``stop_after`` results; return the ids of the results that came."""
-    root, working = folder / "in", folder / "working"
-    models = ModelProcess(partial(opener, seed, working), call_timeout_s=TIMEOUT_S / 2) if seed % 2 else None
-    run = Run(
-        root,
-        folder / "out",
-        identity=RunIdentity(
-            bundle={"name": "faults", "version": "1", "digest": str(seed)},
-            options=RunOptions(workers=WORKERS, timeout_s=TIMEOUT_S, schedule="batch" if models else "study"),
-            series_descriptions="none",
-        ),
+    working = folder / "working"
+    server = ModelServer(partial(opener, seed, working), call_timeout_s=TIMEOUT_S / 2) if seed % 2 else None
+    options = RunOptions(workers=WORKERS, timeout_s=TIMEOUT_S, schedule="batch" if server else "study")
+    plan = RunPlan(
+        root=folder / "in",
         discover=discover,
-        factory=cast(WalkFactory, partial(FaultyWalk, seed, working, models.address if models else None)),
-        models=models,
+        factory=partial(faulty_worker, seed, working, server.address if server else None),
+        resources=Resources(workers=WORKERS, memory=None),
+        timeout_s=TIMEOUT_S,
+        max_attempts=options.max_attempts,
+        companion=server,
     )
-    came = []
-    for result in run:
-        came.append(result.study_id)
-        if len(came) == stop_after:
-            break
-    return came
+    identity = RunIdentity(
+        bundle={"name": "faults", "version": "1", "digest": str(seed)},
+        options=options,
+        series_descriptions="none",
+    )
+    return [result.study_id for result in islice(Run(plan, folder / "out", identity=identity), stop_after)]
 
 
 def trial(seed: int, folder: Path) -> Counter[str]:
@@ -173,13 +180,15 @@ def trial(seed: int, folder: Path) -> Counter[str]:
     Raises:
         AssertionError: a study was lost, came twice, or has an outcome that none of the faults explains.
     """
-    for name in ("in", "working"):
-        (folder / name).mkdir()
+    working = folder / "working"
+    working.mkdir()
+    (folder / "in").mkdir()
     names = [f"{number:04}" for number in range(1, STUDIES + 1)]
     for name in names:
         (folder / "in" / name).write_text(name)
-    dice, ended = random.Random(seed), threading.Event()
-    killer = threading.Thread(target=kill_at_random, args=(dice, folder / "working", ended))
+    dice = random.Random(seed)
+    ended = threading.Event()
+    killer = threading.Thread(target=kill_at_random, args=(dice, working, ended))
     killer.start()
     try:
         came = one_run(seed, folder, stop_after=dice.randrange(1, STUDIES)) if seed % 4 < 2 else []
@@ -187,7 +196,7 @@ def trial(seed: int, folder: Path) -> Counter[str]:
     finally:
         ended.set()
         killer.join()
-    assert not (folder / "working" / MIXED_UP).exists(), "a shared model's answer went to another study"
+    assert not (working / MIXED_UP).exists(), "a shared model's answer went to another study"
     return checked(names, came, folder / "out")
 
 
@@ -197,43 +206,39 @@ def checked(names: list[str], came: list[str], out: Path) -> Counter[str]:
     assert [line["study_id"] for line in lines] == names, "studies.jsonl lost a study or has one twice"
     twice = [name for name, number in Counter(came).items() if number > 1]
     assert not twice, f"{twice} came twice"
-    with (out / "predictions.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
-    rows = Counter(row["row_id"].split("_")[0] for row in table)
+    _, *table = (out / "predictions.csv").read_text().splitlines()
+    rows = Counter(row.partition("_")[0] for row in table)
     assert rows == dict.fromkeys(names, len(ROW_ORDER)), "predictions.csv lost a row or has one twice"
-    wanted = {row.rsplit(",", 3)[0]: row for name in names for row in prediction_rows(name, graded(name).rows)}
-    given = {row["row_id"]: ",".join(row.values()) for row in table}
     for line in lines:
         name = line["study_id"]
         assert line["status"] == "graded" or line["reason"] in RECORDED, f"{name}: {line['reason']}"
-        own = [row for row in given if row.startswith(f"{name}_")]
-        right = all(given[row] == wanted[row] for row in own)
+        own = {row for row in table if row.startswith(f"{name}_")}
+        right = own == set(prediction_rows(name, graded(name).rows))
         assert right == (line["status"] == "graded"), f"the rows of {name} are not its own"
     return Counter(line["reason"] or line["status"] for line in lines)
 
 
-def main() -> None:
-    """Run the trials and print what came of them; exit 1 at the first that fails."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first trial")
-    arguments = parser.parse_args()
+def measure(trials: int = 200, first: Annotated[int, typer.Option(help="Seed of the first trial.")] = 0) -> Findings:
+    """Run the trials, until one fails, and count how their studies ended."""
     total: Counter[str] = Counter()
-    begun = time.monotonic()
-    for seed in range(arguments.first, arguments.first + arguments.trials):
+    failure = ""
+    for seed in range(first, first + trials):
         with tempfile.TemporaryDirectory(prefix="spine-faults-") as folder:
             try:
                 total += trial(seed, Path(folder))
             except AssertionError as error:
-                sys.exit(f"trial {seed}: {error}")
-        print(f"\r{seed + 1 - arguments.first} of {arguments.trials} trials", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    ends = ", ".join(f"{name} {number}" for name, number in sorted(total.items()))
-    print(f"{arguments.trials} trials, {sum(total.values())} studies, none lost, none twice: {ends}")
-    print(f"{time.monotonic() - begun:.0f} s")
-
-
-if __name__ == "__main__":
-    from spine_bench import faults  # the workers find the walk under the module's own name
-
-    faults.main()
+                failure = f"trial {seed}: {error}"
+                break
+        progress(f"{seed + 1 - first} of {trials} trials")
+    return Findings(
+        tables=[
+            Table(
+                title="Faults",
+                columns=("how studies ended", "studies"),
+                rows=[(end, str(number)) for end, number in sorted(total.items())],
+            )
+        ],
+        notes=[] if failure else [f"{trials} trials, {sum(total.values())} studies, none lost, none twice"],
+        record=dict(total),
+        failure=failure,
+    )

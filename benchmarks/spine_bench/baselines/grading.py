@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
+from spine_bench.harness.interfaces import F32, F64, Sample
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Level
 from spine_engine.backends import Backend, Device, TensorInfo
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import GraderEntry, ModelEntry
 from spine_engine.detection import DetectionOptions, DiscLevel
 from spine_engine.detection.finder import LevelFinder, level_finder
-from spine_engine.grading import calibrated, checked, prior_probabilities
-from spine_engine.manifest import GraderEntry, ModelEntry
-from spine_engine.parity import phantom_samples
-from spine_engine.study import Role, Stack, Study
+from spine_engine.phantom import Protocol, draw_spine, render
+from spine_engine.phantom.samples import UNSEEN_SEED
+from spine_engine.pipeline.clock import StageClock
+from spine_engine.pipeline.grading import calibrated, checked, grade, prior_probabilities
+from spine_engine.study import Source, Study
 
-F32 = NDArray[np.float32]
 
-WARM_UP_SLICES: Final = 3
-"""Enough that a vertebra is seen in the two slices that SpineNet's detector asks for."""
+class EngineWay:
+    """Grades as the engine does, with networks of another runtime.
+
+    Args:
+        bundle: the bundle whose networks they are.
+        networks: by role.
+        read: reads a study.
+        every_slice: look at every slice of the sagittal series, as is usual, or at those that the engine looks at.
+        facts: what really runs.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        networks: Mapping[str, Backend],
+        read: Callable[[Sample], Study],
+        *,
+        every_slice: bool,
+        facts: Mapping[str, object],
+    ) -> None:
+        self.facts = facts
+        self._read = read
+        self._find = finder(bundle, networks, every_slice=every_slice)
+        self._grader = networks["grader"]
+        self._entry = bundle.grader
+        self._graded(warm_up_study(), StageClock())
+
+    def answer(self, sample: Sample, clock: StageClock) -> F64:
+        """Read, detect, cut the levels, grade."""
+        with clock.stage("read"):
+            study = self._read(sample)
+        return self._graded(study, clock)
+
+    def _graded(self, study: Study, clock: StageClock) -> F64:
+        with clock.stage("detect"):
+            levels = self._find(study.sagittal_stacks).levels
+        with clock.stage("voxelize and grade"):
+            return grade(study, levels, self._grader, self._entry).probabilities
 
 
 def finder(bundle: Bundle, networks: Mapping[str, Backend], *, every_slice: bool) -> LevelFinder:
@@ -32,38 +68,34 @@ def finder(bundle: Bundle, networks: Mapping[str, Backend], *, every_slice: bool
     usual, or in those that the engine looks at."""
     entry = bundle.detector
     roles = ("detector", "vertebra_appearance", "vertebra_context")
-    options = DetectionOptions(every_slice=every_slice)
-    return level_finder(entry.decoder, entry.spec, [networks[role] for role in roles if role in networks], options)
-
-
-def sagittal(study: Study) -> list[tuple[Stack, ...]]:
-    """Return the stacks of each sagittal series, as detection takes them."""
-    return [series.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for series in study.with_role(role)]
+    return level_finder(
+        entry.decoder,
+        entry.spec,
+        [networks[role] for role in roles if role in networks],
+        DetectionOptions(every_slice=every_slice),
+    )
 
 
 def warm_up_study() -> Study:
-    """Return a phantom of three slices a stack, to be walked once before anything is measured: kernels compile."""
-    study = phantom_samples(1)[0].study
-    series = (replace(one, stacks=tuple(map(_middle, one.stacks))) for one in study.series)
-    return replace(study, series=tuple(series))
+    """Return a phantom of three slices a series, to be graded once before anything is measured: kernels compile.
+
+    With three, a vertebra is seen in the two slices that SpineNet's detector asks for.
+    """
+    return render(
+        draw_spine(UNSEEN_SEED), seed=UNSEEN_SEED, protocol=Protocol(sagittal_slices=3, axial_slices=1)
+    ).as_study()
 
 
-def _middle(stack: Stack) -> Stack:
-    if len(stack.pixels) <= WARM_UP_SLICES:
-        return stack
-    first = (len(stack.pixels) - WARM_UP_SLICES) // 2
-    kept = slice(first, first + WARM_UP_SLICES)
-    origins, slope, intercept = stack.origins_mm[kept], stack.slope[kept], stack.intercept[kept]
-    return replace(stack, pixels=stack.pixels[kept], origins_mm=origins, slope=slope, intercept=intercept)
-
-
-def probabilities(raw: F32, entry: GraderEntry, levels: Mapping[Level, DiscLevel]) -> NDArray[np.float64]:
+def probabilities(raw: F32, entry: GraderEntry, levels: Mapping[Level, DiscLevel]) -> F64:
     """Return ``(5, 5, 3)`` from a grader's output, calibrated, the prior where a level has no place."""
     graded = checked(raw, (len(LEVELS), len(CONDITIONS), len(SEVERITIES)))
     if entry.calibration is not None:
         graded = calibrated(graded, entry.calibration)
-    known = np.array([levels[level].source != "prior" for level in LEVELS])
-    return np.where(known[:, None, None], graded, prior_probabilities())
+    return np.where(
+        np.array([levels[level].source != Source.PRIOR for level in LEVELS])[:, None, None],
+        graded,
+        prior_probabilities(),
+    )
 
 
 class TorchNetwork:
@@ -72,18 +104,22 @@ class TorchNetwork:
     Args:
         module: in evaluation mode.
         entry: its input and output.
-        bf16: run under autocast to bfloat16.
-        channels_last: give it 4-D and 5-D inputs in the memory format that convolutions prefer.
+        bf16: run under autocast to bfloat16, and give it its input in the memory format that convolutions prefer.
     """
 
     def __init__(
-        self, module: nn.Module, entry: ModelEntry, *, bf16: bool = False, channels_last: bool = False
+        self,
+        module: nn.Module,
+        entry: ModelEntry,
+        *,
+        bf16: bool = False,
     ) -> None:
         self.inputs = tuple(TensorInfo(tensor.name, tensor.shape) for tensor in entry.inputs)
         self.outputs = tuple(TensorInfo(tensor.name, tensor.shape) for tensor in entry.outputs)
         self.device = Device("torch", "CPU", "bf16" if bf16 else "f32")
-        self._module, self._bf16 = module, bf16
-        formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d} if channels_last else {}
+        self._module = module
+        self._bf16 = bf16
+        formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d} if bf16 else {}
         self._format = formats.get(len(self.inputs[0].shape), torch.contiguous_format)
         module.to(memory_format=self._format)
 

@@ -7,68 +7,47 @@ the reading of the detector's maps and the level grids are the engine's own.
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import onnxruntime
 
-from spine_bench.baselines.grading import finder, sagittal, warm_up_study
-from spine_bench.baselines.reading import PydicomReader
-from spine_bench.baselines.serial import Clock, SerialSystem
-from spine_bench.harness.interfaces import Sample
+from spine_bench.baselines.grading import EngineWay
+from spine_bench.baselines.pool import PooledSystem
+from spine_bench.baselines.reading import read_study
+from spine_bench.harness.interfaces import StudyLibrary
 from spine_engine.backends import Backend, Device
 from spine_engine.backends.onnxruntime import OnnxRuntimeBackend
 from spine_engine.bundle import Bundle, read_model
-from spine_engine.grading import grade
-from spine_engine.manifest import ModelEntry
+from spine_engine.bundle.manifest import ModelEntry
 from spine_engine.options import usable_cpus
 
 
-class OnnxRuntimeSystem(SerialSystem):
-    """See the module's description."""
+def system(library: StudyLibrary, folder: Path | None) -> PooledSystem:
+    """Make the system; see the module's description."""
+    return PooledSystem("onnxruntime", folder, _grader)
 
-    name = "onnxruntime"
 
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__()
-        self._bundle = bundle
-        self._reader = PydicomReader()
-
-    def load(self) -> None:
-        """Open a session for every model and grade a phantom."""
-        entries = self._bundle.manifest.models.by_role()
-        self._networks = {role: session(self._bundle, entry) for role, entry in entries.items()}
-        self._find = finder(self._bundle, self._networks, every_slice=True)
-        study = warm_up_study()
-        grade(study, self._find(sagittal(study)).levels, self._networks["grader"], self._bundle.grader)
-
-    def answer(self, sample: Sample, clock: Clock) -> NDArray[np.float64]:
-        """Read, detect, cut the levels, grade."""
-        entry = self._bundle.grader
-        with clock.stage("read"):
-            study = self._reader.read(sample)
-        with clock.stage("detect"):
-            detection = self._find(sagittal(study))
-        with clock.stage("voxelize and grade"):
-            return grade(study, detection.levels, self._networks["grader"], entry).probabilities
-
-    def facts(self) -> dict[str, object]:
-        """Return the runtime, its threads and the reader."""
-        return {
-            "bundle": self._bundle.facts,
-            "runtime": f"onnxruntime {version('onnxruntime')}, CPUExecutionProvider, default session options",
-            "precision": "f32",
-            "threads": usable_cpus(),
-            "processes": 1,
-            "reader": f"pydicom {version('pydicom')}",
-        }
+def _grader(bundle: Bundle) -> EngineWay:
+    """Open a session for every model and grade a phantom."""
+    entries = bundle.manifest.models.by_role()
+    networks = {role: session(bundle, entry) for role, entry in entries.items()}
+    facts = {
+        "runtime": f"onnxruntime {version('onnxruntime')}, CPUExecutionProvider, default session options",
+        "precision": "f32",
+        "threads": usable_cpus(),
+        "reader": f"pydicom {version('pydicom')}",
+    }
+    return EngineWay(bundle, networks, read_study, every_slice=True, facts=facts)
 
 
 def session(bundle: Bundle, entry: ModelEntry, threads: int | None = None) -> Backend:
     """Open a session as ONNX Runtime's documentation does; without ``threads`` it takes every core."""
-    import onnxruntime
-
-    content, options = read_model(bundle.path, entry), onnxruntime.SessionOptions()
+    options = onnxruntime.SessionOptions()
     if threads is not None:
         options.intra_op_num_threads = threads
-    plain = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    plain = onnxruntime.InferenceSession(
+        read_model(bundle.path, entry),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
     return OnnxRuntimeBackend(plain, Device("onnxruntime", "CPU", "f32"))

@@ -16,39 +16,30 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from spine_bench.harness.interfaces import F32
 from spine_engine.detection.spinenet.beam import CLASS_NAMES, S1
 from spine_engine.detection.spinenet.decode import ARROW_X, ARROW_Y, CENTROID, MAPS
 from spine_engine.detection.spinenet.patches import PATCH_PX
 from spine_training.spinenet import SPINENETS, SpineNetKind
 
+# S1 to T12: all that lie between the five levels, and one above.
 VERTEBRAE: Final = 7
-"""S1 to T12: all that lie between the five levels, and one above."""
 
+# 35 mm from one to the next and 30 mm high, lumbar vertebrae and their discs, at 224 pixels for 260 mm. They are wider
+# than any vertebra, so that what overlapping patches show of one column is seen to be the same.
 PITCH_PX: Final = 30
 HEIGHT_PX: Final = 26
-"""35 mm from one to the next and 30 mm high, lumbar vertebrae and their discs, at 224 pixels for 260 mm."""
-
 WIDTH_PX: Final = 80
-"""Wider than any vertebra, so that what overlapping patches show of one column is seen to be the same."""
 
-BLOB_PX: Final = 2.0
-"""Standard deviation of a landmark's heat."""
+BLOB_PX: Final = 2.0  # standard deviation of a landmark's heat
+ARROW_PX: Final = 6  # half the side of the square round a corner that holds its arrow
+NOISE: Final = 1e-3  # what is left of a random network's largest answer: far from every threshold
+SILENT: Final = 1e-6  # where less than this is added, the answer is the network's own
 
-ARROW_PX: Final = 6
-"""Half the side of the square round a corner that holds its arrow."""
-
-NOISE: Final = 1e-3
-"""What is left of a random network's largest answer: far from every threshold."""
-
+# Added to the score of S1: 5 in the logarithm of its probability, since labels are read at T = 10; two S1 cost 100.
 S1_SCORE: Final = 50.0
-"""Added to the score of S1: 5 in the logarithm of its probability, since labels are read at T = 10; two S1 cost 100."""
-
-
-SILENT: Final = 1e-6
-"""Where less than this is added, the answer is the network's own."""
 
 
 class Steered(nn.Module):
@@ -58,7 +49,8 @@ class Steered(nn.Module):
 
     def __init__(self, net: nn.Module, shown: Tensor, scale: float) -> None:
         super().__init__()
-        self.net, self.scale = net, scale
+        self.net = net
+        self.scale = scale
         self.register_buffer("shown", shown)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,9 +58,9 @@ class Steered(nn.Module):
         answer: Tensor = self.net(x) * self.scale + self.shown
         return answer
 
-    def own(self, answer: NDArray[np.float32]) -> NDArray[np.float32]:
+    def own(self, answer: F32) -> F32:
         """Return the numbers of an answer that nothing was added to."""
-        kept: NDArray[np.float32] = answer[np.broadcast_to(self.shown.abs().numpy() < SILENT, answer.shape)]
+        kept: F32 = answer[np.broadcast_to(self.shown.abs().numpy() < SILENT, answer.shape)]
         return kept
 
 
@@ -89,15 +81,21 @@ def steered(kind: SpineNetKind, example: Tensor) -> Steered:
 def column_of_vertebrae() -> Tensor:
     """Return the maps ``(1, 13, 224, 224)`` of a patch that shows a column of vertebrae."""
     maps = torch.zeros(1, MAPS, PATCH_PX, PATCH_PX)
-    rows, columns = torch.meshgrid(torch.arange(PATCH_PX), torch.arange(PATCH_PX), indexing="ij")
+    rows, columns = torch.meshgrid(
+        torch.arange(PATCH_PX),
+        torch.arange(PATCH_PX),
+        indexing="ij",
+    )
 
     def heat(x: int, y: int) -> Tensor:
         return torch.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * BLOB_PX**2))
 
-    half_w, half_h = WIDTH_PX // 2, HEIGHT_PX // 2
+    half_w = WIDTH_PX // 2
+    half_h = HEIGHT_PX // 2
     corners = ((half_w, -half_h), (half_w, half_h), (-half_w, half_h), (-half_w, -half_h))
+    x = PATCH_PX // 2
     for number in range(VERTEBRAE):
-        x, y = PATCH_PX // 2, PATCH_PX // 2 + (number - VERTEBRAE // 2) * PITCH_PX
+        y = PATCH_PX // 2 + (number - VERTEBRAE // 2) * PITCH_PX
         maps[0, CENTROID] = torch.maximum(maps[0, CENTROID], heat(x, y))
         for kind, (dx, dy) in enumerate(corners):
             maps[0, kind] = torch.maximum(maps[0, kind], heat(x + dx, y + dy))

@@ -9,33 +9,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
 from spine_bench.baselines.steering import Steered
+from spine_bench.harness.interfaces import F32
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.errors import BackendError, BundleError
-from spine_engine.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_export.onnx import folded
 from spine_training.detector.model import Deployed, LevelHeatmapNet
 from spine_training.grader.model import Grader, GraderConfig, MirrorAveraged, load_grader
 from spine_training.spinenet import SPINENETS, SpineNetKind
 
+# Largest difference to ONNX, of probabilities as they are, of other outputs as a share of the largest: what float32
+# moves when it sums in another order (spine_export.verify).
 TOLERANCE: Final = 1e-4
-"""Largest difference to ONNX, of probabilities as they are, of other outputs as a share of the largest: what float32
-moves when it sums in another order (``spine_export.verify``)."""
 
+# How spine_export.onnx.half_weights names a weight that is stored in float16 and widened when it is loaded.
 HALF: Final = "_half"
-"""How ``spine_export.onnx.half_weights`` names a weight that is stored in float16 and widened when it is loaded."""
 
+# How the exporter names the bias that a folded batch norm leaves a convolution.
 FOLDED_BIAS: Final = ".weight_bias"
-"""How the exporter names the bias that a folded batch norm leaves a convolution."""
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 KINDS: Final[Mapping[str, SpineNetKind]] = {
     "detector": "vfr",
@@ -49,16 +51,23 @@ def torch_models(bundle: Bundle) -> dict[str, nn.Module]:
 
     Raises:
         BackendError: a network answers otherwise than its ONNX file.
-        BundleError: the weights of a network are not to be had.
+        BundleError: the weights of a network are not available.
     """
     return {role: torch_model(bundle, role) for role in bundle.manifest.models.by_role()}
 
 
 def torch_model(bundle: Bundle, role: str) -> nn.Module:
     """Return one network of a bundle; see ``torch_models``."""
-    entry = bundle.manifest.models.by_role()[role]
-    module = _module(bundle, role, entry).eval()
-    check_same(bundle, entry, module)
+    entry = bundle.entry(role)
+    file = bundle.path / entry.file
+    beside = bundle.path / f"{role}.pt"
+    if isinstance(entry, GraderEntry):
+        module = load_grader(beside) if beside.is_file() else _packaged_grader(file, entry)
+    elif isinstance(entry, DetectorEntry) and entry.decoder == "level_heatmaps":
+        module = _filled(Deployed(folded(LevelHeatmapNet())), named_weights(file), file)
+    else:
+        module = _spinenet(beside, KINDS[role])
+    check_same(bundle, entry, module.eval())
     return module
 
 
@@ -68,11 +77,15 @@ def check_same(bundle: Bundle, entry: ModelEntry, module: nn.Module) -> float:
     Raises:
         BackendError: farther than ``TOLERANCE``.
     """
-    wanted = _onnx_answer(bundle, entry)
+    given = noise(entry)
+    backend = bundle.open_model(entry, precision="f32", threads=torch.get_num_threads())
+    wanted = backend.run({entry.inputs[0].name: given})[entry.outputs[0].name]
+    backend.close()
     with torch.inference_mode():
-        found = module(torch.from_numpy(_noise(entry))).float().numpy()
+        found = module(torch.from_numpy(given)).float().numpy()
     if isinstance(module, Steered):
-        wanted, found = module.own(wanted), module.own(found)
+        wanted = module.own(wanted)
+        found = module.own(found)
     scale = 1.0 if isinstance(entry, GraderEntry) else max(float(np.abs(wanted).max()), 1e-9)
     largest = float(np.abs(found - wanted).max()) / scale
     if not largest <= TOLERANCE:
@@ -83,62 +96,34 @@ def check_same(bundle: Bundle, entry: ModelEntry, module: nn.Module) -> float:
     return largest
 
 
-def _onnx_answer(bundle: Bundle, entry: ModelEntry) -> NDArray[np.float32]:
-    backend = bundle.open_model(entry, precision="f32", threads=torch.get_num_threads())
-    try:
-        return backend.run({entry.inputs[0].name: _noise(entry)})[entry.outputs[0].name]
-    finally:
-        backend.close()
-
-
-def _noise(entry: ModelEntry) -> NDArray[np.float32]:
+def noise(entry: ModelEntry, items: int = 1) -> F32:
+    """Return an input of the usual size."""
     if entry.profile is None:
         raise BundleError(f"{entry.file} has no profile to take an input's shape from: export it again")
-    return np.random.default_rng(1).random((1, *entry.profile.usual[1:]), np.float32)
-
-
-def _module(bundle: Bundle, role: str, entry: ModelEntry) -> nn.Module:
-    beside = bundle.path / f"{role}.pt"
-    if isinstance(entry, GraderEntry):
-        return load_grader(beside) if beside.is_file() else _packaged_grader(bundle.path / entry.file, entry)
-    if isinstance(entry, DetectorEntry) and entry.decoder == "level_heatmaps":
-        return _detector(bundle.path / entry.file)
-    return _spinenet(beside, KINDS[role])
-
-
-def _detector(path: Path) -> nn.Module:
-    """Return the level heat-map detector, batch norms folded as in the file."""
-    module = Deployed(folded(LevelHeatmapNet()))
-    _fill(module, named_weights(path), path)
-    return module
+    return np.random.default_rng(1).random(
+        (items, *entry.profile.usual[1:]),
+        np.float32,
+    )
 
 
 def _packaged_grader(path: Path, entry: GraderEntry) -> nn.Module:
     """Return a grader of this project's default backbone, averaged with its mirror image where the file is."""
-    weights = named_weights(path)
-    averaged = any(name.startswith("grader.") for name in weights)
-    weights = {name.removeprefix("grader."): tensor for name, tensor in weights.items()}
+    named = named_weights(path)
+    weights = {name.removeprefix("grader."): tensor for name, tensor in named.items()}
     stem = weights.get("backbone.conv_stem.weight")
-    grader = Grader(
-        GraderConfig(
-            shape=entry.grid.shape,
-            spacing_mm=entry.grid.spacing_mm,
-            offset_mm=entry.grid.center_offset_mm,
-            channels=tuple(entry.channels),
-            coordinates=stem is not None and stem.shape[1] > len(entry.channels),
-        )
+    config = GraderConfig(
+        shape=entry.grid.shape,
+        spacing_mm=entry.grid.spacing_mm,
+        offset_mm=entry.grid.center_offset_mm,
+        channels=tuple(entry.channels),
+        coordinates=stem is not None and stem.shape[1] > len(entry.channels),
     )
-    _fold(grader, weights)
-    _fill(grader, weights, path)
-    return MirrorAveraged(grader) if averaged else grader
+    grader = _filled(_folded(Grader(config), weights), weights, path)
+    return MirrorAveraged(grader) if weights.keys() != named.keys() else grader
 
 
 def _spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
-    """Return one of SpineNet's networks with the answer that ``bundles`` steers it to, from its file beside the ONNX.
-
-    Raises:
-        BundleError: there is no such file.
-    """
+    """Read one of SpineNet's networks with the answer that ``bundles`` steers it to from beside the ONNX file."""
     if not path.is_file():
         raise BundleError(f"{path.name} is not beside the bundle's ONNX files: PyTorch needs its state dict there")
     content: dict[str, Any] = torch.load(path, weights_only=True)
@@ -150,13 +135,15 @@ def _spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
 
 def named_weights(path: Path) -> dict[str, Tensor]:
     """Return the initialisers of an ONNX file by name, those stored in half precision widened."""
-    graph = onnx.load(path).graph
-    values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    widened = {name.removesuffix(HALF): tensor.float() for name, tensor in values.items() if name.endswith(HALF)}
-    return {**values, **widened}
+    initialisers = onnx.load(path).graph.initializer
+    values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in initialisers}
+    return {
+        **values,
+        **{name.removesuffix(HALF): tensor.float() for name, tensor in values.items() if name.endswith(HALF)},
+    }
 
 
-def _fold(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def _folded(module: Grader, weights: Mapping[str, Tensor]) -> Grader:
     """Give convolutions the biases that folded batch norms left, and put what follows a batch norm in its place."""
     for name, layer in list(module.named_modules()):
         bias = weights.get(f"{name}{FOLDED_BIAS}")
@@ -164,15 +151,16 @@ def _fold(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
             layer.bias = nn.Parameter(bias)
         if isinstance(layer, nn.BatchNorm3d):
             parent, _, own = name.rpartition(".")
-            setattr(module.get_submodule(parent), own, getattr(layer, "act", nn.Identity()))
+            setattr(
+                module.get_submodule(parent),
+                own,
+                getattr(layer, "act", nn.Identity()),
+            )
+    return module
 
 
-def _fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    """Load the state dict of ``module`` from an ONNX file's initialisers.
-
-    Raises:
-        BundleError: one is missing, or of another shape.
-    """
+def _filled(module: ModuleT, weights: Mapping[str, Tensor], path: Path) -> ModuleT:
+    """Load a module's state dict from an ONNX file's initialisers; raise ``BundleError`` where they do not fit."""
     state = {}
     for name, own in module.state_dict().items():
         found = weights.get(name, weights.get(f"{name.removesuffix('.bias')}{FOLDED_BIAS}"))
@@ -183,3 +171,4 @@ def _fill(module: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
             )
         state[name] = found
     module.load_state_dict(state)
+    return module

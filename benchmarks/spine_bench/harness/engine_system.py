@@ -4,59 +4,70 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spine_bench.harness.interfaces import Answer, Sample
+from spine_bench.harness.interfaces import CLOSED, F64, Answer, Done, Sample, StudyLibrary, in_seconds, told
+from spine_engine import RunOptions, StudyResult
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES
-from spine_engine.backends import Device
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import WorkUnit
-from spine_engine.options import RunOptions
-from spine_engine.results import DECIMALS, StudyResult
-from spine_engine.scheduler import Scheduler, UnitOutcome, WorkerError
-from spine_engine.tuning import tuned
-from spine_engine.walk import plan_walk
+from spine_engine.pipeline.outcome import UnitOutcome
+from spine_engine.results import DECIMALS
+from spine_engine.run.plan import plan_run
+from spine_engine.run.tuning import tuned
+from spine_engine.scheduler import WorkerError
 
 
 class EngineSystem:
-    """The engine's scheduler, its asyncio loop in a thread of its own."""
+    """The engine's pool of workers, its asyncio loop in a thread of its own."""
 
-    def __init__(self, root: Path, bundle: Path | None, options: RunOptions | None = None) -> None:
-        """Take note of what to run; the samples must lie under ``root``."""
-        self.name = "engine"
-        self._root = root
+    name = "engine"
+
+    def __init__(
+        self,
+        library: StudyLibrary,
+        bundle: Path | None,
+        options: RunOptions | None = None,
+    ) -> None:
+        """Take note of what to run; the samples must be of the library."""
         self._bundle = Bundle.open(bundle)
         self._options = tuned(options or RunOptions(), self._bundle)
-        self._workers = 0
-        self._devices: dict[str, Device] = {}
+        self._plan = plan_run(library.root, self._bundle, self._options)
+        self._devices: dict[str, dict[str, str]] = {}
+        self._pool = self._plan.open_pool(self._devices.update)
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="engine under test", daemon=True)
+        self._thread = threading.Thread(
+            target=self._loop.run_forever,
+            name="engine under test",
+            daemon=True,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._scheduler: Scheduler | None = None
 
     def open(self) -> None:
         """Start every worker, which opens the models."""
         self._thread.start()
         self._call(self._open())
 
-    def submit(self, sample: Sample, done: Callable[[Answer], None]) -> None:
+    def submit(self, sample: Sample, done: Done) -> None:
         """Queue a sample for the next free worker."""
-        if sample.root != self._root:
+        if sample.root != self._plan.root:
             raise ValueError("the sample lies outside the folder that this system was made for")
         self._loop.call_soon_threadsafe(self._begin, sample.unit, done)
 
     def facts(self) -> dict[str, object]:
         """Return bundle, options and the devices that the models really run on."""
-        options: dict[str, Any] = asdict(replace(self._options, series_descriptions=None))
-        devices = {role: f"{d.backend} {d.device} {d.precision}" for role, d in sorted(self._devices.items())}
-        return {"bundle": self._bundle.facts, **options, "workers": self._workers, "models": devices}
+        return {
+            "bundle": self._bundle.facts,
+            **asdict(replace(self._options, series_descriptions=None)),
+            "workers": self._plan.resources.workers,
+            "models": {role: " ".join(device.values()) for role, device in sorted(self._devices.items())},
+        }
 
     def close(self) -> None:
         """End the workers; what is still open is answered with a failure."""
@@ -66,54 +77,39 @@ class EngineSystem:
             self._thread.join()
         self._loop.close()
 
-    # -- all that this file knows of the scheduler
+    def _call(self, work: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    # -- in the loop's thread
 
     async def _open(self) -> None:
-        plan = plan_walk(self._root, self._bundle, self._options)
-        self._workers = plan.resources.workers
-        self._scheduler = Scheduler(
-            plan.factory,
-            workers=self._workers,
-            timeout_s=self._options.timeout_s,
-            on_devices=self._devices.update,
-            memory=plan.resources.memory,
-            models=plan.models,
-        )
         async with AsyncExitStack() as slots:  # all at once: a worker starts when its slot is first taken
-            await asyncio.gather(*(slots.enter_async_context(self._scheduler.slot()) for _ in range(self._workers)))
-
-    async def _walk(self, unit: WorkUnit) -> UnitOutcome:
-        assert self._scheduler is not None, "open() comes first"
-        async with self._scheduler.slot() as slot:
-            return await slot.walk(unit)
+            await asyncio.gather(
+                *[slots.enter_async_context(self._pool.slot()) for _ in range(self._plan.resources.workers)]
+            )
 
     async def _close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._scheduler is not None:
-            self._scheduler.close()
+        self._pool.close()
 
-    # -- in the loop's thread
-
-    def _begin(self, unit: WorkUnit, done: Callable[[Answer], None]) -> None:
+    def _begin(self, unit: WorkUnit, done: Done) -> None:
         task = self._loop.create_task(self._answer(unit, done))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, unit: WorkUnit, done: Callable[[Answer], None]) -> None:
+    async def _answer(self, unit: WorkUnit, done: Done) -> None:
         try:
-            answer = answer_of(await self._walk(unit))
+            async with self._pool.slot() as slot:
+                answer = answer_of(await slot.run(unit))
         except WorkerError as error:
             answer = Answer(probabilities=None, failure=str(error.reason))
         except asyncio.CancelledError:
-            answer = Answer(probabilities=None, failure="the system was closed")
+            answer = Answer(probabilities=None, failure=CLOSED)
         except Exception as error:  # noqa: BLE001 - whatever it is, the sample must be answered
-            answer = Answer(probabilities=None, failure=f"{type(error).__name__}: {error}")
+            answer = Answer(probabilities=None, failure=told(error))
         done(answer)
-
-    def _call(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 
 def answer_of(outcome: UnitOutcome) -> Answer:
@@ -121,13 +117,18 @@ def answer_of(outcome: UnitOutcome) -> Answer:
     if len(outcome.results) != 1:
         return Answer(probabilities=None, failure=f"{len(outcome.results)} studies in the sample's files")
     (result,) = outcome.results
-    stages = {stage: ms / 1000 for stage, ms in result.timings_ms.items()}
-    if result.reason is not None:
-        return Answer(probabilities=None, failure=str(result.reason), stage_seconds=stages)
-    return Answer(probabilities=probabilities_of(result), stage_seconds=stages)
+    return Answer(
+        probabilities=probabilities_of(result) if result.reason is None else None,
+        failure=None if result.reason is None else str(result.reason),
+        stage_seconds=in_seconds(result.timings_ms),
+    )
 
 
-def probabilities_of(result: StudyResult) -> NDArray[np.float64]:
+def probabilities_of(result: StudyResult) -> F64:
     """Return ``(5 levels, 5 conditions, 3 severities)`` from the rows of ``predictions.csv``."""
-    rows = np.array(result.rows, np.float64).reshape(len(CONDITIONS), len(LEVELS), len(SEVERITIES))
+    rows = np.array(result.rows, np.float64).reshape(
+        len(CONDITIONS),
+        len(LEVELS),
+        len(SEVERITIES),
+    )
     return rows.transpose(1, 0, 2) / 10**DECIMALS

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
+from importlib import import_module
 from itertools import cycle
 from pathlib import Path
 from time import perf_counter
@@ -20,11 +22,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from spine_bench.harness.interfaces import Answer, SampleLibrary, SystemUnderTest
+from spine_bench.harness.interfaces import Answer, StudyLibrary, SystemUnderTest
 from spine_engine.errors import UsageError
 
+# Share of a server run's latencies that must lie within the latency bound.
 PERCENTILE: Final = 0.99
-"""Of the latencies of a server run must lie within the bound."""
 
 NOT_ANSWERED: Final = "not answered in time"
 
@@ -102,7 +104,7 @@ class Outcome:
         return float(np.percentile(self.latencies_s, percent, method="inverted_cdf"))
 
 
-def drive(system: SystemUnderTest, library: SampleLibrary, load: Load) -> Outcome:
+def drive(system: SystemUnderTest, library: StudyLibrary, load: Load) -> Outcome:
     """Put an opened and warmed-up system under a load, and wait until every query is answered or its time is up.
 
     Raises:
@@ -110,14 +112,13 @@ def drive(system: SystemUnderTest, library: SampleLibrary, load: Load) -> Outcom
     """
     loadgen = loadgen_module()
     order = np.random.default_rng(load.seed).permutation(len(library))
+    studies = cycle([library[int(index)] for index in order])
     book = _Book(lambda query: loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query, 0, 0)]))
-
-    studies = cycle(library[int(index)] for index in order)
 
     def issue(queries: Sequence[Any]) -> None:
         book.issued([query.id for query in queries])
         for query in queries:
-            system.submit(next(studies), book.closing(query.id))
+            system.submit(next(studies), partial(book.close, query.id))
 
     sut = loadgen.ConstructSUT(issue, lambda: None)
     qsl = loadgen.ConstructQSL(1, 1, lambda indices: None, lambda indices: None)  # see 0012: which study is ours to say
@@ -126,7 +127,13 @@ def drive(system: SystemUnderTest, library: SampleLibrary, load: Load) -> Outcom
     try:
         with tempfile.TemporaryDirectory(prefix="spine-bench-") as folder:
             watch.start()
-            loadgen.StartTestWithLogSettings(sut, qsl, _settings(loadgen, load), _log_settings(loadgen, folder), "")
+            loadgen.StartTestWithLogSettings(
+                sut,
+                qsl,
+                _settings(loadgen, load),
+                _log_settings(loadgen, folder),
+                "",
+            )
             summary = (Path(folder) / "mlperf_log_summary.txt").read_text(encoding="utf-8")
     finally:
         watch.cancel()
@@ -142,7 +149,8 @@ class _Book:
         self._complete = complete
         self._lock = threading.Lock()
         self._open: dict[int, float] = {}
-        self._began = self._ended = 0.0
+        self._began = 0.0
+        self._ended = 0.0
         self._latencies: list[float] = []
         self._failures: Counter[str] = Counter()
         self._stages: Counter[str] = Counter()
@@ -154,12 +162,8 @@ class _Book:
         with self._lock:
             self._began = self._began or now
             self._open.update(dict.fromkeys(queries, now))
-            late = self._late
-        if late:
+        if self._late:
             self.give_up()
-
-    def closing(self, query: int) -> Callable[[Answer], None]:
-        return lambda answer: self._close(query, answer)
 
     def give_up(self) -> None:
         """Answer what is open, and what is still to come, with a failure: LoadGen itself would wait for ever."""
@@ -167,9 +171,9 @@ class _Book:
             self._late = True
             left = list(self._open)
         for query in left:
-            self._close(query, Answer(probabilities=None, failure=NOT_ANSWERED))
+            self.close(query, Answer(probabilities=None, failure=NOT_ANSWERED))
 
-    def _close(self, query: int, answer: Answer) -> None:
+    def close(self, query: int, answer: Answer) -> None:
         now = perf_counter()
         with self._lock:
             began = self._open.pop(query, None)
@@ -184,21 +188,17 @@ class _Book:
         self._complete(query)
 
     def outcome(self, summary: str) -> Outcome:
-        with self._lock:
-            count = len(self._latencies)
-            doubts = doubts_of(summary)
-            if self._again:
-                doubts += (f"{self._again} queries were answered twice",)
-            if self._failures:
-                doubts += (f"{sum(self._failures.values())} studies were not graded",)
-            return Outcome(
-                wall_s=self._ended - self._began,
-                latencies_s=tuple(self._latencies),
-                failures=dict(self._failures),
-                stage_seconds={stage: seconds / count for stage, seconds in self._stages.items()},
-                valid="Result is : VALID" in summary and not (self._again or self._late or self._failures),
-                doubts=doubts,
-            )
+        """Sum the book up; what it found wanting is said beside LoadGen's own doubts."""
+        found = {"queries were answered twice": self._again, "studies were not graded": self._failures.total()}
+        doubts = [f"{count} {what}" for what, count in found.items() if count]
+        return Outcome(
+            wall_s=self._ended - self._began,
+            latencies_s=tuple(self._latencies),
+            failures=dict(self._failures),
+            stage_seconds={stage: seconds / len(self._latencies) for stage, seconds in self._stages.items()},
+            valid="Result is : VALID" in summary and not (doubts or self._late),
+            doubts=(*doubts_of(summary), *doubts),
+        )
 
 
 def doubts_of(summary: str) -> tuple[str, ...]:
@@ -207,40 +207,46 @@ def doubts_of(summary: str) -> tuple[str, ...]:
     Its warnings are left out: every run has one, that its own log grew.
     """
     lines = [" ".join(line.split()) for line in summary.splitlines()]
-    wanting = [line.split(":")[0].strip() + ": no" for line in lines if line.endswith("NO")]
-    return (*wanting, *(line for line in lines if "ERROR" in line))
+    return (
+        *[line.split(":")[0].strip() + ": no" for line in lines if line.endswith("NO")],
+        *(line for line in lines if "ERROR" in line),
+    )
 
 
 def _settings(loadgen: Any, load: Load) -> Any:
-    settings = loadgen.TestSettings()
-    settings.mode = loadgen.TestMode.PerformanceOnly
-    names = {Scenario.OFFLINE: "Offline", Scenario.SINGLE_STREAM: "SingleStream", Scenario.SERVER: "Server"}
-    settings.scenario = getattr(loadgen.TestScenario, names[load.scenario])
-    settings.min_duration_ms = 0  # the number of queries is what ends a run, so that it can be said beforehand
-    settings.min_query_count = load.queries
-    for name in ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"):
-        setattr(settings, name, load.seed)
-    if load.scenario is Scenario.OFFLINE:
-        settings.offline_expected_qps = 1.0
+    """Return LoadGen's settings; the number of queries is what ends a run, so that it can be said beforehand."""
+    settings = {
+        "mode": loadgen.TestMode.PerformanceOnly,
+        "scenario": getattr(loadgen.TestScenario, load.scenario.name.title().replace("_", "")),
+        "min_duration_ms": 0,
+        "min_query_count": load.queries,
+        **dict.fromkeys(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), load.seed),
+        "offline_expected_qps": 1.0,
+    }
     if load.rate is not None and load.bound_s is not None:
-        settings.server_target_qps = load.rate
-        settings.server_target_latency_ns = int(load.bound_s * 1e9)
-        settings.server_target_latency_percentile = PERCENTILE
-    return settings
+        settings |= {
+            "server_target_qps": load.rate,
+            "server_target_latency_ns": int(load.bound_s * 1e9),
+            "server_target_latency_percentile": PERCENTILE,
+        }
+    return _set(loadgen.TestSettings(), settings)
 
 
 def _log_settings(loadgen: Any, folder: str) -> Any:
-    settings = loadgen.LogSettings()
-    settings.log_output.outdir = folder
-    settings.log_output.copy_summary_to_stdout = False
-    settings.enable_trace = False
+    settings = _set(loadgen.LogSettings(), {"enable_trace": False})
+    _set(settings.log_output, {"outdir": folder, "copy_summary_to_stdout": False})
+    return settings
+
+
+def _set(settings: Any, values: Mapping[str, object]) -> Any:
+    for name, value in values.items():
+        setattr(settings, name, value)
     return settings
 
 
 def loadgen_module() -> Any:
     """Return LoadGen. Raises ``UsageError`` when it is not installed."""
     try:
-        import mlperf_loadgen
+        return import_module("mlperf_loadgen")
     except ModuleNotFoundError:
         raise UsageError("measuring needs LoadGen: in a clone, pip install '.[bench]' (or 'make bench')") from None
-    return mlperf_loadgen

@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 import psutil
 
-from spine_bench.harness.host import WarmUp
-from spine_bench.harness.library import StudyLibrary
+from spine_bench.harness.interfaces import StudyLibrary
 from spine_bench.harness.loadgen import Load, Outcome
 from spine_bench.harness.stages import StageTimes
-from spine_engine._version import __version__
+from spine_engine.bundle.strict_json import read_dataclass
 from spine_engine.errors import UsageError
-from spine_engine.manifest import read_dataclass
 from spine_engine.options import usable_cpus
-from spine_engine.results import write_lines
 
 SCHEMA: Final = 1
 
+# Packages whose versions a result names, where they are installed.
 PACKAGES: Final = (
     *("numpy", "numba", "openvino", "imagecodecs", "pydicom", "mlcommons-loadgen"),
     *("onnxruntime", "torch", "torchio", "open3d", "SimpleITK", "scipy"),
 )
-"""Packages whose versions a result names, where they are installed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +48,17 @@ class LibraryFacts:
     files: int
     size_bytes: int
     digest: str
+
+    @classmethod
+    def of(cls, library: StudyLibrary) -> Self:
+        """Say what a library holds."""
+        return cls(
+            name=library.name,
+            studies=len(library),
+            files=library.files,
+            size_bytes=library.size_bytes,
+            digest=library.digest,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +91,7 @@ class Latencies:
     worst_s: float
 
     @classmethod
-    def of(cls, outcome: Outcome) -> Latencies:
+    def of(cls, outcome: Outcome) -> Self:
         """Sum up an outcome."""
         return cls(
             mean_s=sum(outcome.latencies_s) / len(outcome.latencies_s),
@@ -130,7 +135,13 @@ class Turn:
     doubts: tuple[str, ...]
 
     @classmethod
-    def of(cls, system: str, round_: int, load: Load, outcome: Outcome) -> Turn:
+    def of(
+        cls,
+        system: str,
+        round_: int,
+        load: Load,
+        outcome: Outcome,
+    ) -> Self:
         """Record an outcome."""
         return cls(
             system=system,
@@ -199,68 +210,24 @@ class Result:
         if self.schema != SCHEMA:
             raise ValueError(f"schema is {self.schema}, this version reads {SCHEMA}: measure again")
 
-    def text(self) -> str:
-        """Return the result as JSON."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False)
-
-    def write(self, path: Path) -> None:
-        """Write the result.
-
-        Raises:
-            OutputError: ``path`` cannot be written.
-        """
-        write_lines(path, [self.text()])
-
     @classmethod
-    def read(cls, path: Path) -> Result:
+    def read(cls, path: Path) -> Self:
         """Read a result.
 
         Raises:
             UsageError: the file cannot be read, or is no result of this version.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            result: Result = read_dataclass(cls, content, path.name)
+            result: Self = read_dataclass(
+                cls,
+                json.loads(path.read_text(encoding="utf-8")),
+                path.name,
+            )
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{path} is not a result of 'spine-engine bench': {error}") from None
         return result
-
-
-def new_result(
-    library: StudyLibrary,
-    settings: Settings,
-    systems: Sequence[SystemRecord],
-    turns: Sequence[Turn],
-    stages: Sequence[StageTimes],
-    began: datetime,
-) -> Result:
-    """Put a result together, with what is to be said of this machine and the library."""
-    return Result(
-        schema=SCHEMA,
-        engine_version=__version__,
-        date=began.astimezone(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        library=LibraryFacts(
-            name=library.name,
-            studies=len(library),
-            files=library.files,
-            size_bytes=library.size_bytes,
-            digest=library.digest,
-        ),
-        settings=settings,
-        systems=tuple(systems),
-        turns=tuple(turns),
-        stages=tuple(stages),
-    )
-
-
-def system_record(name: str, warm: WarmUp | None = None, problem: str | None = None) -> SystemRecord:
-    """Return the record of a system that was opened, or could not be."""
-    if warm is None:
-        return SystemRecord(name=name, problem=problem)
-    return SystemRecord(name=name, facts=warm.facts, open_s=warm.open_s, problem=problem)
 
 
 def this_machine() -> Machine:
@@ -271,28 +238,28 @@ def this_machine() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        packages=dict(_versions()),
+        packages={name: found for name in PACKAGES if (found := _version(name)) is not None},
     )
 
 
-def _versions() -> list[tuple[str, str]]:
-    found = []
-    for name in PACKAGES:
-        try:
-            found.append((name, version(name)))
-        except PackageNotFoundError:
-            continue
-    return found
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _processor() -> str:
     """Return the processor's name and its widest instructions, as far as the system tells them."""
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            said = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
+        first, *_ = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")
     except OSError:
-        return platform.processor() or os.uname().machine
-    facts = {key.strip(): value.strip() for key, value in said.items()}
+        return platform.processor() or platform.machine()
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
     flags = facts.get("flags", "").split()
-    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return " ".join([facts.get("model name", "unknown"), *wide])
+    return " ".join(
+        [
+            facts.get("model name", "unknown"),
+            *[flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+        ]
+    )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -13,34 +13,34 @@ from typing import Final
 
 import numpy as np
 
-from spine_bench.harness.figures import ENGINE, SERVER_BOUND
+from spine_bench.harness.figures import ENGINE, SERVER_BOUND, bearable_load
 from spine_bench.harness.host import Host, SystemFailedError, WarmUp
-from spine_bench.harness.library import StudyLibrary
+from spine_bench.harness.interfaces import StudyLibrary
 from spine_bench.harness.loadgen import Load, Scenario
-from spine_bench.harness.queueing import bearable_load
-from spine_bench.harness.result import Result, Settings, SystemRecord, Turn, new_result, system_record
+from spine_bench.harness.result import SCHEMA, LibraryFacts, Result, Settings, SystemRecord, Turn, this_machine
 from spine_bench.harness.stages import StageBench, StageTimes, check_runtime
 from spine_bench.harness.systems import BASELINES
+from spine_engine._version import __version__
 from spine_engine.errors import SpineEngineError
 from spine_engine.options import usable_cpus
 
+# Most queries of one turn: the null system would answer millions.
 MAX_QUERIES: Final = 10_000
-"""Of one turn: the null system would answer millions."""
 
+# A turn that takes so many times what was expected, and a minute at least, has failed.
 PATIENCE: Final = 20.0
-"""A turn that takes so many times what was expected, and a minute at least, has failed."""
 
+# Studies that an offline turn has at least for each core: the last of them leave cores idle for a quarter at most.
 OFFLINE_EACH: Final = 4
-"""Studies that an offline turn has at least for each core: the last of them leave cores idle for a quarter at most."""
+# The same where a study takes longer than BRIEF_S.
 OFFLINE_EACH_SLOW: Final = 2
-"""The same where a study takes longer than ``BRIEF_S``."""
 BRIEF_S: Final = 1.0
+# A system that takes longer for a study may have a turn of one: rounds of several would take minutes.
 SLOW_S: Final = 5.0
-"""A system that takes longer for a study may have a turn of one: rounds of several would take minutes."""
 
+# Shares, of what a worker a study can bear by queueing theory, at which a server is tried, by bisection: two runs. Of
+# 838 studies each they take five to six minutes where ten studies a second are graded on two cores.
 SERVER_SHARES: Final = (0.7, 0.85, 1.0)
-"""Shares, of what a worker a study can bear by queueing theory, at which a server is tried, by bisection: two runs. Of
-838 studies each they take five to six minutes where ten studies a second are graded on two cores."""
 
 Say = Callable[[str], None]
 
@@ -55,6 +55,17 @@ class Plan:
     seconds: float = 10.0
     server_queries: int = 838
     stages: bool = True
+
+    @property
+    def minutes(self) -> int:
+        """About how long the measurement takes on two cores."""
+        plain = sum(scenario is not Scenario.SERVER for scenario in self.scenarios)
+        # A system is open and warm after about 45 s (the null system at once), and a look at the stages takes 15 at
+        # least: each walks all studies once alone, once with all processes. The engine's two server runs take 340 s.
+        total_s = sum(name != "null" for name in self.systems) * (45.0 + self.rounds * plain * self.seconds)
+        if ENGINE in self.systems:
+            total_s += self.rounds * max(self.seconds, 15.0) * self.stages + 340.0 * (Scenario.SERVER in self.scenarios)
+        return max(1, round(total_s / 60))
 
 
 @dataclass
@@ -82,11 +93,16 @@ class _Contestant:
         cores = usable_cpus()
         if self.alone_s > SLOW_S:
             return 1 if queries == 1 else ceil(queries / cores) * cores
-        each = OFFLINE_EACH if self.alone_s < BRIEF_S else OFFLINE_EACH_SLOW
-        return max(each, ceil(queries / cores)) * cores
+        return max(OFFLINE_EACH if self.alone_s < BRIEF_S else OFFLINE_EACH_SLOW, ceil(queries / cores)) * cores
 
 
-def measure(library: StudyLibrary, bundle: Path | None, bundle_facts: dict[str, str], plan: Plan, say: Say) -> Result:
+def measure(
+    library: StudyLibrary,
+    bundle: Path | None,
+    bundle_facts: dict[str, str],
+    plan: Plan,
+    say: Say,
+) -> Result:
     """Carry out ``plan``; a system that cannot be measured says why in its record, and the others go on.
 
     Args:
@@ -107,19 +123,37 @@ def measure(library: StudyLibrary, bundle: Path | None, bundle_facts: dict[str, 
             race.serve()
     finally:
         race.close()
-    settings = Settings(
-        scenarios=tuple(str(scenario) for scenario in plan.scenarios),
-        rounds=plan.rounds,
-        seconds=plan.seconds,
-        server_queries=plan.server_queries,
-        bundle=bundle_facts,
+    return Result(
+        schema=SCHEMA,
+        engine_version=__version__,
+        date=began.isoformat(timespec="seconds"),
+        machine=this_machine(),
+        library=LibraryFacts.of(library),
+        settings=Settings(
+            scenarios=tuple(str(scenario) for scenario in plan.scenarios),
+            rounds=plan.rounds,
+            seconds=plan.seconds,
+            server_queries=plan.server_queries,
+            bundle=bundle_facts,
+        ),
+        systems=tuple(race.records()),
+        turns=tuple(race.turns),
+        stages=tuple(race.looks),
     )
-    return new_result(library, settings, race.records(), race.turns, race.looks, began)
 
 
 class _Race:
-    def __init__(self, library: StudyLibrary, bundle: Path | None, plan: Plan, say: Say) -> None:
-        self._library, self._bundle, self._plan, self._say = library, bundle, plan, say
+    def __init__(
+        self,
+        library: StudyLibrary,
+        bundle: Path | None,
+        plan: Plan,
+        say: Say,
+    ) -> None:
+        self._library = library
+        self._bundle = bundle
+        self._plan = plan
+        self._say = say
         self._running: dict[str, _Contestant] = {}
         self._out: dict[str, str] = {}
         self._stages: StageBench | None = None
@@ -134,12 +168,8 @@ class _Race:
                 warm = host.open()
             except SystemFailedError as error:
                 host.close()
-                self._out[name] = str(error)
-                self._say(f"{name}: left out: {error}")
+                self._leave_out(name, error)
                 continue
-            except BaseException:
-                host.close()
-                raise
             self._running[name] = _Contestant(host, warm, warm.alone_s, warm.studies_per_s)
             self._say(f"{name}: open and warm, about {warm.studies_per_s:.3g} studies/s")
         if self._plan.stages and ENGINE in self._running:
@@ -147,67 +177,77 @@ class _Race:
                 check_runtime(self._running[ENGINE].warm.facts)
                 self._stages = StageBench(self._library, self._bundle)
             except (SpineEngineError, BrokenProcessPool) as error:
-                self._without_stages(error)
+                self._leave_out("stages", error)
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        self._out[name] = str(error)
+        self._say(f"{name}: left out: {error}")
 
     def round(self, round_: int) -> None:
         """Give each system its turn in each scenario, beginning with another one each time, then the stages."""
         names = list(self._running)
         first = round_ % max(1, len(names))
         for name in names[first:] + names[:first]:
+            contestant = self._running[name]
             for scenario in self._plan.scenarios:
-                if scenario is not Scenario.SERVER and self._running[name].problem is None:
-                    self._turn(name, round_, self._running[name].load(scenario, self._plan.seconds, round_))
+                if scenario is not Scenario.SERVER and contestant.problem is None:
+                    self._turn(
+                        name,
+                        round_,
+                        contestant.load(scenario, self._plan.seconds, round_),
+                    )
         if self._stages is not None:
             try:
                 self.looks.append(self._stages.measure(self._plan.seconds))
             except BrokenProcessPool as error:
-                self._without_stages(error)
+                self._leave_out("stages", error)
                 self._stages = None
 
-    def _without_stages(self, error: Exception) -> None:
-        self._out["stages"] = str(error)
-        self._say(f"stages: left out: {error}")
-
     def serve(self) -> None:
-        """Look for the highest rate of arrivals that stays valid, by bisection. Baselines are spared: it takes long."""
+        """Look for the highest rate of arrivals that stays valid. Baselines are spared: it takes long."""
         for name, contestant in self._running.items():
-            if name in (*BASELINES, "null") or contestant.problem is not None:
-                continue
-            offline, alone = (
-                [turn for turn in self.turns if turn.system == name and turn.scenario == scenario]
-                for scenario in (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
-            )
-            bound_s = SERVER_BOUND * median(turn.latencies.p50_s for turn in alone)
-            capacity = median(turn.studies_per_s for turn in offline)
-            if not capacity:
-                self._say(f"{name}: no server runs: it graded nothing offline")
-                continue
-            shares = [share * bearable_load(usable_cpus(), [1.0], SERVER_BOUND) for share in SERVER_SHARES]
-            low, high = 0, len(shares)
-            while low < high and contestant.problem is None:
-                middle = (low + high) // 2
-                rate = shares[middle] * capacity
-                queries = self._plan.server_queries
-                load = Load(
-                    scenario=Scenario.SERVER,
-                    queries=queries,
-                    seed=middle,
-                    rate=rate,
-                    bound_s=bound_s,
-                    timeout_s=max(60.0, PATIENCE * queries / rate),
-                )
-                turn = self._turn(name, 0, load)
-                low, high = (middle + 1, high) if turn is not None and turn.verdict == "valid" else (low, middle)
+            if name not in (*BASELINES, "null") and contestant.problem is None:
+                self._serve(name)
 
-    def _turn(self, name: str, round_: int, load: Load) -> Turn | None:
-        """Give a system a turn; None when that is its end."""
+    def _serve(self, name: str) -> None:
+        """Try a system as a server at two rates, by bisection."""
+        turns: dict[str, list[Turn]] = {scenario: [] for scenario in Scenario}
+        for turn in self.turns:
+            if turn.system == name:
+                turns[turn.scenario].append(turn)
+        bound_s = SERVER_BOUND * median(turn.latencies.p50_s for turn in turns[Scenario.SINGLE_STREAM])
+        capacity = median(turn.studies_per_s for turn in turns[Scenario.OFFLINE])
+        if not capacity:
+            self._say(f"{name}: no server runs: it graded nothing offline")
+            return
+        bearable = capacity * bearable_load(usable_cpus(), [1.0], SERVER_BOUND)
+        low = 0
+        high = len(SERVER_SHARES)
+        while low < high and self._running[name].problem is None:
+            middle = (low + high) // 2
+            rate = SERVER_SHARES[middle] * bearable
+            load = Load(
+                scenario=Scenario.SERVER,
+                queries=self._plan.server_queries,
+                seed=middle,
+                rate=rate,
+                bound_s=bound_s,
+                timeout_s=max(60.0, PATIENCE * self._plan.server_queries / rate),
+            )
+            if self._turn(name, 0, load) == "valid":
+                low = middle + 1
+            else:
+                high = middle
+
+    def _turn(self, name: str, round_: int, load: Load) -> str:
+        """Give a system a turn and return LoadGen's verdict; nothing when that is the system's end."""
         contestant = self._running[name]
         try:
             outcome = contestant.host.measure(load)
         except SystemFailedError as error:
             contestant.problem = f"{load.scenario}, round {round_ + 1}: {error}"
             self._say(f"{name}: {contestant.problem}")
-            return None
+            return ""
         turn = Turn.of(name, round_, load, outcome)
         self.turns.append(turn)
         if load.scenario is Scenario.OFFLINE:
@@ -215,19 +255,24 @@ class _Race:
         elif load.scenario is Scenario.SINGLE_STREAM:
             contestant.alone_s = turn.latencies.mean_s
         self._say(_line(turn))
-        return turn
+        return turn.verdict
 
     def records(self) -> list[SystemRecord]:
         """Return what is to be said of each system."""
         engine = self._running.get(ENGINE)
-        records = [system_record(name, problem=problem) for name, problem in self._out.items()]
+        records = [SystemRecord(name=name, problem=problem) for name, problem in self._out.items()]
         for name, contestant in self._running.items():
-            record = system_record(name, contestant.warm, contestant.problem)
-            difference = None if engine is None or name == ENGINE else _difference(contestant.warm, engine.warm)
-            peak = contestant.host.peak_memory_bytes
-            records.append(replace(record, peak_memory_bytes=peak, difference=difference))
-        order: Sequence[str] = (*self._plan.systems, "stages")
-        return sorted(records, key=lambda record: order.index(record.name))
+            records.append(
+                SystemRecord(
+                    name=name,
+                    facts=contestant.warm.facts,
+                    open_s=contestant.warm.open_s,
+                    peak_memory_bytes=contestant.host.peak_memory_bytes,
+                    difference=_difference(contestant, engine),
+                    problem=contestant.problem,
+                )
+            )
+        return sorted(records, key=lambda record: [*self._plan.systems, "stages"].index(record.name))
 
     def close(self) -> None:
         """End every process."""
@@ -237,11 +282,14 @@ class _Race:
             self._stages.close()
 
 
-def _difference(warm: WarmUp, engine: WarmUp) -> float | None:
-    common = sorted(warm.answers.keys() & engine.answers.keys())
-    if not common:
+def _difference(contestant: _Contestant, engine: _Contestant | None) -> float | None:
+    """Return the mean |probability difference| to the engine over the studies that both graded when they warmed up."""
+    if engine is None or engine is contestant:
         return None
-    return float(np.mean([np.abs(warm.answers[k] - engine.answers[k]).mean() for k in common]))
+    theirs = contestant.warm.answers
+    ours = engine.warm.answers
+    common = sorted(theirs.keys() & ours.keys())
+    return float(np.mean([np.abs(theirs[k] - ours[k]).mean() for k in common])) if common else None
 
 
 def _line(turn: Turn) -> str:

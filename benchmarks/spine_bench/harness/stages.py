@@ -1,51 +1,40 @@
 """What each stage of the engine needs when it runs alone at its best, and how fast the bare models are.
 
-Every stage walks the same studies again and again, in one process or in one for each core. What it costs is processor
-time, so that whoever else uses the machine is not counted; how fast the bare models are is wall time, because the
-rates it is compared with are.
+The pipeline itself walks the same studies again and again, in one process or in one for each core, and its own clock
+says what reading, detecting and cutting take; its models are then called alone, on the very inputs that it gave them.
+What a stage costs is processor time, so that whoever else uses the machine is not counted; how fast the bare models
+are is wall time, because the rates it is compared with are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from time import perf_counter, process_time
-from typing import Final, cast
+from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
+from spine_bench.harness.bare import WAYS, fastest_way, recorded_pipeline, run_calls
 from spine_bench.harness.host import lone_worker
-from spine_bench.harness.library import StudyLibrary
-from spine_engine.anatomy import LEVELS
-from spine_engine.backends import Backend, Precision
+from spine_bench.harness.interfaces import StudyLibrary, in_seconds, read_sample, read_studies
+from spine_engine import Status, Warn
 from spine_engine.bundle import Bundle
-from spine_engine.detection import Detection
-from spine_engine.detection.finder import LevelFinder, level_finder
-from spine_engine.dicom import RoleOverrides, WorkUnit, read_unit
-from spine_engine.errors import StudyError, UsageError
-from spine_engine.grading import level_grids
-from spine_engine.options import RunOptions, usable_cpus
-from spine_engine.scheduler.processes import KEPT_MEMORY, ONE_THREAD, environment
-from spine_engine.study import Role, Stack, Study
-from spine_engine.tuning import tuned
+from spine_engine.errors import UsageError
+from spine_engine.options import usable_cpus
+from spine_engine.pipeline.clock import StageClock
+from spine_engine.scheduler.process import KEPT_MEMORY, ONE_THREAD, environment
 
+# Between them they are all that is done for a study that is graded level by level.
 STAGES: Final = ("read", "detect around the model", "detector", "voxelize", "grader")
-"""Between them they are all that is done for a study that is graded level by level."""
 
+# What is measured one after the other: the whole pipeline, then the models of detection and the grader alone.
+WALKS: Final = ("pipeline", "detector", "grader")
+
+# Studies that a process walks; what their models are given stays in its memory.
 STUDIES: Final = 16
-"""Studies that a process walks: they stay in its memory, 20 to 30 MB each."""
-
-JOINED: Final = (1, 2, 4, 8)
-"""Calls of the engine put together into one when the fastest way is looked for. The engine gives the detector a slice a
-call and the grader the grids of a study, so that 8 of them are 8 slices, or up to 40 grids."""
-
-TRIED: Final = 16
-"""Calls of the engine that this is tried with: twice the most that are put together."""
-
-F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +43,9 @@ class StageTimes:
 
     Attributes:
         alone_s: processor seconds a study of each stage, one process on an otherwise idle engine.
-        together_s: the same with a process for each core, all in the same stage.
+        together_s: the same with a process for each core, all at the same time.
         inference_studies_per_s: the bare models on the very same inputs, a process for each core, with the
-            engine's calls put together as is fastest.
+            engine's calls made in the way that is fastest.
     """
 
     alone_s: dict[str, float]
@@ -72,13 +61,18 @@ def check_runtime(facts: Mapping[str, str]) -> None:
 
 
 class StageBench:
-    """A process for each core, with models open and studies in memory; idle until ``measure`` is called.
+    """A process for each core, with the pipeline open; idle until ``measure`` is called.
 
     Attributes:
-        joined: how many of the engine's calls, put together, the bare detector and the bare grader are fastest with.
+        ways: by role, which way of making the engine's calls the bare model is fastest with.
     """
 
-    def __init__(self, library: StudyLibrary, bundle: Path | None, processes: int | None = None) -> None:
+    def __init__(
+        self,
+        library: StudyLibrary,
+        bundle: Path | None,
+        processes: int | None = None,
+    ) -> None:
         """Start the processes and warm them up.
 
         Raises:
@@ -86,11 +80,9 @@ class StageBench:
         """
         self._workers = [lone_worker() for _ in range(processes or usable_cpus())]
         try:
-            with environment(
-                ONE_THREAD | KEPT_MEMORY
-            ):  # these are read when the libraries load, so the processes start in here
+            with environment(ONE_THREAD | KEPT_MEMORY):  # read when the libraries load, so processes start in here
                 opened = [worker.submit(_open, library, bundle) for worker in self._workers]
-                self.joined = [future.result() for future in opened].pop()
+                self.ways = [future.result() for future in opened].pop()
         except BaseException:
             self.close()
             raise
@@ -99,19 +91,24 @@ class StageBench:
         """Measure every stage.
 
         Args:
-            seconds: how long to look at all of them together, about. It is never less than one walk over all studies a
-                stage, once alone and once with every process at work, however little is asked for.
+            seconds: how long to look at all of them together, about. Every walk is made over all studies once alone
+                and once with every process at work, however little is asked for.
         """
-        share = seconds / (2 * len(STAGES) + 1)
-        alone = {stage: self._workers[0].submit(_run, stage, share).result()[0] for stage in STAGES}
-        together = {}
-        for stage in STAGES:
-            together[stage] = float(np.mean([cpu_s for cpu_s, _ in self._all(stage, share)]))
-        rate = sum(studies_per_s for _, studies_per_s in self._all("inference", share))
-        return StageTimes(alone_s=alone, together_s=together, inference_studies_per_s=rate)
+        share = seconds / (2 * len(WALKS) + 1)
+        alone: dict[str, float] = {}
+        together: dict[str, float] = {}
+        for walk in WALKS:
+            alone |= self._workers[0].submit(_run, walk, share).result().cpu_s
+            looks = self._all(walk, share)
+            together |= {stage: fmean(look.cpu_s[stage] for look in looks) for stage in looks[0].cpu_s}
+        return StageTimes(
+            alone_s={stage: alone[stage] for stage in STAGES},
+            together_s={stage: together[stage] for stage in STAGES},
+            inference_studies_per_s=sum(look.studies_per_s for look in self._all("inference", share)),
+        )
 
-    def _all(self, stage: str, seconds: float) -> list[tuple[float, float]]:
-        return [future.result() for future in [worker.submit(_run, stage, seconds) for worker in self._workers]]
+    def _all(self, walk: str, seconds: float) -> list[_Look]:
+        return [future.result() for future in [worker.submit(_run, walk, seconds) for worker in self._workers]]
 
     def close(self) -> None:
         """End the processes."""
@@ -122,165 +119,97 @@ class StageBench:
 # -- in a stage's process ----------------------------------------------------------------------------------------------
 
 
-class _Watched:
-    """A backend that keeps the inputs it is given, while it is told to, and adds up the processor time it takes."""
+class _Look(NamedTuple):
+    """Processor seconds a study by stage, and studies a second of wall time."""
 
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.kept: list[F32] | None = None
-        self.cpu_s = 0.0
+    cpu_s: dict[str, float]
+    studies_per_s: float
 
-    def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
-        if self.kept is not None:
-            self.kept.extend(values.copy() for values in inputs.values())  # every model of a bundle has one input
+
+class ProcessorClock(StageClock):
+    """The pipeline's clock, in processor time."""
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the processor time of a block as that of a stage."""
         began = process_time()
         try:
-            return self.backend.run(inputs)
+            yield
         finally:
-            self.cpu_s += process_time() - began
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ready:
-    """One study after every stage: what the next stage begins with."""
-
-    unit: WorkUnit
-    study: Study
-    sagittal: list[Sequence[Stack]]
-    detection: Detection
-    grids: F32
+            self._seconds[name] = self._seconds.get(name, 0.0) + process_time() - began
 
 
 class _Stages:
-    """The stages over a few studies, and the bare models over what the stages gave them."""
+    """The pipeline over a few studies, and the bare models over what it gave them."""
 
     def __init__(self, library: StudyLibrary, bundle: Bundle) -> None:
-        models = bundle.manifest.models
-        if models.detector is None or models.grader is None:
-            raise UsageError("stages are measured with a bundle that has a detector and a grader; this one lacks one")
-        self._root, self._overrides = library.root, RoleOverrides.find(library.root)
-        self._entry = models.grader
-        precision = cast(Precision, tuned(RunOptions(), bundle).precision)  # that of the engine's own runs
-        found = [models.detector, models.vertebra_appearance, models.vertebra_context]
-        self._finders = [
-            _Watched(bundle.open_model(entry, precision=precision)) for entry in found if entry is not None
-        ]
-        self._find: LevelFinder = level_finder(models.detector.decoder, models.detector.spec, self._finders)
-        self._out = np.empty((len(LEVELS), len(self._entry.channels), *self._entry.grid.shape), np.float32)
-        for finder in self._finders:
-            finder.kept = []
-        self._ready = list(islice(filter(None, (self._walked(unit) for unit in library.units)), STUDIES))
-        if not self._ready:
+        self._library = library
+        self._pipeline, self._models = recorded_pipeline(bundle)
+        self._studies = list(islice(filter(self._is_graded_by_level, range(len(library))), STUDIES))
+        if not self._studies:
             raise UsageError("no study of the library is graded level by level, so its stages cannot be measured")
-        seen = [finder.kept or [] for finder in self._finders]
-        for finder in self._finders:
-            finder.kept = None
-        self._detector_calls = [_best_calls(f.backend, inputs) for f, inputs in zip(self._finders, seen, strict=True)]
-        grader = bundle.open_model(self._entry, precision=precision)
-        self._grader_calls = _best_calls(grader, [ready.grids for ready in self._ready])
-        self.joined = {"detector": self._detector_calls[0].joined, "grader": self._grader_calls.joined}
+        called = {role: model for role, model in self._models.items() if model.kept}
+        self.ways = {role: fastest_way(model.backend, model.kept) for role, model in called.items()}
+        self._calls = {role: WAYS[way](called[role].kept) for role, way in self.ways.items()}
+        for model in called.values():
+            model.keeps = False
 
-    def _walked(self, unit: WorkUnit) -> _Ready | None:
-        """Walk one study; None when it is not graded level by level."""
-        studies = read_unit(self._root, unit, self._overrides).studies
-        if len(studies) != 1 or studies[0].reason is not None:
-            return None
-        sagittal: list[Sequence[Stack]] = [
-            s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in studies[0].with_role(role)
-        ]
-        marks = [len(finder.kept or ()) for finder in self._finders]
-        try:
-            detection = self._find(sagittal)
-        except StudyError:
-            detection = None
-        if detection is None or all(disc.source == "prior" for disc in detection.levels.values()):
-            for finder, mark in zip(self._finders, marks, strict=True):
-                del (finder.kept or [])[mark:]
-            return None
-        grids, _ = level_grids(studies[0], detection.levels, self._entry)
-        return _Ready(unit=unit, study=studies[0], sagittal=sagittal, detection=detection, grids=grids)
+    def _is_graded_by_level(self, index: int) -> bool:
+        """Grade a study; what its models were given is kept only where it is graded level by level."""
+        marks = {role: len(model.kept) for role, model in self._models.items()}
+        results = [self._pipeline.grade(study) for study in read_studies(self._library[index])]
+        whole = [result for result in results if Warn.WHOLE_STUDY_GRADER in result.warnings]
+        if [result.status for result in results] == [Status.GRADED] and not whole:
+            return True
+        for role, model in self._models.items():
+            del model.kept[marks.get(role, 0) :]
+        return False
 
-    def walk(self, stage: str) -> float:
-        """Take all studies through one stage, or through the bare models; return the processor seconds it took."""
-        before, began = sum(finder.cpu_s for finder in self._finders), process_time()
-        if stage in ("detector", "inference"):
-            for calls in self._detector_calls:
-                calls.run()
-        if stage in ("grader", "inference"):
-            self._grader_calls.run()
-        for ready in self._ready:
-            if stage == "read":
-                read_unit(self._root, ready.unit, self._overrides)
-            elif stage == "detect around the model":
-                self._find(ready.sagittal)
-            elif stage == "voxelize":
-                level_grids(ready.study, ready.detection.levels, self._entry, out=self._out)
-        return process_time() - began - (sum(finder.cpu_s for finder in self._finders) - before)
-
-    def run(self, stage: str, seconds: float) -> tuple[float, float]:
-        """Walk whole rounds of the studies for about ``seconds``.
-
-        Returns:
-            Processor seconds a study, and studies a second of wall time.
-        """
-        began, cpu_s, studies = perf_counter(), 0.0, 0
+    def run(self, walk: str, seconds: float) -> _Look:
+        """Walk whole rounds of the studies for about ``seconds``."""
+        clock = ProcessorClock()
+        for model in self._models.values():
+            model.cpu_s = 0.0
+        studies = 0
+        began = perf_counter()
         while not studies or perf_counter() - began < seconds:
-            cpu_s += self.walk(stage)
-            studies += len(self._ready)
-        return cpu_s / studies, studies / (perf_counter() - began)
+            self._round(walk, clock)
+            studies += len(self._studies)
+        rate = studies / (perf_counter() - began)
+        spent = in_seconds(clock.timings_ms())
+        if walk == "pipeline":
+            grader = self._models["grader"].cpu_s
+            spent = {
+                "read": spent["read"],
+                "detect around the model": spent["detect"] + grader - sum(m.cpu_s for m in self._models.values()),
+                "voxelize": spent["voxelize"] + spent["grade"] - grader,
+            }
+        return _Look({stage: value / studies for stage, value in spent.items()}, rate)
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Calls:
-    """Calls of a model, each of up to ``joined`` of the engine's put together."""
-
-    backend: Backend
-    joined: int
-    inputs: list[dict[str, F32]]
-
-    @classmethod
-    def of(cls, backend: Backend, inputs: Sequence[F32], joined: int) -> _Calls:
-        """Put the inputs of the engine's calls that have one shape together, ``joined`` of them at a time."""
-        by_shape: dict[tuple[int, ...], list[F32]] = {}
-        for values in inputs:
-            by_shape.setdefault(values.shape, []).append(values)
-        name = backend.inputs[0].name
-        together = [
-            {name: np.ascontiguousarray(np.concatenate(alike[k : k + joined]))}
-            for alike in by_shape.values()
-            for k in range(0, len(alike), joined)
-        ]
-        return cls(backend=backend, joined=joined, inputs=together)
-
-    def run(self) -> float:
-        """Carry them out and return the processor seconds they took."""
-        began = process_time()
-        for inputs in self.inputs:
-            self.backend.run(inputs)
-        return process_time() - began
-
-
-def _best_calls(backend: Backend, inputs: Sequence[F32]) -> _Calls:
-    """Return the calls that take the least processor time, once warm, over the first of the engine's calls."""
-    sizes = JOINED if backend.inputs[0].shape[0] is None else JOINED[:1]
-    tried = [_Calls.of(backend, inputs[:TRIED], size) for size in sizes]
-    for calls in tried:
-        calls.run()
-    best = min(tried, key=lambda calls: min(calls.run(), calls.run()))
-    return _Calls.of(backend, inputs, best.joined)
+    def _round(self, walk: str, clock: StageClock) -> None:
+        """Take all studies through the pipeline, or through bare models."""
+        for index in self._studies if walk == "pipeline" else ():
+            with clock.stage("read"):
+                study = read_sample(self._library[index])
+            self._pipeline.grade(study, clock=clock)
+        for role, calls in self._calls.items():
+            part = "grader" if role == "grader" else "detector"
+            if walk in (part, "inference"):
+                with clock.stage(part):
+                    run_calls(self._models[role].backend, calls)
 
 
 _stages: _Stages | None = None
 
 
-def _open(library: StudyLibrary, bundle: Path | None) -> dict[str, int]:
+def _open(library: StudyLibrary, bundle: Path | None) -> dict[str, str]:
     global _stages
     _stages = _Stages(library, Bundle.open(bundle))
-    for stage in STAGES:
-        _stages.walk(stage)
-    return _stages.joined
+    for walk in WALKS:
+        _stages.run(walk, 0.0)
+    return _stages.ways
 
 
-def _run(stage: str, seconds: float) -> tuple[float, float]:
+def _run(walk: str, seconds: float) -> _Look:
     assert _stages is not None
-    return _stages.run(stage, seconds)
+    return _stages.run(walk, seconds)
