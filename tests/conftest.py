@@ -2,11 +2,15 @@
 
 import gc
 import os
+import sys
 from collections import defaultdict
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# For the tests, and for the worker processes that they start: those inherit it.
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 # The same examples every time: a failure tells of the change. `--hypothesis-profile search` draws others.
 settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=40)
@@ -25,6 +29,26 @@ def real_data() -> Path:
     path = Path(folder)
     assert (path / "studies" / "truth.json").is_file(), f"SPINE_REAL_DATA={folder} holds no studies/truth.json"
     return path
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Workers without processes; see ``shared/inprocess.py``."""
+    from fakes import end_all
+    from inprocess import Workers
+
+    workers = Workers()
+    monkeypatch.setattr("spine_engine.scheduler.pool.ProcessPoolExecutor", workers.pool)
+    monkeypatch.setattr("spine_engine.scheduler.pool.limit_memory", workers.limit_memory)
+    yield workers
+    end_all()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Give runs without processes 40 s: one that waits for ever is noticed soon."""
+    for item in items:
+        if "in_process" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(40))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES, Condition, Level, prior, row_id
 
-SIDED = ("neural_foraminal_narrowing", "subarticular_stenosis")
+STAGGERED = ("neural_foraminal_narrowing", "subarticular_stenosis")
 
 # Weighted priors of the RSNA 2024 training labels, in thousandths, from L1/L2 down to L5/S1: normal-mild, moderate,
 # severe, rows weighing 1, 2 and 4. Both sides of a condition share them; rounding leaves some sums at 1001 or 999.
@@ -34,8 +34,8 @@ def test_row_id_is_rsnas():
 def test_mirroring_swaps_the_sides_and_nothing_else():
     assert {
         "spinal_canal_stenosis": "spinal_canal_stenosis",
-        **{f"left_{name}": f"right_{name}" for name in SIDED},
-        **{f"right_{name}": f"left_{name}" for name in SIDED},
+        **{f"left_{name}": f"right_{name}" for name in STAGGERED},
+        **{f"right_{name}": f"left_{name}" for name in STAGGERED},
     } == MIRRORED_CONDITION
 
 

@@ -9,8 +9,8 @@ import pytest
 import spine_engine
 
 ROOMS = (
-    "scheduler", "walk", "runner", "engine", "ledger", "dicom", "detection", "grading", "voxels", "phantom", "bundle",
-    "backends", "parity", "cli",
+    "scheduler", "pipeline.study_pipeline", "run.dispatcher", "engine", "run.ledger", "dicom", "detection",
+    "pipeline.grading", "voxels", "phantom", "bundle", "backends", "pipeline.parity", "cli",
 )  # fmt: skip
 """One of each floor of the runtime; the command line brings nearly all of it."""
 

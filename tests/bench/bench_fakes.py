@@ -9,11 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from spine_bench.harness.host import SystemFailedError, WarmUp
-from spine_bench.harness.interfaces import Answer
-from spine_bench.harness.library import StudyLibrary
+from spine_bench.harness.interfaces import Answer, StudyLibrary
 from spine_bench.harness.loadgen import Outcome
 from spine_engine.dicom import WorkUnit
-from spine_engine.dicom.discovery import FileEntry
+from spine_engine.dicom.discovery import InputFile
 
 GRADES = np.full((5, 5, 3), 1 / 3)
 
@@ -23,7 +22,7 @@ def made_library(root, count=5, name="made"):
     for k in range(count):
         path = root / f"study{k}"
         path.write_bytes(b"x" * (k + 1))
-        units.append(WorkUnit(path.name, (FileEntry(path.name, k + 1),), path.name))
+        units.append(WorkUnit(path.name, (InputFile(path.name, k + 1),), path.name))
     return StudyLibrary(name=name, root=root, units=tuple(units))
 
 

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory):
-    from spine_bench.harness.library import folder_library
+    from spine_bench.harness.interfaces import folder_library
     from spine_engine.phantom import Protocol, write_studies
 
     root = tmp_path_factory.mktemp("phantoms")

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import psutil
@@ -15,16 +16,21 @@ pytest.importorskip("timm_3d", reason="needs the export extra")
 pytest.importorskip("onnx", reason="needs the export extra")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
+
 from spine_bench.baselines import limit, weights  # noqa: E402
-from spine_bench.baselines.grading import finder, sagittal  # noqa: E402
-from spine_bench.baselines.models import Row, Subject, rows_of  # noqa: E402
-from spine_bench.baselines.reading import PydicomReader  # noqa: E402
-from spine_bench.baselines.registry import open_system  # noqa: E402
-from spine_bench.baselines.roofline import GFLOP  # noqa: E402
-from spine_bench.baselines.serial import CLOSED, SerialSystem  # noqa: E402
+from spine_bench.baselines.grading import finder  # noqa: E402
+from spine_bench.baselines.models import GFLOP, Row, Subject, rows_of  # noqa: E402
+from spine_bench.baselines.pool import PooledSystem  # noqa: E402
+from spine_bench.baselines.reading import read_study  # noqa: E402
 from spine_bench.baselines.steering import S1_SCORE, VERTEBRAE, Steered, column_of_vertebrae  # noqa: E402
 from spine_bench.baselines.tuned import BatchedStack  # noqa: E402
-from spine_bench.harness.interfaces import Answer, Sample  # noqa: E402
+from spine_bench.harness.interfaces import (  # noqa: E402
+    CLOSED,
+    Answer,
+    Sample,
+    StudyLibrary,
+)
+from spine_bench.harness.systems import make_system  # noqa: E402
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES  # noqa: E402
 from spine_engine.backends import Device, TensorInfo  # noqa: E402
 from spine_engine.bundle import Bundle  # noqa: E402
@@ -33,9 +39,9 @@ from spine_engine.detection.spinenet import detect_vertebra_field  # noqa: E402
 from spine_engine.detection.spinenet.decode import polygons_from_maps  # noqa: E402
 from spine_engine.dicom import RoleOverrides, WorkUnit, discover, read_unit  # noqa: E402
 from spine_engine.errors import BackendError, UsageError  # noqa: E402
-from spine_engine.grading import grade  # noqa: E402
-from spine_engine.parity import phantom_samples  # noqa: E402
 from spine_engine.phantom import Protocol, write_studies  # noqa: E402
+from spine_engine.phantom.samples import phantom_samples  # noqa: E402
+from spine_engine.pipeline.grading import grade  # noqa: E402
 from spine_engine.study import Role  # noqa: E402
 
 SHAPE = (len(LEVELS), len(CONDITIONS), len(SEVERITIES))
@@ -76,9 +82,14 @@ def engines_own_answer(bundle, sample, *, every_slice):
     (study,) = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies
     models = bundle.manifest.models.by_role()
     networks = {role: bundle.open_model(entry, precision="f32") for role, entry in models.items()}
-    levels = finder(bundle, networks, every_slice=every_slice)(sagittal(study)).levels
+    levels = finder(bundle, networks, every_slice=every_slice)(study.sagittal_stacks).levels
     assert {disc.source for disc in levels.values()} <= {"detector", "interpolated"}
     return grade(study, levels, networks["grader"], bundle.grader).probabilities
+
+
+def open_system(name, sample):
+    library = StudyLibrary(name="one", root=sample.root, units=(sample.unit,))
+    return make_system(name, library, None)
 
 
 def answer_of(system, sample) -> Answer:
@@ -111,7 +122,7 @@ def test_the_weights_in_pytorch_answer_as_the_onnx_file(bundle, role):
 
 def test_pydicom_reads_the_stacks_that_the_engine_reads(sample):
     ours = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies[0]
-    theirs = PydicomReader().read(sample)
+    theirs = read_study(sample)
     for role in Role:
         mine = [stack for series in ours.with_role(role) for stack in series.stacks]
         read = [stack for series in theirs.with_role(role) for stack in series.stacks]
@@ -125,14 +136,13 @@ def test_pydicom_reads_the_stacks_that_the_engine_reads(sample):
 
 @pytest.mark.slow
 def test_onnxruntime_answers_as_the_engine(sample, engines_answer):
-    answer = answer_of(open_system("onnxruntime", None), sample)
+    answer = answer_of(open_system("onnxruntime", sample), sample)
     np.testing.assert_allclose(answer.probabilities, engines_answer, atol=1e-3)
 
 
 @pytest.mark.slow
 def test_the_limit_gives_the_answers_of_the_calls_it_makes(bundle, sample):
-    system = open_system("limit", None)
-    system.prepare([sample])
+    system = open_system("limit", sample)
     answer = answer_of(system, sample)
     wanted = engines_own_answer(bundle, sample, every_slice=False)
     assert np.abs(answer.probabilities - wanted).mean() < 0.005  # in bf16 where the machine has it
@@ -142,7 +152,7 @@ def test_the_limit_gives_the_answers_of_the_calls_it_makes(bundle, sample):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "every_slice"), [("tuned-torch", True), ("tuned-torch-lean", False)])
 def test_tuned_torch_answers_as_the_engine(bundle, sample, name, every_slice):
-    answer = answer_of(open_system(name, None), sample)
+    answer = answer_of(open_system(name, sample), sample)
     wanted = engines_own_answer(bundle, sample, every_slice=every_slice)
     assert np.abs(answer.probabilities - wanted).mean() < 0.005
 
@@ -152,7 +162,7 @@ def test_tuned_torch_answers_as_the_engine(bundle, sample, name, every_slice):
 def test_the_notebook_answers(sample, name):
     pytest.importorskip("torchio", reason="torchio is not installed")
     try:
-        system = open_system(name, None)
+        system = open_system(name, sample)
     except BackendError as error:
         pytest.skip(str(error))
     answer = answer_of(system, sample)
@@ -164,58 +174,44 @@ def test_the_notebooks_grid_holds_what_the_slices_show(bundle):
     """The middle of a disc's grid must show the same anatomy as the engine's grid: they correlate."""
     pytest.importorskip("torchio", reason="torchio is not installed")
     try:
-        from spine_bench.baselines.notebook import NotebookSystem, open3d
+        from spine_bench.baselines.notebook import Notebook, open3d
 
         open3d()
     except BackendError as error:
         pytest.skip(str(error))
-    from spine_engine.grading import level_grids
+    from spine_engine.pipeline.level_grids import level_grids
 
-    system = NotebookSystem(bundle)
+    notebook = Notebook(bundle)
     sample = phantom_samples(1)[0]
-    wanted = level_grids(sample.study, sample.levels, bundle.grader)[0][2]
-    cloud = system._cloud(sample.study, bundle.grader)
-    system._resize, system._rescale = resizers(bundle)
-    grid = system._scaled(system._grid(cloud, sample.levels[LEVELS[2]], bundle.grader))
+    wanted = level_grids(sample.study, sample.levels, bundle.grader.layout)[0][2]
+    cloud = notebook._cloud(sample.study)
+    grid = notebook._scaled(notebook._grid(cloud, sample.levels[LEVELS[2]]))
     assert grid.shape == wanted.shape
     assert (grid.min(), grid.max()) == pytest.approx((0, 1))
     for channel in range(len(grid)):
         assert np.corrcoef(grid[channel].ravel(), wanted[channel].ravel())[0, 1] > 0.6
 
 
-def resizers(bundle):
-    import torchio
-
-    return torchio.Resize(bundle.grader.grid.shape), torchio.RescaleIntensity((0, 1))
-
-
-def test_without_open3d_one_line_says_what_to_install(monkeypatch):
+def test_without_open3d_one_line_says_what_to_install(monkeypatch, sample):
     pytest.importorskip("torchio", reason="torchio is not installed")
     monkeypatch.setitem(sys.modules, "open3d", None)
     with pytest.raises(BackendError, match=r"apt-get install libusb-1\.0-0 libgl1 libgomp1") as caught:
-        open_system("notebook", None)
+        open_system("notebook", sample)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_baseline_is_a_mistake_of_the_user():
-    with pytest.raises(UsageError, match="no baseline 'fast'; choose one of notebook, "):
-        open_system("fast", None)
+def test_an_unknown_system_is_a_mistake_of_the_user(sample):
+    with pytest.raises(UsageError, match="no system 'fast': choose from engine, onnxruntime, notebook, "):
+        open_system("fast", sample)
 
 
-class Waiting(SerialSystem):
+class Waiting:
     """Waits until it is let go; its second study fails."""
 
-    name = "waiting"
+    facts = MappingProxyType({})
 
     def __init__(self):
-        super().__init__()
         self.free = threading.Event()
-
-    def load(self):
-        """Nothing."""
-
-    def facts(self):
-        return {}
 
     def answer(self, sample, clock):
         self.free.wait(10)
@@ -225,21 +221,22 @@ class Waiting(SerialSystem):
 
 
 def test_a_failure_is_an_answer_and_closing_answers_what_still_waits():
-    system, answers = Waiting(), []
+    grader, answers = Waiting(), []
+    system = PooledSystem("waiting", None, lambda bundle: grader)
     system.open()
     for sample in ("good", "bad"):
         system.submit(sample, answers.append)
-    system.free.set()
+    grader.free.set()
     while len(answers) < 2:
         pass
     assert answers[0].probabilities is not None
     assert answers[1].failure == "ValueError: no such study"
-    system.free.clear()
+    grader.free.clear()
     for sample in ("good", "good"):
         system.submit(sample, answers.append)
-    threading.Timer(0.2, system.free.set).start()
+    threading.Timer(0.2, grader.free.set).start()
     system.close()
-    assert answers[-1].failure == CLOSED
+    assert sum(answer.failure == CLOSED for answer in answers) == 1
     assert len(answers) == 4
 
 
@@ -273,11 +270,11 @@ class Counting:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [7, 13])
 def test_every_slice_of_a_stack_is_looked_at_once_in_one_call(bundle, count):
-    stacks = [middle_of(stack, count) for series in phantom_samples(1)[0].sagittal for stack in series]
+    stacks = [middle_of(stack, count) for series in phantom_samples(1)[0].study.sagittal_stacks for stack in series]
     network = bundle.open_model(bundle.detector, precision="f32")
     plain, whole = Counting(network), Counting(network)
     wanted = detect([stacks], plain)
-    found = detect([stacks], BatchedStack(whole, bundle.detector))
+    found = detect([stacks], BatchedStack(whole))
     assert len(plain.shapes) > len(stacks)  # detection calls with parts of a stack
     assert [shape[0] for shape in whole.shapes] == [count] * len(stacks)
     for level, disc in wanted.levels.items():
@@ -295,33 +292,42 @@ def middle_of(stack, count):
 
 def test_what_is_no_part_of_a_stack_goes_to_the_network_as_it_is():
     network = Doubling()
-    batched = BatchedStack(network, None)
+    batched = BatchedStack(network)
     for shape in ((1, 1, 32, 32), (3, 1, 32, 32)):
         alone = np.ones(shape, np.float32)
         np.testing.assert_array_equal(batched.run({"slices": alone})["heatmaps"], 2 * alone)
     assert network.shapes == [(1, 1, 32, 32), (3, 1, 32, 32)]
 
 
-def test_who_records_a_study_second_leaves_the_first_recording_alone(bundle, sample, tmp_path, monkeypatch):
-    monkeypatch.setattr(limit, "_here", limit._Models(bundle, tmp_path))
-    calls, _ = limit._recorded(sample)
+def test_who_records_a_study_second_leaves_the_first_recording_alone(bundle, sample, tmp_path):
+    models = limit.BareModels(bundle, tmp_path)
+    calls, _ = models.calls_of(sample)
     assert {len(part) for part in calls["detector"]} == {1}
     assert [len(part) for part in calls["grader"]] == [len(LEVELS)]
+    ways = models.ways(sample)
+    assert set(ways) == set(calls)
+    models.record(sample, ways)
     before = {path: path.stat().st_ino for path in tmp_path.rglob("*")}
-    limit._record(sample)
+    assert len(before) > len(ways)
+    models.record(sample, ways)
     assert {path: path.stat().st_ino for path in tmp_path.rglob("*")} == before
-    assert set(limit._fastest(sample)) == set(calls)
+    recorded, _ = models.recorded(sample)
+    assert {role: sum(map(len, parts)) for role, parts in recorded.items()} == {
+        role: sum(map(len, parts)) for role, parts in calls.items()
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
 @pytest.mark.parametrize("name", ["limit", "tuned-torch"])
-def test_no_worker_outlives_a_system_that_is_killed(name):
+def test_no_worker_outlives_a_system_that_is_killed(name, sample):
     code = f"""
 import psutil, time
-from spine_bench.baselines.registry import open_system
+from pathlib import Path
+from spine_bench.harness.interfaces import folder_library
+from spine_bench.harness.systems import make_system
 if __name__ == "__main__":
-    system = open_system({name!r}, None)
+    system = make_system({name!r}, folder_library(Path({str(sample.root)!r})), None)
     system.open()
     print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     time.sleep(600)
@@ -367,7 +373,7 @@ def test_steered_networks_let_every_later_stage_run():
         volumes.append(given.shape)
         return np.zeros((1, 24), np.float32)
 
-    middle = [[middle_of(stack, 3) for stack in series] for series in phantom_samples(1)[0].sagittal[:1]]
+    middle = [[middle_of(stack, 3) for stack in series] for series in phantom_samples(1)[0].study.sagittal_stacks[:1]]
     found = detect_vertebra_field(
         middle,
         Shown("maps", lambda given: maps),

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from spine_bench.harness.engine_system import EngineSystem, answer_of
-from spine_bench.harness.library import folder_library, phantom_library
+from spine_bench.harness.interfaces import folder_library, phantom_library
 from spine_bench.harness.stages import STAGES, StageBench, check_runtime
 from spine_engine.anatomy import CONDITIONS, LEVELS, prior
 from spine_engine.engine import Engine
 from spine_engine.errors import Reason, UsageError
 from spine_engine.options import RunOptions
 from spine_engine.phantom import Protocol, write_studies
+from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.results import Status, ungraded
-from spine_engine.scheduler import UnitOutcome
 
 
 def test_rows_in_file_order_become_levels_conditions_severities():
@@ -49,7 +49,7 @@ def test_the_first_studies_of_a_folder_are_taken(phantoms):
 @pytest.mark.slow
 def test_the_engine_as_a_system_gives_the_engines_grades(phantoms):
     wanted = {study.study_id: study for study in Engine.open(options=RunOptions(workers=1)).run(phantoms.root)}
-    system = EngineSystem(phantoms.root, None, RunOptions(workers=1))
+    system = EngineSystem(phantoms, None, RunOptions(workers=1))
     answers = queue.Queue()
     system.open()
     try:
@@ -76,7 +76,7 @@ def test_the_stages_are_measured_alone(phantoms):
     assert set(times.alone_s) == set(times.together_s) == set(STAGES)
     assert all(0 < seconds < 30 for seconds in times.alone_s.values())
     assert 0 < times.inference_studies_per_s < 1000
-    assert set(bench.joined) == {"detector", "grader"}
+    assert set(bench.ways) == {"detector", "grader"}
 
 
 def test_stages_are_for_an_engine_on_the_cpu():
@@ -93,7 +93,7 @@ def test_phantoms_are_made_once_and_kept(tmp_path, monkeypatch):
         tiny = Protocol(axial="none", sagittal=("t2",), sagittal_matrix=96)
         yield from write_studies(folder, count, seed, protocol=tiny)
 
-    monkeypatch.setattr("spine_bench.harness.library.write_studies", small)
+    monkeypatch.setattr("spine_bench.harness.interfaces.write_studies", small)
     made = phantom_library(1, tmp_path)
     assert [path.name[0] for path in tmp_path.iterdir()] == ["p"]  # no draft is left
     stamp = made.root.stat().st_mtime_ns

@@ -6,7 +6,7 @@ import pytest
 from bench_fakes import FakeSystem, Reversed, Twice, failing
 
 from spine_bench.harness.loadgen import NOT_ANSWERED, Load, Scenario, doubts_of, drive
-from spine_bench.harness.null_system import NullSystem
+from spine_bench.harness.systems import NullSystem
 
 pytest.importorskip("mlperf_loadgen")
 
@@ -100,7 +100,7 @@ def test_answering_twice_is_seen(library):
 
 
 def test_the_harness_costs_less_than_a_tenth_of_a_millisecond_a_study(library):
-    outcome = driven(NullSystem(), library, Load(scenario=Scenario.SINGLE_STREAM, queries=2000))
+    outcome = driven(NullSystem(library, None), library, Load(scenario=Scenario.SINGLE_STREAM, queries=2000))
     assert outcome.percentile(50) < 1e-4
 
 

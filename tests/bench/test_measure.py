@@ -4,10 +4,9 @@ import psutil
 import pytest
 
 from spine_bench.harness import rounds
-from spine_bench.harness.figures import failed, rate, speedup
+from spine_bench.harness.figures import bearable_load, failed, rate, slowest_percentile, speedup
 from spine_bench.harness.host import Host, SystemFailedError
 from spine_bench.harness.loadgen import Load, Scenario
-from spine_bench.harness.queueing import bearable_load, slowest_percentile
 from spine_bench.harness.rounds import Plan, measure
 from spine_bench.harness.tables import tables
 

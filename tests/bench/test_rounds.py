@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from spine_bench.harness import memory, rounds
+from spine_bench.harness import host, rounds
 from spine_bench.harness.figures import failed, rate, speedup
+from spine_bench.harness.host import MemoryWatch
 from spine_bench.harness.loadgen import Scenario
-from spine_bench.harness.memory import MemoryWatch
 from spine_bench.harness.rounds import Plan, measure
 from spine_bench.harness.tables import tables
 
@@ -129,7 +129,7 @@ class MadeProcess:
 
 
 def watching(monkeypatch, root):
-    monkeypatch.setattr(memory.psutil, "Process", lambda pid: root)
+    monkeypatch.setattr(host.psutil, "Process", lambda pid: root)
     return MemoryWatch(7)
 
 
@@ -154,11 +154,11 @@ def test_where_the_system_tells_no_proportional_size_the_resident_one_counts(mon
 
 
 def test_a_process_that_ended_meanwhile_is_left_out(monkeypatch):
-    gone = MadeProcess(memory.psutil.NoSuchProcess(9))
+    gone = MadeProcess(host.psutil.NoSuchProcess(9))
     watch = watching(monkeypatch, MadeProcess(info(100), children=[gone, MadeProcess(info(5))]))
     watch._look()
     assert watch.peak_bytes == 105
-    ended = watching(monkeypatch, MadeProcess(info(100), children=[memory.psutil.NoSuchProcess(7)]))
+    ended = watching(monkeypatch, MadeProcess(info(100), children=[host.psutil.NoSuchProcess(7)]))
     ended._look()
     assert ended.peak_bytes == 0
 

@@ -11,8 +11,7 @@ import pytest
 
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.bundle import file_facts, write_manifest
-from spine_engine.detection.spec import DetectorSpec
-from spine_engine.manifest import (
+from spine_engine.bundle.manifest import (
     SCHEMA,
     DetectorEntry,
     GraderEntry,
@@ -22,6 +21,7 @@ from spine_engine.manifest import (
     Models,
     TensorEntry,
 )
+from spine_engine.detection.spec import DetectorSpec
 from spine_engine.study import Role
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from spine_engine.backends import Profile
 from spine_engine.bundle import Bundle, file_facts, write_manifest
+from spine_engine.bundle.manifest import Manifest, ModelEntry, TensorEntry, manifest_text, parse_manifest
 from spine_engine.errors import BackendError, BundleError
-from spine_engine.manifest import Manifest, ModelEntry, TensorEntry, manifest_text, parse_manifest
 
 
 def edit(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -217,7 +217,7 @@ def test_a_runtime_gets_the_file_of_its_precision(
     def capture(model: bytes, **options: Any) -> None:
         raise SeenError(model, options)
 
-    monkeypatch.setattr("spine_engine.bundle.open_backend", capture)
+    monkeypatch.setattr("spine_engine.bundle.bundle.open_backend", capture)
     bundle = with_variant(fake_bundle)
     with pytest.raises(SeenError) as seen:
         bundle.open_model(bundle.grader, name=runtime, device=device, precision=asked)  # type: ignore[arg-type]

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.backends import BACKENDS
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import Manifest
 from spine_engine.cli import bundle as bundle_command
 from spine_engine.cli import doctor as doctor_command
 from spine_engine.errors import BackendError, BundleError
-from spine_engine.manifest import Manifest
 
 ALL_ROLES = ("detector", "grader", "whole_study_grader")
 
@@ -48,7 +48,7 @@ def test_show_is_readable_and_json_is_the_manifest(fake_bundle: Path) -> None:
 
 @pytest.fixture
 def packaged(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("spine_engine.bundle.packaged_folder", lambda: fake_bundle)
+    monkeypatch.setattr("spine_engine.bundle.bundle.packaged_folder", lambda: fake_bundle)
     return fake_bundle
 
 
@@ -79,7 +79,7 @@ def test_every_combination_of_models_is_verified_shown_and_tried(
     shown = CliRunner().invoke(bundle_command.app, ["show", str(folder)])
     assert shown.exit_code == 0
     assert "8x6x4" in shown.output
-    monkeypatch.setattr("spine_engine.bundle.packaged_folder", lambda: folder)
+    monkeypatch.setattr("spine_engine.bundle.bundle.packaged_folder", lambda: folder)
     really_open = Bundle.open_model
     monkeypatch.setattr(Bundle, "open_model", lambda self, entry: really_open(self, entry, name="fake"))
     done = CliRunner().invoke(doctor_app, ["--json"])

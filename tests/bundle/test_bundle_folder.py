@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from spine_engine import bundle as room
 from spine_engine.bundle import Bundle, file_facts, packaged_folder, read_model, write_manifest
+from spine_engine.bundle import bundle as room
+from spine_engine.bundle.manifest import ModelFile
 from spine_engine.errors import BundleError
-from spine_engine.manifest import FileEntry
 
 MANIFEST_LIMIT = 1 << 20
 
@@ -84,13 +84,13 @@ def test_no_manifest_and_an_unreadable_one_are_named_with_their_path(fake_bundle
     )
     (fake_bundle / "bundle.json").unlink()
     (fake_bundle / "bundle.json").mkdir()
-    with pytest.raises(BundleError, match=r"bundle.json cannot be read \(Is a directory\)"):
+    with pytest.raises(BundleError, match=r"bundle\.json is not a regular file"):
         Bundle.open(fake_bundle)
 
 
-def entry(path: Path, file: str = "m.onnx") -> FileEntry:
+def entry(path: Path, file: str = "m.onnx") -> ModelFile:
     content = path.read_bytes()
-    return FileEntry(file=file, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    return ModelFile(file=file, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_model_is_read_once_it_is_what_the_manifest_says(folder: Path):
     wanted = entry(folder / "m.onnx")
-    assert wanted == FileEntry(**file_facts(folder / "m.onnx"))
+    assert wanted == ModelFile(**file_facts(folder / "m.onnx"))
     assert read_model(folder, wanted) == b"weights"
 
 
@@ -184,3 +184,17 @@ def test_a_manifest_that_is_killed_half_written_leaves_the_old_one(fake_bundle: 
     assert write_manifest(fake_bundle, bundle.manifest) == fake_bundle / "bundle.json"
     assert json.loads((fake_bundle / "bundle.json").read_text())["name"] == "fake"
     assert not list(fake_bundle.glob("*.partial"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder", "endless"])
+@pytest.mark.timeout(20)
+def test_a_manifest_that_is_no_regular_file_is_refused_and_never_waited_for(tmp_path, kind):
+    path = tmp_path / "bundle.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(BundleError, match="is not a regular file"):
+        Bundle.open(tmp_path)

@@ -43,7 +43,7 @@ def asked(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch):
         def stop(model: bytes, **given: Any) -> None:
             raise Asked(model, given)
 
-        monkeypatch.setattr("spine_engine.bundle.open_backend", stop)
+        monkeypatch.setattr("spine_engine.bundle.bundle.open_backend", stop)
         bundle = Bundle.open(fake_bundle)
         with pytest.raises(Asked) as caught:
             bundle.open_model(bundle.entry(role), **options)
@@ -177,7 +177,7 @@ def test_real_tensors_are_compared_with_the_manifest_before_anything_runs(
             self.closed += 1
 
     loaded = Loaded()
-    monkeypatch.setattr("spine_engine.bundle.open_backend", lambda model, **options: loaded)
+    monkeypatch.setattr("spine_engine.bundle.bundle.open_backend", lambda model, **options: loaded)
     bundle = Bundle.open(fake_bundle)
     if message is None:
         assert bundle.open_model(bundle.grader) is loaded

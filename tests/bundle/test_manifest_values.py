@@ -11,18 +11,18 @@ import pytest
 
 from spine_engine.backends import Profile
 from spine_engine.bundle import Bundle
-from spine_engine.errors import BundleError
-from spine_engine.manifest import (
+from spine_engine.bundle.manifest import (
     Calibration,
-    FileEntry,
     GraderEntry,
     GridEntry,
     Labels,
     Manifest,
+    ModelFile,
     TensorEntry,
     manifest_text,
     parse_manifest,
 )
+from spine_engine.errors import BundleError
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ GOOD_DIGEST = "0123456789abcdef" * 4
 
 @pytest.mark.parametrize("file", ["a.onnx", "_a.onnx", "9.onnx", "grader.f16.onnx", "A-b_c.onnx"])
 def test_plain_files_are_allowed(file):
-    assert FileEntry(file=file, sha256=GOOD_DIGEST, size_bytes=1).file == file
+    assert ModelFile(file=file, sha256=GOOD_DIGEST, size_bytes=1).file == file
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_plain_files_are_allowed(file):
 )
 def test_files_that_are_no_plain_name_are_refused(file):
     with pytest.raises(ValueError) as caught:
-        FileEntry(file=file, sha256=GOOD_DIGEST, size_bytes=1)
+        ModelFile(file=file, sha256=GOOD_DIGEST, size_bytes=1)
     assert str(caught.value) == f"file must be the plain name of an .onnx file beside bundle.json, got {file!r}"
 
 
@@ -222,7 +222,7 @@ def test_files_that_are_no_plain_name_are_refused(file):
 )
 def test_digests_are_64_lower_case_hexadecimal_digits(digest):
     with pytest.raises(ValueError, match="sha256 must be 64 lower-case hexadecimal digits"):
-        FileEntry(file="a.onnx", sha256=digest, size_bytes=1)
+        ModelFile(file="a.onnx", sha256=digest, size_bytes=1)
 
 
 def table(value: float = 1.0, rows: int = 5, columns: int = 5) -> tuple[tuple[float, ...], ...]:
@@ -273,7 +273,7 @@ def grader(**changes: Any) -> GraderEntry:
     return GraderEntry(**{**facts, **changes})
 
 
-SECOND = FileEntry(file="h.onnx", sha256=GOOD_DIGEST, size_bytes=1)
+SECOND = ModelFile(file="h.onnx", sha256=GOOD_DIGEST, size_bytes=1)
 
 
 def test_a_graders_files_are_its_own_first():

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from spine_engine import parity
 from spine_engine.backends import Device
 from spine_engine.bundle import Bundle
+from spine_engine.bundle.manifest import Calibration
 from spine_engine.cli.bundle import _described
 from spine_engine.errors import BundleError
-from spine_engine.manifest import Calibration
 from spine_engine.options import RunOptions
+from spine_engine.pipeline import parity
 
 
 class Verdict:

@@ -12,7 +12,7 @@ from spine_engine.cli.demo import agreement, grades_table
 from spine_engine.engine import Engine
 from spine_engine.options import RunOptions
 from spine_engine.results import PRIOR_ROWS, LevelResult, Reason, Status, StudyResult, ungraded
-from spine_engine.runner import Progress
+from spine_engine.run.dispatcher import Progress
 
 AXES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 

@@ -16,7 +16,7 @@ from spine_engine.bundle import Bundle
 from spine_engine.cli import doctor
 from spine_engine.errors import BackendError, BundleError
 from spine_engine.options import RunOptions
-from spine_engine.tuning import Setting
+from spine_engine.run.tuning import Setting
 
 FACTS = {"name": "fake", "version": "1.2", "digest": "d1", "path": ""}
 

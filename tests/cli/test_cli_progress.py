@@ -10,7 +10,7 @@ import rich.progress
 
 from spine_engine.cli import progress as shown_progress
 from spine_engine.cli.progress import not_graded, shown
-from spine_engine.runner import Progress
+from spine_engine.run.dispatcher import Progress
 
 
 class Ended:
@@ -47,7 +47,7 @@ def test_a_line_every_ten_seconds_and_none_that_says_the_same(clock, capsys):
         return step
 
     failed = Counter({"graded": 3, "prior": 2, "failed": 1})
-    ended = Ended(on(10, walked=5), on(0), on(10, walked=6, statuses=failed, discovering=False), on(5, found=8))
+    ended = Ended(on(10, processed=5), on(0), on(10, processed=6, statuses=failed, discovering=False), on(5, found=8))
     shown_progress._lines(progress, ended)
     assert ended.waited == [10.0] * 5
     out, err = capsys.readouterr()
@@ -60,7 +60,7 @@ def test_a_line_every_ten_seconds_and_none_that_says_the_same(clock, capsys):
 
 
 def test_no_time_at_all_is_no_rate():
-    assert shown_progress._state(Progress(walked=3), 0.0) == "3 of 0+ studies, 0.00 a second, 0 not graded"
+    assert shown_progress._state(Progress(processed=3), 0.0) == "3 of 0+ studies, 0.00 a second, 0 not graded"
 
 
 def test_studies_that_were_not_graded_are_those_with_the_prior_and_the_failed():
@@ -106,11 +106,11 @@ def test_the_bar_tells_what_the_lines_tell(clock, monkeypatch):
 
     monkeypatch.setattr(rich.console, "Console", Console)
     monkeypatch.setattr(rich.progress, "Progress", Bar)
-    progress = Progress(found=9, resumed=1, walked=5, statuses=Counter({"prior": 2}))
+    progress = Progress(found=9, resumed=1, processed=5, statuses=Counter({"prior": 2}))
 
     def later():
         clock[0] += 10
-        progress.discovering, progress.stopped, progress.walked = False, True, 8
+        progress.discovering, progress.stopped, progress.processed = False, True, 8
 
     def first():
         clock[0] += 10

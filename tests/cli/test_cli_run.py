@@ -11,7 +11,7 @@ from spine_engine import cli
 from spine_engine.engine import Engine
 from spine_engine.errors import BundleError
 from spine_engine.options import RunOptions
-from spine_engine.output import held
+from spine_engine.run.folders import locked
 
 IN, OUT = "--input", "--output"
 
@@ -64,7 +64,7 @@ def test_a_run_ends_with_a_short_summary(spine_engine, root, tmp_path):
     write_exam(root, "b", "2", "prior")
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path, "--json")
     assert done.exit_code == 8
-    assert json.loads(done.stdout)["studies"] == {"total": 2, "graded": 1, "prior": 1, "failed": 0}
+    assert json.loads(done.stdout)["studies"] == {"total": 2, "graded": 1, "prior": 1, "failed": 0, "incomplete": 0}
     assert json.loads(done.stdout)["options"]["detector"] is True
     done = spine_engine("run", IN, root, OUT, tmp_path / "other", "--no-detector", "--json")
     assert json.loads(done.stdout)["options"]["detector"] is False
@@ -93,7 +93,7 @@ def test_a_mistake_is_one_line_and_its_exit_code(spine_engine, root, tmp_path, w
 def test_no_backend_and_a_busy_output_have_codes_of_their_own(spine_engine, root, tmp_path):
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", factory=no_backend)
     assert (done.exit_code, done.stderr) == (4, "spine-engine: no such backend here\n")
-    with held(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         assert spine_engine("run", IN, root, OUT, tmp_path / "out").exit_code == 5
 
 
@@ -153,7 +153,7 @@ def test_what_is_no_size_of_memory_is_wrong_usage(spine_engine, root, tmp_path, 
 
 
 def summary(**changed):
-    from spine_engine.summary import RunSummary
+    from spine_engine.run.summary import RunSummary
 
     values = {
         "engine_version": "9", "bundle": {}, "devices": {}, "options": {}, "interrupted": False,
@@ -226,7 +226,7 @@ def test_a_report_is_written_where_asked(spine_engine, reports, root, tmp_path):
 
 
 def test_no_report_is_written_of_a_run_that_was_interrupted(spine_engine, reports, root, tmp_path, monkeypatch):
-    from spine_engine.engine import Run
+    from spine_engine.run.run import Run
 
     monkeypatch.setattr(Run, "finish", lambda self: summary(interrupted=True))
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--report")

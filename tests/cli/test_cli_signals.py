@@ -8,11 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import fakes
 import pytest
 from fakes import opened, write_exam
 
 from spine_engine.cli.run import stopping_on_signals
-from spine_engine.runner import Progress
+from spine_engine.run.dispatcher import Progress
 
 SCRIPT = """
 import sys
@@ -32,7 +33,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_study_in_flight_is
     for index in range(3):
         write_exam(root, f"f{index}", f"1.{index}", "sleep 1")
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent.parent / "run")))
+    script.write_text(SCRIPT.format(here=str(Path(fakes.__file__).parent)))
     command = [sys.executable, str(script), str(root), str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, start_new_session=True)
     deadline = time.monotonic() + 120

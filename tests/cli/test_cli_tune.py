@@ -7,10 +7,10 @@ import pytest
 
 from spine_engine.bundle import Bundle
 from spine_engine.cli.tune import studies_to_walk
-from spine_engine.dicom import FileEntry, RefusedFile, WorkUnit
+from spine_engine.dicom import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import BackendError, Reason
 from spine_engine.options import RunOptions
-from spine_engine.tuning import Measured, tuned
+from spine_engine.run.tuning import Measured, tuned
 
 
 @pytest.fixture
@@ -18,18 +18,19 @@ def stage(tmp_path, monkeypatch):
     """Tuning with made-up rates over made-up units; returns what was asked."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("spine_engine.options.usable_cpus", lambda: 4)
-    monkeypatch.setattr("spine_engine.tuning.usable_cpus", lambda: 4)
+    monkeypatch.setattr("spine_engine.run.tuning.usable_cpus", lambda: 4)
     asked = {"rates": {(4, "auto"): 2.0, (5, "auto"): 2.5, (2, "auto"): 1.0, (4, "f32"): None}, "units": 3}
 
     def discover(folder):
         asked["discovered"] = folder
         yield RefusedFile("x", Reason.NOT_AN_IMAGE)
-        yield WorkUnit("n", (FileEntry("n/1", 1),), None)
+        yield WorkUnit("n", (InputFile("n/1", 1),), None)
         for number in range(asked["units"]):
-            yield WorkUnit(f"u{number}", (FileEntry(f"u{number}/1", 1),), str(number))
+            yield WorkUnit(f"u{number}", (InputFile(f"u{number}/1", 1),), str(number))
 
-    def measure(folder, units, bundle, options, settings, *, rounds, done):
-        asked.update(folder=folder, keys=[unit.key for unit in units], options=options, rounds=rounds, bundle=bundle)
+    def measure(workload, settings, *, rounds, done):
+        asked.update(vars(workload), folder=workload.root, keys=[unit.key for unit in workload.units], rounds=rounds)
+        asked["units"] = len(workload.units)
         found = []
         for setting in settings:
             rate = asked["rates"][setting.workers, setting.precision]
@@ -39,7 +40,7 @@ def stage(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr("spine_engine.dicom.discover", discover)
-    monkeypatch.setattr("spine_engine.tuning.measure", measure)
+    monkeypatch.setattr("spine_engine.run.tuning.measure", measure)
     return asked
 
 
@@ -146,6 +147,6 @@ def test_without_a_folder_four_phantoms_are_made_and_taken_away_again(monkeypatc
 
 
 def test_settings_are_plain_values():
-    from spine_engine.tuning import Setting
+    from spine_engine.run.tuning import Setting
 
     assert astuple(Setting(workers=1, threads=2, schedule="study", precision="f32")) == (1, 2, "study", "f32")

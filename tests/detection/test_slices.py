@@ -54,7 +54,7 @@ def test_slices_are_drawn_as_their_reference_draws_them(storage, gamma):
     assert len(pairs) > 0
     for drawn, s in pairs:
         tone = (stack.slope[s] / (high - low), (stack.intercept[s] - low) / (high - low))
-        wanted = reference.draw_slice(tuple(shape), pixels[s], start, steps, tuple(counts), tone, spec.clip, gamma)
+        wanted = reference.draw_slice(tuple(shape), pixels[s], (start, steps), tuple(counts), tone, (spec.clip, gamma))
         only_one_is_black = (drawn == 0.0) != (wanted == 0.0)
         assert np.abs(drawn - wanted)[only_one_is_black].max(initial=0.0) < 1e-3
         np.testing.assert_allclose(drawn**2, wanted**2, atol=2e-6)

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from spine_engine.dicom import FileEntry, Limits, RoleOverrides, UnitReading, WorkUnit, pixels, read_unit
-from spine_engine.dicom.elements import walk
+from spine_engine.dicom import InputFile, Limits, RoleOverrides, UnitReading, WorkUnit, pixels, read_unit
+from spine_engine.dicom.elements import parse
 from spine_engine.dicom.geometry import Slice
-from spine_engine.dicom.header import WANTED, Image, read_image
+from spine_engine.dicom.header import WANTED, ImageHeader, read_image
 from spine_engine.errors import Reason, StudyError
 
 EXPLICIT = "1.2.840.10008.1.2.1"
@@ -182,14 +182,14 @@ def rle16(values: NDArray[Any]) -> bytes:
     return rle((values >> 8).astype(np.uint8).tobytes(), (values & 255).astype(np.uint8).tobytes())
 
 
-def image_of(syntax: str = EXPLICIT, limits: Limits | None = None, **changes: Any) -> Image:
+def image_of(syntax: str = EXPLICIT, limits: Limits | None = None, **changes: Any) -> ImageHeader:
     """The typed header of a slice with changes."""
-    return read_image(walk(dicom(mr(**changes), syntax), WANTED), limits or Limits())
+    return read_image(parse(dicom(mr(**changes), syntax), WANTED), limits or Limits())
 
 
 def pixels_of(syntax: str = EXPLICIT, **changes: Any) -> list[NDArray[Any] | Reason]:
     """The pixels of each declared frame of a file, or why there are none."""
-    walked = walk(dicom(mr(**changes), syntax), WANTED)
+    walked = parse(dicom(mr(**changes), syntax), WANTED)
     assert walked.pixel_data is not None
     found = pixels.frames(read_image(walked), walked.pixel_data)
     return [one.reason if isinstance(one, StudyError) else np.array(one) for one in found]
@@ -203,7 +203,7 @@ def only_pixels(syntax: str = EXPLICIT, **changes: Any) -> NDArray[Any]:
 
 def slice_of(i: int = 0, path: str = "", **changes: Any) -> Slice:
     """One decoded slice, as the reader hands it to the geometry."""
-    walked = walk(dicom(mr(i, **changes)), WANTED)
+    walked = parse(dicom(mr(i, **changes)), WANTED)
     header = read_image(walked)
     assert walked.pixel_data is not None
     (values,) = pixels.frames(header, walked.pixel_data)
@@ -224,5 +224,5 @@ def read_files(
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    unit = WorkUnit(".", tuple(FileEntry(name, len(data)) for name, data in sorted(files.items())))
+    unit = WorkUnit(".", tuple(InputFile(name, len(data)) for name, data in sorted(files.items())))
     return read_unit(root, unit, overrides, limits or Limits())

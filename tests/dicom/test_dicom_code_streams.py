@@ -30,7 +30,7 @@ from raw_dicom import (
 )
 
 from spine_engine.dicom import pixels
-from spine_engine.dicom.elements import walk
+from spine_engine.dicom.elements import parse
 from spine_engine.dicom.header import WANTED, read_image
 from spine_engine.errors import Reason, StudyError
 
@@ -106,6 +106,9 @@ def test_a_code_stream_of_another_size_is_not_decoded(
     assert pixels_of(syntax, PixelData=data, Rows=rows, Columns=columns) == [Reason.CORRUPT_PIXELS]
 
 
+JPEG = "1.2.840.10008.1.2.4.70"
+
+
 def segment(marker: int, body: bytes = b"") -> bytes:
     return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
 
@@ -117,28 +120,31 @@ def sof(marker: int, rows: int = 300, columns: int = 200, components: int = 1) -
 @pytest.mark.parametrize("marker", [0xF7, 0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF])
 def test_the_size_stands_in_the_frame_header(marker: int) -> None:
     stream = b"\xff\xd8" + segment(0xE0, bytes(14)) + segment(0xC4, bytes(30)) + sof(marker)
-    assert pixels._declared_shape(stream) == (300, 200)
-    assert pixels._declared_shape(b"\xff\xd8\xff" + stream[2:]) == (300, 200), "a marker may follow fill bytes"
-    assert pixels._declared_shape(b"\xff\xd8" + sof(marker, components=3)) is None
+    assert pixels._declared_shape(stream, JPEG) == (300, 200)
+    assert pixels._declared_shape(b"\xff\xd8\xff" + stream[2:], JPEG) == (300, 200), "a marker may follow fill bytes"
+    assert pixels._declared_shape(b"\xff\xd8" + sof(marker, components=3), JPEG) is None
 
 
 @pytest.mark.parametrize("marker", [0xC4, 0xC8, 0xCC, 0xDB, 0xDA, 0xF8, 0xE1])
 def test_other_markers_are_stepped_over(marker: int) -> None:
-    assert pixels._declared_shape(b"\xff\xd8" + sof(marker, 1, 1) + sof(0xC3)) == (300, 200)
-    assert pixels._declared_shape(b"\xff\xd8" + sof(marker, 1, 1)) is None
+    assert pixels._declared_shape(b"\xff\xd8" + sof(marker, 1, 1) + sof(0xC3), JPEG) == (300, 200)
+    assert pixels._declared_shape(b"\xff\xd8" + sof(marker, 1, 1), JPEG) is None
 
 
 @pytest.mark.parametrize("stream", [b"", b"\xff\xd8", b"\xff\xd8\xff\xd9", b"\xff\xd8" + bytes(40), sof(0xC3)[:9]])
 def test_streams_that_declare_nothing(stream: bytes) -> None:
-    assert pixels._declared_shape(stream) is None
+    assert pixels._declared_shape(stream, JPEG) is None
 
 
 @pytest.mark.parametrize(("components", "shape"), [(1, (300, 200)), (3, None)])
 def test_a_jpeg_2000_size_is_counted_from_its_offset(components: int, shape: tuple[int, int] | None) -> None:
     """ISO 15444-1 A.5.1: Xsiz and Ysiz include XOsiz and YOsiz."""
     siz = struct.pack(">HHH8LH", 0xFF51, 41, 0, 207, 305, 7, 5, 207, 305, 0, 0, components)
-    assert pixels._declared_shape(b"\xff\x4f" + siz + bytes(9)) == shape
-    assert pixels._declared_shape(b"jP2 boxes" + b"\xff\x4f" + siz + bytes(9)) == shape
+    assert pixels._declared_shape(b"\xff\x4f" + siz + bytes(9), J2K) == shape
+    assert pixels._declared_shape(b"\xff\xd8" + siz + bytes(9), J2K) is None, "a JPEG 2000 header inside a JPEG"
+    assert pixels._declared_shape(b"jP2 boxes" + b"\xff\x4f" + siz + bytes(9), J2K) is None, (
+        "a JP2 file, which DICOM has not"
+    )
 
 
 def test_a_colour_stream_is_no_slice() -> None:
@@ -212,7 +218,7 @@ def test_a_file_cut_anywhere_gives_its_pixels_or_none(syntax: str, share: float)
     """No crash and never other pixels, whatever the encoding."""
     data = FILES[syntax]
     try:
-        walked = walk(data[: int(share * len(data))], WANTED)
+        walked = parse(data[: int(share * len(data))], WANTED)
         header = read_image(walked)
         if walked.dataset.damaged or walked.pixel_data is None:
             return

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from dicom_builder import AXIAL_T2, T1, T2, read_all, write_series
 
-from spine_engine.dicom import FileEntry, Limits, RefusedFile, WorkUnit, discover, discovery, read_unit
+from spine_engine.dicom import InputFile, Limits, RefusedFile, WorkUnit, discover, discovery, read_unit
 from spine_engine.errors import Reason, UsageError
 from spine_engine.study import Role
 
@@ -35,7 +35,7 @@ def test_rsna_layout_gives_one_unit_a_study(tmp_path: Path) -> None:
     assert [unit.key for unit in units] == ["10/0", "200/0", "9/0"]
     assert [unit.study_id for unit in units] == ["10", "200", "9"]
     assert [len(unit.files) for unit in units] == [15, 15, 15]
-    assert units[0].files[0] == FileEntry("10/0/10_0_0.dcm", (tmp_path / "10/0/10_0_0.dcm").stat().st_size)
+    assert units[0].files[0] == InputFile("10/0/10_0_0.dcm", (tmp_path / "10/0/10_0_0.dcm").stat().st_size)
 
 
 @pytest.mark.parametrize("layout", ["flat", "flat-per-patient", "deep"])
@@ -133,10 +133,10 @@ def test_empty_input(tmp_path: Path) -> None:
 
 
 def test_digest_follows_the_files(tmp_path: Path) -> None:
-    unit = WorkUnit("a", (FileEntry("a/1", 5), FileEntry("a/2", 6)))
+    unit = WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2", 6)))
     assert unit.digest == WorkUnit("elsewhere", unit.files).digest
-    assert unit.digest != WorkUnit("a", (FileEntry("a/1", 5), FileEntry("a/2", 7))).digest
-    assert unit.digest != WorkUnit("a", (FileEntry("a/1", 5), FileEntry("a/3", 6))).digest
+    assert unit.digest != WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2", 7))).digest
+    assert unit.digest != WorkUnit("a", (InputFile("a/1", 5), InputFile("a/3", 6))).digest
 
 
 def test_units_and_readings_travel_between_processes(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from raw_dicom import (
     sequence_end,
 )
 
-from spine_engine.dicom.elements import Elements, Walked, walk
+from spine_engine.dicom.elements import Elements, ParsedFile, parse
 from spine_engine.dicom.header import WANTED, check_is_image, read_image, series_uid, study_uid
 from spine_engine.errors import Reason, StudyError
 
@@ -40,7 +40,7 @@ SERIES_UID = 0x0020000E
 def reason_of(data: bytes) -> Reason | None:
     """Why a file is refused, None when its header is sound."""
     try:
-        check_is_image(walk(data, WANTED))
+        check_is_image(parse(data, WANTED))
     except StudyError as error:
         return error.reason
     return None
@@ -88,16 +88,16 @@ def start(group: bytes, number: int, vr: bytes, length: int, order: str = "<") -
 )
 def test_what_begins_like_dicom(data: bytes, taken: bool) -> None:
     if taken:
-        assert isinstance(walk(data, WANTED), Walked)
+        assert isinstance(parse(data, WANTED), ParsedFile)
         return
     with pytest.raises(StudyError) as caught:
-        walk(data, WANTED)
+        parse(data, WANTED)
     assert caught.value.reason is Reason.NOT_AN_IMAGE
 
 
 @pytest.mark.parametrize(("syntax", "told"), [(EXPLICIT, EXPLICIT), (IMPLICIT, IMPLICIT), (BIG, BIG)])
 def test_without_meta_information_the_first_element_tells_the_encoding(syntax: str, told: str) -> None:
-    walked = walk(dicom(mr(), syntax, meta=False), WANTED)
+    walked = parse(dicom(mr(), syntax, meta=False), WANTED)
     assert walked.transfer_syntax == told
     assert read_image(walked).rows == 8
     assert read_image(walked).frames[0].echo_time_ms == 100
@@ -105,7 +105,7 @@ def test_without_meta_information_the_first_element_tells_the_encoding(syntax: s
 
 @pytest.mark.parametrize(("said", "really"), [(EXPLICIT, IMPLICIT), (IMPLICIT, EXPLICIT), (RLE, IMPLICIT)])
 def test_what_the_first_element_shows_outranks_the_meta_information(said: str, really: str) -> None:
-    walked = walk(dicom({}, said) + dataset(mr(), really), WANTED)
+    walked = parse(dicom({}, said) + dataset(mr(), really), WANTED)
     assert walked.transfer_syntax == said
     assert study_uid(walked) == "1.2.3"
     assert read_image(walked).frames[0].position_mm == (10, -60, 80)
@@ -115,18 +115,18 @@ def test_padding_of_the_transfer_syntax_is_no_part_of_it() -> None:
     for pad in (b"\0", b" "):
         meta = element(0x00020010, "UI", b"1.2.840.10008.1.2.1" + pad)
         data = bytes(128) + b"DICM" + element(0x00020000, "UL", struct.pack("<L", len(meta))) + meta + dataset(mr())
-        assert walk(data, WANTED).transfer_syntax == EXPLICIT
+        assert parse(data, WANTED).transfer_syntax == EXPLICIT
 
 
 def test_implicit_meta_information_is_read() -> None:
     meta = element(0x00020010, "UI", EXPLICIT.encode(), explicit=False)
-    walked = walk(bytes(128) + b"DICM" + meta + dataset(mr()), WANTED)
+    walked = parse(bytes(128) + b"DICM" + meta + dataset(mr()), WANTED)
     assert (walked.transfer_syntax, study_uid(walked)) == (EXPLICIT, "1.2.3")
 
 
 def test_meta_information_that_is_cut_short() -> None:
     data = dicom(mr())
-    walked = walk(data[:160], WANTED)
+    walked = parse(data[:160], WANTED)
     assert walked.meta.damaged
     assert walked.dataset.damaged
     assert reason_of(data[:160]) is Reason.CORRUPT_FILE
@@ -137,7 +137,7 @@ def test_meta_information_that_is_cut_short() -> None:
 
 @pytest.mark.parametrize("syntax", NATIVE)
 def test_where_the_pixels_are(syntax: str) -> None:
-    walked = walk(dicom(mr(3), syntax), WANTED)
+    walked = parse(dicom(mr(3), syntax), WANTED)
     found = walked.pixel_data
     assert found is not None
     assert (found.length, found.encapsulated) == (96, False)
@@ -148,7 +148,7 @@ def test_where_the_pixels_are(syntax: str) -> None:
 
 def test_encapsulated_pixels_reach_to_the_end_of_the_file() -> None:
     fragments = item(b"") + item(b"frame!") + sequence_end()
-    found = walk(dicom(mr(PixelData=fragments), RLE), WANTED).pixel_data
+    found = parse(dicom(mr(PixelData=fragments), RLE), WANTED).pixel_data
     assert found is not None
     assert found.encapsulated
     assert bytes(found.buffer[found.start : found.start + found.length]) == fragments
@@ -156,7 +156,7 @@ def test_encapsulated_pixels_reach_to_the_end_of_the_file() -> None:
 
 def test_pixels_of_an_icon_are_not_the_pixels() -> None:
     icon = {"Rows": 2, "Columns": 2, "PixelData": bytes(8)}
-    walked = walk(dicom(mr(5, IconImageSequence=[icon])), WANTED)
+    walked = parse(dicom(mr(5, IconImageSequence=[icon])), WANTED)
     assert walked.pixel_data is not None
     assert walked.pixel_data.length == 96
     assert read_image(walked).rows == 8
@@ -166,7 +166,7 @@ def test_fragments_of_an_encapsulated_icon_are_stepped_over() -> None:
     fragments = item(b"") + item(b"\x28\x00\x10\x00US\x02\x00") + sequence_end()
     inner = item(element(0x7FE00010, "OB", fragments, undefined=True))
     icon = element(0x00880200, "SQ", inner + sequence_end(), undefined=True)
-    walked = walk(whole(icon), WANTED)
+    walked = parse(whole(icon), WANTED)
     assert reason_of(whole(icon)) is None
     assert read_image(walked).rows == 8
 
@@ -176,20 +176,20 @@ def test_an_element_without_a_vr_among_others_has_a_long_length(length: bytes) -
     """Some writers change to implicit VR in the middle (PS3.5 6.2.2): where the VR would be, the length begins."""
     data = whole(b"\x29\x00\x10\x10" + length + b"\0\0" + bytes(int.from_bytes(length, "little")))
     assert reason_of(data) is None
-    assert read_image(walk(data, WANTED)).columns == 6
+    assert read_image(parse(data, WANTED)).columns == 6
 
 
 def test_a_vr_that_is_not_known_has_a_short_length() -> None:
     data = whole(b"\x29\x00\x10\x10ZZ\x06\x00" + b"\xff" * 6)
     assert reason_of(data) is None
-    assert read_image(walk(data, WANTED)).columns == 6
+    assert read_image(parse(data, WANTED)).columns == 6
 
 
 @pytest.mark.parametrize("vr", ["OB", "OD", "OF", "OL", "OV", "OW", "SV", "UC", "UN", "UR", "UT", "UV"])
 def test_long_vrs_have_long_lengths(vr: str) -> None:
     data = whole(element(0x00291010, vr, bytes(70_000)))
     assert reason_of(data) is None
-    assert read_image(walk(data, WANTED)).columns == 6
+    assert read_image(parse(data, WANTED)).columns == 6
 
 
 SHORT = (
@@ -202,7 +202,7 @@ SHORT = (
 def test_short_vrs_have_short_lengths(vr: str) -> None:
     data = whole(element(0x00291010, vr, b"1" * 60_000))
     assert reason_of(data) is None
-    assert read_image(walk(data, WANTED)).columns == 6
+    assert read_image(parse(data, WANTED)).columns == 6
 
 
 def test_an_unknown_sequence_of_undefined_length_is_implicit_inside() -> None:
@@ -212,12 +212,12 @@ def test_an_unknown_sequence_of_undefined_length_is_implicit_inside() -> None:
     inside += element(0x00291012, "LO", b"x" * length_like_a_vr, explicit=False)
     data = whole(element(0x00291010, "UN", item(inside) + sequence_end(), undefined=True))
     assert reason_of(data) is None
-    assert read_image(walk(data, WANTED)).modality == "MR"
+    assert read_image(parse(data, WANTED)).modality == "MR"
 
 
 def test_a_wanted_sequence_may_be_unknown_and_of_defined_length_in_implicit_vr() -> None:
     shared = [{"MREchoSequence": [{"EffectiveEchoTime": 77.0}]}]
-    walked = walk(dicom(mr(SharedFunctionalGroupsSequence=shared), IMPLICIT), WANTED)
+    walked = parse(dicom(mr(SharedFunctionalGroupsSequence=shared), IMPLICIT), WANTED)
     assert read_image(walked).frames[0].echo_time_ms == 77
 
 
@@ -225,7 +225,7 @@ def test_damage_inside_a_sequence_that_nobody_wants_costs_nothing() -> None:
     broken = element(0x00400275, "SQ", b"\xfe\xff\x00\xe0\xff\x00\x00\x00abcd")
     data = whole(broken)
     assert reason_of(data) is None
-    assert read_image(walk(data, WANTED)).columns == 6
+    assert read_image(parse(data, WANTED)).columns == 6
 
 
 def test_damage_inside_a_sequence_that_is_wanted_is_damage() -> None:
@@ -251,7 +251,7 @@ def test_what_reaches_past_the_file_is_damage(broken: bytes) -> None:
 def test_a_sequence_without_its_end_is_damage() -> None:
     data = dicom({}) + dataset(mr(PixelData=None))
     data += b"\x40\x00\x75\x02SQ\0\0" + UNDEFINED + item(b"")
-    assert walk(data, WANTED).dataset.damaged
+    assert parse(data, WANTED).dataset.damaged
 
 
 def test_a_sequence_ends_where_it_says() -> None:
@@ -263,7 +263,7 @@ def test_a_sequence_ends_where_it_says() -> None:
         element(0x00400275, "SQ", items + sequence_end(), undefined=True),
         element(0x00400275, "SQ", items + sequence_end()),
     ):
-        walked = walk(whole(value), WANTED)
+        walked = parse(whole(value), WANTED)
         assert not walked.dataset.damaged
         assert read_image(walked).modality == "MR"
 
@@ -272,24 +272,24 @@ def test_a_sequence_ends_where_it_says() -> None:
 def test_bytes_too_few_for_an_element_are_damage(cut: int) -> None:
     """A header that ends in the middle of an element, at any of its bytes."""
     data = dicom({}) + dataset(mr(PixelData=None)) + element(0x00291010, "OB", b"")[:cut]
-    assert walk(data, WANTED).dataset.damaged
+    assert parse(data, WANTED).dataset.damaged
     assert reason_of(data) is Reason.CORRUPT_FILE
 
 
 def test_a_header_that_ends_between_elements_is_no_damage_but_has_no_pixels() -> None:
-    walked = walk(dicom({}) + dataset(mr(PixelData=None)), WANTED)
+    walked = parse(dicom({}) + dataset(mr(PixelData=None)), WANTED)
     assert not walked.dataset.damaged
     assert walked.pixel_data is None
 
 
 def test_what_was_read_before_the_damage_stands() -> None:
-    walked = walk(dicom(mr())[:-100], WANTED)
+    walked = parse(dicom(mr())[:-100], WANTED)
     assert walked.dataset.damaged
     assert (study_uid(walked), series_uid(walked)) == ("1.2.3", "1.2.3.1")
 
 
 def test_only_what_is_wanted_is_kept() -> None:
-    walked = walk(dicom(mr()), {SERIES_UID: b"UI"})
+    walked = parse(dicom(mr()), {SERIES_UID: b"UI"})
     assert list(walked.dataset.values) == [SERIES_UID]
     assert walked.dataset.values[SERIES_UID] == (b"UI", b"1.2.3.1\0")
 
@@ -358,7 +358,7 @@ def test_headers_are_read_as_pydicom_wrote_them(header: Dataset, syntax: str) ->
     header.file_meta.MediaStorageSOPClassUID, header.file_meta.MediaStorageSOPInstanceUID = "1.2", "1.3"
     stream = io.BytesIO()
     dcmwrite(stream, header, enforce_file_format=True)
-    walked = walk(stream.getvalue(), WANTED)
+    walked = parse(stream.getvalue(), WANTED)
     assert walked.refusal is None
     assert not walked.dataset.damaged
     assert walked.transfer_syntax == syntax

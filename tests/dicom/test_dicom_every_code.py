@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from raw_dicom import AXIAL, dicom, encapsulated, image, mr, read_files, series
 
-from spine_engine.dicom import Limits, RefusedFile, RoleOverrides, discover, reading
+from spine_engine.dicom import Limits, RefusedFile, RoleOverrides, WorkUnit, discover, reading
 from spine_engine.errors import Reason, Warn
 from spine_engine.study import Role, Study
 
@@ -25,18 +25,18 @@ REASONS: dict[str, Callable[[Path], Told]] = {}
 WARNINGS: dict[str, Callable[[Path], tuple[Warn, ...]]] = {}
 
 REASONS_ELSEWHERE = {
-    "gap_at_level": "run/test_run_walk.py",
-    "not_localized": "run/test_run_walk.py",
+    "gap_at_level": "pipeline/test_unit_worker.py",
+    "not_localized": "pipeline/test_unit_worker.py",
     "worker_died": "run/test_run_shared_models.py",
-    "internal_error": "run/test_run_walk.py",
+    "internal_error": "pipeline/test_unit_worker.py",
 }
 WARNINGS_ELSEWHERE = {
     "level_interpolated": "detection/test_detect.py",
-    "level_not_covered": "run/test_run_walk.py",
+    "level_not_covered": "pipeline/test_unit_worker.py",
     "low_confidence": "detection/test_detect.py",
     "series_disagree": "detection/test_numbering.py",
     "transitional_anatomy": "detection/test_numbering.py",
-    "whole_study_grader": "run/test_run_walk.py",
+    "whole_study_grader": "pipeline/test_unit_worker.py",
 }
 
 
@@ -144,7 +144,7 @@ def not_a_regular_file(root: Path) -> Told:
 @reason
 def unreadable(root: Path) -> Told:
     """A file that was gone when it was to be read."""
-    unit = reading.WorkUnit(".", (reading.FileEntry("gone", 1),))
+    unit = reading.WorkUnit(".", (reading.InputFile("gone", 1),))
     return None, [], [file.reason for file in reading.read_unit(root, unit).refused]
 
 
@@ -253,6 +253,14 @@ def role_overridden(root: Path) -> tuple[Warn, ...]:
     return warnings_of(root, series(), overrides=stated)
 
 
+def file_unreadable(root: Path) -> tuple[Warn, ...]:
+    study_of(root, series(), series(**T1), series(**AX))
+    (unit,) = (found for found in discover(root) if isinstance(found, WorkUnit))
+    (root / unit.files[0].path).unlink()  # the first slice: the others have no gap
+    (study,) = reading.read_unit(root, unit).studies
+    return study.warnings
+
+
 def no_sagittal_t1(root: Path) -> tuple[Warn, ...]:
     return study_of(root, series(), series(**AX)).warnings
 
@@ -273,7 +281,7 @@ def study_of(root: Path, *groups: dict[str, bytes]) -> Study:
 
 WARNING_CASES: Sequence[Callable[[Path], tuple[Warn, ...]]] = (
     gap, uneven, dup_position, dup_file, slice_dropped, mixed_matrix, series_refused, frame_of_reference,
-    role_overridden, no_sagittal_t1, no_sagittal_t2, no_axial_t2,
+    role_overridden, no_sagittal_t1, no_sagittal_t2, no_axial_t2, file_unreadable,
 )  # fmt: skip
 
 

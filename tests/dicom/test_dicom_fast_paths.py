@@ -17,7 +17,7 @@ from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
 from spine_engine.dicom import Limits, WorkUnit, discover, elements, files, pixels, read_unit
-from spine_engine.dicom.elements import Walked, walk
+from spine_engine.dicom.elements import ParsedFile, parse
 from spine_engine.dicom.header import WANTED, read_image
 from spine_engine.errors import StudyError
 
@@ -31,7 +31,7 @@ def with_nested(ds: Dataset, index: int) -> None:
     ds.ImageComments = "y" * index
 
 
-def seen(walked: Walked) -> tuple[Any, ...]:
+def seen(walked: ParsedFile) -> tuple[Any, ...]:
     place = walked.pixel_data and (walked.pixel_data.start, walked.pixel_data.length, walked.pixel_data.encapsulated)
     return (str(walked.dataset), str(walked.meta), walked.transfer_syntax, place, str(walked.refusal))
 
@@ -55,14 +55,14 @@ def test_the_quick_walk_sees_what_the_thorough_one_sees(
             for _ in range(damage.choice((1, 3))):
                 broken[damage.randrange(132, min(len(broken), 1300))] = damage.choice((0, 0xFE, 0xFF, 0x10, 0xE0))
             cases.append(bytes(broken))
-    quick = [seen(walk(data, WANTED)) for data in cases]
+    quick = [seen(parse(data, WANTED)) for data in cases]
     monkeypatch.setattr(elements, "_SHORT_LENGTHS", 1 << 40)  # no limit is that high: every element goes the long way
-    assert quick == [seen(walk(data, WANTED)) for data in cases]
+    assert quick == [seen(parse(data, WANTED)) for data in cases]
 
 
 def test_the_quick_walk_keeps_the_header_limit(tmp_path: Path) -> None:
     path = write(tmp_path / "a", datasets(T2.but(extra={"ImageComments": "x" * 5_000}))[0])
-    assert walk(path.read_bytes(), WANTED, Limits(header_bytes=4_000)).refusal is not None
+    assert parse(path.read_bytes(), WANTED, Limits(header_bytes=4_000)).refusal is not None
 
 
 def item(value: bytes) -> bytes:
@@ -117,7 +117,7 @@ def test_values_in_place_are_the_values(tmp_path: Path, bits: int, signed: bool,
     ds = datasets(T2)[0]
     ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, int(signed)
     ds.PixelData = stored.astype("<u2").tobytes()
-    walked = walk(write(tmp_path / "a", ds).read_bytes(), WANTED)
+    walked = parse(write(tmp_path / "a", ds).read_bytes(), WANTED)
     assert walked.pixel_data is not None
     (values,) = pixels.frames(read_image(walked), walked.pixel_data)
     assert isinstance(values, np.ndarray)
@@ -129,7 +129,7 @@ def test_values_in_place_are_the_values(tmp_path: Path, bits: int, signed: bool,
 def test_a_view_never_keeps_a_large_file_for_a_few_pixels(tmp_path: Path, junk: int, in_place: bool) -> None:
     (path,) = write_series(tmp_path, T2.but(offsets_mm=(0.0,), rows=128, columns=128))
     data = path.read_bytes() + bytes(junk)
-    walked = walk(data, WANTED)
+    walked = parse(data, WANTED)
     assert walked.pixel_data is not None
     (values,) = pixels.frames(read_image(walked), walked.pixel_data)
     assert isinstance(values, np.ndarray)

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from raw_dicom import BIG, IMPLICIT, SAGITTAL, dicom, image_of, mr
 
-from spine_engine.dicom.elements import walk
-from spine_engine.dicom.header import WANTED, Frame, check_is_image, read_image, study_uid
+from spine_engine.dicom.elements import parse
+from spine_engine.dicom.header import WANTED, FrameHeader, check_is_image, read_image, study_uid
 from spine_engine.errors import Reason, StudyError
 
 
-def frame_of(**changes: Any) -> Frame:
+def frame_of(**changes: Any) -> FrameHeader:
     return image_of(**changes).frames[0]
 
 
@@ -91,7 +91,11 @@ def test_fat_suppression_is_told_by_options(option: str, keyword: str) -> None:
         ("position_mm", {"ImagePositionPatient": "1\\2\\inf"}, None),
         ("position_mm", {"ImagePositionPatient": "1\\2\\1e12"}, None),
         ("position_mm", {"ImagePositionPatient": "1\\2\\-1e12"}, None),
-        ("position_mm", {"ImagePositionPatient": "1\\2\\9.9e11"}, (1.0, 2.0, 9.9e11)),
+        ("position_mm", {"ImagePositionPatient": "1\\2\\1e5"}, (1.0, 2.0, 1e5)),
+        ("position_mm", {"ImagePositionPatient": "1\\2\\-100001"}, None),
+        ("spacing_mm", {"PixelSpacing": "100\\100"}, (100.0, 100.0)),
+        ("spacing_mm", {"PixelSpacing": "0.5\\101"}, None),
+        ("spacing_mm", {"PixelSpacing": "1e7\\1e7"}, None),
         ("position_mm", {"ImagePositionPatient": "1\\2\\x"}, None),
         ("position_mm", {"ImagePositionPatient": "1\\\\3"}, None),
         ("position_mm", {"ImagePositionPatient": " 1 \\ 2 \\ 3 "}, (1.0, 2.0, 3.0)),
@@ -250,7 +254,7 @@ def test_one_frame_with_groups_is_one_frame() -> None:
 
 def reason_of(meta_class: str = "", **changes: Any) -> Reason | None:
     try:
-        check_is_image(walk(dicom(mr(**changes), meta_class=meta_class), WANTED))
+        check_is_image(parse(dicom(mr(**changes), meta_class=meta_class), WANTED))
     except StudyError as error:
         return error.reason
     return None
@@ -307,9 +311,9 @@ def test_a_file_without_pixels(changes: dict[str, Any], reason: Reason) -> None:
 
 @pytest.mark.parametrize(("uid", "key"), [("1" * 64, "1" * 64), ("1" * 65, ""), ("", ""), (" 1.2 ", "1.2")])
 def test_study_uids_have_at_most_64_characters(uid: str, key: str) -> None:
-    assert study_uid(walk(dicom(mr(StudyInstanceUID=uid)), WANTED)) == key
+    assert study_uid(parse(dicom(mr(StudyInstanceUID=uid)), WANTED)) == key
 
 
 def test_text_of_any_bytes_is_text() -> None:
-    walked = walk(dicom(mr(PatientName=b"\xff\xfe\x80^\xc3 \0")), WANTED)
+    walked = parse(dicom(mr(PatientName=b"\xff\xfe\x80^\xc3 \0")), WANTED)
     assert read_image(walked).patient[2] == "ÿþ\x80^Ã"

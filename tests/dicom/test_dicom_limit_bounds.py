@@ -30,7 +30,7 @@ from raw_dicom import (
 
 from spine_engine.dicom import Limits, RefusedFile, WorkUnit, discover
 from spine_engine.dicom import files as files_module
-from spine_engine.dicom.elements import walk
+from spine_engine.dicom.elements import parse
 from spine_engine.dicom.files import read_file
 from spine_engine.dicom.header import WANTED, check_is_image, read_image
 from spine_engine.errors import Reason, StudyError
@@ -41,7 +41,7 @@ SYNTAXES = (EXPLICIT, IMPLICIT, BIG, DEFLATED, RLE, J2K)
 def outcome(data: bytes, **limits: int) -> Reason | None:
     """Why a file is refused under limits, None when its header is read."""
     try:
-        walked = walk(data, WANTED, Limits(**limits))
+        walked = parse(data, WANTED, Limits(**limits))
         check_is_image(walked)
         read_image(walked, Limits(**limits))
     except StudyError as error:
@@ -230,12 +230,14 @@ def test_a_read_that_comes_in_pieces_is_whole(tmp_path: Path, monkeypatch: pytes
     assert read_file(tmp_path / "a", first_bytes=33) == bytes(range(33))
 
 
-def test_a_file_that_shrank_ends_where_it_ends(tmp_path: Path) -> None:
+def test_a_file_that_shrank_is_unreadable(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(50))
     opened = next(files_module.open_ahead([str(tmp_path / "a")]))
     assert isinstance(opened, files_module.OpenFile)
     (tmp_path / "a").write_bytes(bytes(20))
-    assert opened.read() == bytes(20)
+    with pytest.raises(StudyError) as caught:
+        opened.read()
+    assert caught.value.reason is Reason.UNREADABLE
 
 
 def test_a_file_that_cannot_be_read_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +256,7 @@ def test_a_file_that_cannot_be_read_is_unreadable(tmp_path: Path, monkeypatch: p
     ("make", "reason"),
     [
         (lambda path: path.write_bytes(b""), Reason.NOT_AN_IMAGE),
-        (lambda path: path.mkdir(), Reason.NOT_A_REGULAR_FILE),
+        (lambda path: path.mkdir(), Reason.UNREADABLE),
         (lambda path: path.symlink_to("/etc/hostname"), Reason.NOT_A_REGULAR_FILE),
         (lambda path: files_module.os.mkfifo(path), Reason.NOT_A_REGULAR_FILE),
         (lambda path: None, Reason.UNREADABLE),

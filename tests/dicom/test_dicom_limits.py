@@ -9,7 +9,7 @@ import pytest
 from dicom_builder import EXPLICIT, T2, datasets, enhanced, write, write_series
 
 from spine_engine.dicom import Limits, UnitReading, WorkUnit, discover, read_unit
-from spine_engine.dicom.elements import walk
+from spine_engine.dicom.elements import parse
 from spine_engine.dicom.files import read_file
 from spine_engine.dicom.header import WANTED, check_is_image, read_image
 from spine_engine.errors import Reason, StudyError
@@ -57,7 +57,7 @@ def test_a_declared_giant_takes_no_memory(tmp_path: Path) -> None:
     data = read_file(path)
     tracemalloc.start()
     with pytest.raises(StudyError) as caught:
-        read_image(walk(data, WANTED))
+        read_image(parse(data, WANTED))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert caught.value.reason is Reason.TOO_LARGE
@@ -67,5 +67,5 @@ def test_a_declared_giant_takes_no_memory(tmp_path: Path) -> None:
 def test_more_sequence_items_than_frames_are_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "e.dcm", enhanced(T2), EXPLICIT)
     with pytest.raises(StudyError) as caught:
-        check_is_image(walk(path.read_bytes(), WANTED, Limits(frames=7)))
+        check_is_image(parse(path.read_bytes(), WANTED, Limits(frames=7)))
     assert caught.value.reason is Reason.TOO_LARGE

@@ -26,7 +26,7 @@ from dicom_builder import (
 from pydicom.encaps import encapsulate
 
 from spine_engine.dicom import pixels
-from spine_engine.dicom.elements import walk
+from spine_engine.dicom.elements import parse
 from spine_engine.dicom.header import WANTED, read_image
 from spine_engine.errors import Reason
 from spine_engine.study import Study
@@ -90,7 +90,7 @@ def test_side_by_side_blocks_are_two_stacks(tmp_path: Path) -> None:
 def test_equals_pydicom(tmp_path: Path, syntax: str) -> None:
     """Values in every encoding, against pydicom's own parser, and against its pixels where it has a decoder."""
     path = write_series(tmp_path, T2.but(syntax=syntax, extra={"RescaleSlope": 1.5, "EchoNumbers": 2}))[3]
-    walked = walk(path.read_bytes(), WANTED)
+    walked = parse(path.read_bytes(), WANTED)
     ours, theirs = read_image(walked), pydicom.dcmread(path)
     frame = ours.frames[0]
     assert frame.position_mm == pytest.approx(tuple(theirs.ImagePositionPatient))

@@ -23,7 +23,7 @@ from raw_dicom import (
 )
 
 from spine_engine.dicom import pixels
-from spine_engine.dicom.elements import walk
+from spine_engine.dicom.elements import parse
 from spine_engine.dicom.header import WANTED, read_image
 from spine_engine.errors import Reason, StudyError
 
@@ -83,7 +83,7 @@ OTHERS = (".1.98", ".4.52", ".4.92", ".4.100", ".4.102", ".4.103", ".4.106", ".4
 def test_transfer_syntaxes(end: str, known: bool) -> None:
     syntax = "1.2.840.10008.1.2" + end
     data = dicom(mr(), syntax if syntax in NATIVE else EXPLICIT, said=syntax)
-    header = read_image(walk(data, WANTED))
+    header = read_image(parse(data, WANTED))
     assert (header.transfer_syntax, header.rows) == (syntax, 8)
     if known:
         assert pixels.check_decodable(header) is None
@@ -129,7 +129,7 @@ def test_frames_follow_one_another() -> None:
 def test_a_frame_that_is_not_wholly_there_is_corrupt(missing: int, whole: int) -> None:
     """Nothing is made up in its place; the frames before it stand."""
     data = np.stack([image(i) for i in range(3)]).tobytes()
-    walked = walk(dicom(mr(NumberOfFrames=3, PixelData=data))[: -missing or None], WANTED)
+    walked = parse(dicom(mr(NumberOfFrames=3, PixelData=data))[: -missing or None], WANTED)
     assert walked.pixel_data is not None
     frames = list(pixels.frames(read_image(walked), walked.pixel_data))
     for i, found in enumerate(frames):
@@ -152,7 +152,7 @@ def test_what_follows_the_pixels_is_none(length: int, whole: bool) -> None:
     data = (
         dicom(mr(PixelData=None)) + b"\xe0\x7f\x10\0OW\0\0" + struct.pack("<L", length) + image(0).tobytes() + bytes(99)
     )
-    walked = walk(data, WANTED)
+    walked = parse(data, WANTED)
     assert walked.pixel_data is not None
     (found,) = pixels.frames(read_image(walked), walked.pixel_data)
     assert isinstance(found, np.ndarray) is whole
@@ -163,7 +163,7 @@ def test_more_pixels_than_declared_are_left_alone() -> None:
 
 
 def test_native_pixels_of_undefined_length_are_corrupt() -> None:
-    walked = walk(dicom(mr(PixelData=encapsulated(image(0).tobytes())), RLE, said=EXPLICIT), WANTED)
+    walked = parse(dicom(mr(PixelData=encapsulated(image(0).tobytes())), RLE, said=EXPLICIT), WANTED)
     assert walked.pixel_data is not None
     assert walked.pixel_data.encapsulated
     (found,) = pixels.frames(read_image(walked), walked.pixel_data)

@@ -345,8 +345,68 @@ def test_tables_are_found_beside_and_inside_the_input_the_inner_one_counts(tmp_p
     (root / "b_series_descriptions.csv").write_text(head + "1,2,sagittal t2\n")
     (root / "other.csv").write_text("nothing")
     (root / "deeper").mkdir()
+    (root / "1").mkdir()
     (root / "deeper" / "c_series_descriptions.csv").write_text(head + "1,2,axial t2\n")
-    assert RoleOverrides.find(root).roles == {("1", "2"): Role.SAGITTAL_T2, ("1", "3"): Role.AXIAL_T2}
+    found = RoleOverrides.find(root)
+    assert found.roles == {("1", "2"): Role.SAGITTAL_T2, ("1", "3"): Role.AXIAL_T2}
+    assert found.tables == tuple(f"{name}_series_descriptions.csv" for name in ("train", "a", "b"))
+    assert found.left_out == {}
+
+
+@pytest.mark.parametrize("place", ["beside", "inside"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"study_id,series_id\n1,2\n",
+        b"study_id,series_id,role\n1,2,sideways\n",
+        b"\xff\xfe",
+        b"a\x00,b\n",
+        b'"' * 140_000,
+    ],
+    ids=["empty", "no role", "a strange role", "no text", "a null", "a field without an end"],
+)
+def test_a_found_table_that_cannot_be_read_is_told_and_left_out(tmp_path: Path, place: str, content: bytes) -> None:
+    root = tmp_path / "in"
+    (root / "1").mkdir(parents=True)
+    (root / "good_series_descriptions.csv").write_text("study_id,series_id,role\n1,2,axial t2\n")
+    name = "bad_series_descriptions.csv"
+    ((tmp_path if place == "beside" else root) / name).write_bytes(content)
+    found = RoleOverrides.find(root)
+    assert found.roles == {("1", "2"): Role.AXIAL_T2}
+    assert list(found.left_out) == [name]
+    assert name in found.left_out[name]
+    with pytest.raises(UsageError):
+        RoleOverrides.from_csv((tmp_path if place == "beside" else root) / name)
+
+
+@pytest.mark.parametrize("name", ["1", "7"])
+def test_a_table_beside_the_input_counts_only_for_its_own_studies(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "in"
+    (root / name).mkdir(parents=True)
+    table = tmp_path / "x_series_descriptions.csv"
+    table.write_text("study_id,series_id,role\n1,2,axial t2\n")
+    found = RoleOverrides.find(root)
+    assert found.roles == ({("1", "2"): Role.AXIAL_T2} if name == "1" else {})
+    assert list(found.left_out) == ([] if name == "1" else [table.name])
+    assert RoleOverrides.find(root / name).roles == {}
+
+
+def test_a_table_beside_the_input_counts_for_the_study_that_its_files_name(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    (tmp_path / "x_series_descriptions.csv").write_text("study_id,series_id,role\n1.2.3,2,axial t2\n")
+    for path, data in series().items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(data)
+    assert RoleOverrides.find(root).roles == {("1.2.3", "2"): Role.AXIAL_T2}
+
+
+def test_a_link_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.csv").write_text("study_id,series_id,role\n1,2,axial t2\n")
+    root = tmp_path / "in"
+    (root / "1").mkdir(parents=True)
+    (root / "x_series_descriptions.csv").symlink_to(tmp_path / "elsewhere.csv")
+    assert RoleOverrides.find(root).roles == {}
 
 
 def test_a_table_is_used_when_files_are_read(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from raw_dicom import EXPLICIT, RLE, dicom, encapsulated, image, mr, read_files, rle16, series
 
-from spine_engine.dicom import FileEntry, Limits, RefusedFile, UnitReading, WorkUnit, read_unit, reading
+from spine_engine.dicom import InputFile, Limits, RefusedFile, UnitReading, WorkUnit, read_unit, reading
 from spine_engine.dicom.discovery import printable_uid
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.study import Role, Study
@@ -26,17 +26,17 @@ def only(read: UnitReading) -> Study:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that moves one second whenever the header of a file is walked."""
+    """A clock that moves one second whenever the header of a file is parsed."""
     time = SimpleNamespace(now=100.0)
     time.monotonic = lambda: time.now
-    walk = reading.walk
+    parse = reading.parse
 
     def slowly(*arguments: Any) -> Any:
         time.now += 1.0
-        return walk(*arguments)
+        return parse(*arguments)
 
     monkeypatch.setattr(reading, "time", time)
-    monkeypatch.setattr(reading, "walk", slowly)
+    monkeypatch.setattr(reading, "parse", slowly)
     return time
 
 
@@ -223,7 +223,7 @@ def test_a_unit_of_several_studies_is_split(tmp_path: Path) -> None:
 def test_files_are_taken_in_the_order_of_their_names(tmp_path: Path) -> None:
     for name, uid in (("c", "1"), ("b", "1"), ("a", "2")):
         (tmp_path / name).write_bytes(dicom(mr(StudyInstanceUID=uid)))
-    unit = WorkUnit(".", tuple(FileEntry(name, 1) for name in "cba"))
+    unit = WorkUnit(".", tuple(InputFile(name, 1) for name in "cba"))
     parts = read_unit(tmp_path, unit).split
     assert [(part.study_id, [file.path for file in part.files]) for part in parts] == [("2", ["a"]), ("1", ["b", "c"])]
 

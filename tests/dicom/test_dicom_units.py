@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from raw_dicom import dicom, mr
 
-from spine_engine.dicom import FileEntry, Limits, RefusedFile, WorkUnit, discover, discovery, files
+from spine_engine.dicom import InputFile, Limits, RefusedFile, WorkUnit, discover, discovery, files
 from spine_engine.errors import Reason, UsageError
 
 DICOM = dicom(mr())
@@ -219,7 +219,7 @@ def test_an_id_that_is_no_uid_is_hashed(tmp_path: Path) -> None:
 
 
 def test_the_digest_is_of_paths_and_sizes() -> None:
-    unit = WorkUnit("k", (FileEntry("a/1", 5), FileEntry("b", 60)), "1.2")
+    unit = WorkUnit("k", (InputFile("a/1", 5), InputFile("b", 60)), "1.2")
     assert unit.digest == hashlib.sha256(b"a/1\x005\nb\x0060\n").hexdigest()
 
 

@@ -17,21 +17,27 @@ pytest.importorskip("onnxscript", reason="needs the export extra: no export is s
 from typer.testing import CliRunner  # noqa: E402
 
 from spine_engine.bundle import Bundle, packaged_folder, write_manifest  # noqa: E402
+from spine_engine.bundle.manifest import DetectorEntry  # noqa: E402
 from spine_engine.detection.levels import Detection  # noqa: E402
 from spine_engine.errors import BackendError, UsageError  # noqa: E402
-from spine_engine.manifest import DetectorEntry  # noqa: E402
-from spine_engine.opened import OpenModels  # noqa: E402
 from spine_engine.options import RunOptions  # noqa: E402
-from spine_engine.parity import grader_inputs, phantom_samples  # noqa: E402
+from spine_engine.phantom.samples import phantom_samples  # noqa: E402
+from spine_engine.pipeline.models import PipelineModels  # noqa: E402
+from spine_engine.pipeline.parity import grader_inputs  # noqa: E402
+from spine_export import bundle as bundle_room  # noqa: E402
 from spine_export import parts, precisions  # noqa: E402
 from spine_export.__main__ import app  # noqa: E402
-from spine_export.bundle import write_bundle  # noqa: E402
 from spine_export.int8 import quantize  # noqa: E402
 from spine_export.onnx import SPINENET_FACES  # noqa: E402
 from spine_export.precisions import opened, prove  # noqa: E402
-from spine_export.sources import Card, PipelineConfig, SpineNetFiles  # noqa: E402
+from spine_export.sources import BundleRecipe, Card, PipelineConfig, SpineNetFiles  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import Grader, GraderConfig  # noqa: E402
+
+
+def write_bundle(out, say=print, **given):
+    return bundle_room.write_bundle(out, BundleRecipe(**given), say=say)
+
 
 TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16), coordinates=False)
 DESCRIBED = {"backbone": "narrow_conv_8", "shape": [8, 12, 16], "spacing_mm": [2, 2, 2], "offset_mm": [0, 18, 0]}
@@ -204,8 +210,8 @@ def test_spinenets_networks_make_a_detector(files, tmp_path, monkeypatch):
     assert set(asked) == {3}, "all three answer together"
     assert len(models.detector.output_channels) == 13
     assert models.vertebra_context.profile.largest == (16, 1, 1024, 24)
-    all_three = OpenModels(bundle, RunOptions(precision="f32"))
-    found = all_three.find_levels(phantom_samples(1)[0].sagittal)  # a random convolution finds nothing
+    all_three = PipelineModels(bundle, RunOptions(precision="f32"))
+    found = all_three.find_levels(phantom_samples(1)[0].study.sagittal_stacks)  # a random convolution finds nothing
     assert {disc.source for disc in found.levels.values()} == {"prior"}
     all_three.close()
 
@@ -269,9 +275,9 @@ def test_the_shipped_grader_passes_in_int8_and_runs_so_only_when_asked_for(tmp_p
     models = replace(manifest.models, grader=proven["grader"])
     write_manifest(tmp_path, replace(manifest, models=models))
     bundle = Bundle.open(tmp_path)
-    by_itself = OpenModels(bundle, RunOptions())
+    by_itself = PipelineModels(bundle, RunOptions())
     assert by_itself.devices["grader"].precision == "f32"
-    asked = OpenModels(bundle, RunOptions(precision="int8"))
+    asked = PipelineModels(bundle, RunOptions(precision="int8"))
     assert asked.devices["grader"].precision == "int8"
     assert asked.devices["detector"].precision != "int8"
     by_itself.close()

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from spine_engine.bundle import Bundle
 from spine_engine.errors import UsageError
-from spine_engine.parity import Parity
+from spine_engine.pipeline.parity import Parity
 from spine_export import __main__ as command
 from spine_export.sources import PipelineConfig, SpineNetFiles
 
@@ -91,7 +91,7 @@ def test_a_bundle_is_written_from_what_was_given(tmp_path, monkeypatch):
     (tmp_path / "b" / "m").write_bytes(b"x" * 3_000_000)
     (tmp_path / "card.json").write_text('{"licence": "CC0"}')
     (tmp_path / "d.json").write_text('{"shape": [8, 12, 16]}')
-    monkeypatch.setattr(command, "write_bundle", lambda out, **given: (asked.append(given), Bundle.open())[1])
+    monkeypatch.setattr(command, "write_bundle", lambda out, recipe: (asked.append(vars(recipe)), Bundle.open())[1])
     words = ["bundle", "--out", str(tmp_path / "b"), "--name", "mine", "--version", "2", "--int8", "--phantoms", "3"]
     words += ["--vfr", "v", "--appearance", "a", "--context", "c", "--grader", "g", "--whole-study", "w"]
     words += ["--card", str(tmp_path / "card.json"), "--whole-study-described", str(tmp_path / "d.json")]

@@ -19,12 +19,12 @@ pytest.importorskip("onnxscript", reason="needs the export extra: no export is s
 from spine_engine.backends import cache as cache_room  # noqa: E402
 from spine_engine.bundle import Bundle, file_facts, write_manifest  # noqa: E402
 from spine_engine.errors import BackendError, BundleError, Reason, StudyError, UsageError  # noqa: E402
-from spine_engine.parity import LevelParity, Parity  # noqa: E402
+from spine_engine.pipeline.parity import LevelParity, Parity  # noqa: E402
 from spine_export import bundle as bundle_room  # noqa: E402
 from spine_export import engines as engines_room  # noqa: E402
 from spine_export import precisions  # noqa: E402
 from spine_export.pipelines import open_grader  # noqa: E402
-from spine_export.sources import Card, PipelineConfig, SpineNetFiles  # noqa: E402
+from spine_export.sources import BundleRecipe, Card, PipelineConfig, SpineNetFiles  # noqa: E402
 from spine_export.verify import TOLERANCES, WAYS, Difference, agrees  # noqa: E402
 
 ENTRY = Bundle.open().grader
@@ -218,9 +218,9 @@ def bundle_with(tmp_path, passed, files):
 
 
 def manifest_file(path):
-    from spine_engine.manifest import FileEntry
+    from spine_engine.bundle.manifest import ModelFile
 
-    return FileEntry(**file_facts(path))
+    return ModelFile(**file_facts(path))
 
 
 def test_engines_are_built_of_every_file_whose_precision_passed(built, tmp_path):
@@ -340,7 +340,7 @@ FILES = SpineNetFiles(vfr=Path("v"), appearance=Path("a"), context=Path("c"))
 )
 def test_what_makes_no_bundle_is_refused_before_anything_is_read(tmp_path, given, message):
     with pytest.raises(UsageError, match=message):
-        bundle_room.write_bundle(tmp_path / "b", **GIVEN, **given)
+        bundle_room.write_bundle(tmp_path / "b", BundleRecipe(**GIVEN, **given))
     assert not list(tmp_path.iterdir())
 
 

@@ -14,13 +14,18 @@ pytest.importorskip("timm_3d", reason="needs the train extra: no export is shown
 from spine_engine.anatomy import CONDITIONS  # noqa: E402
 from spine_engine.backends import open_backend  # noqa: E402
 from spine_engine.bundle import Bundle  # noqa: E402
+from spine_engine.bundle.manifest import Calibration  # noqa: E402
 from spine_engine.errors import BundleError, UsageError  # noqa: E402
-from spine_engine.manifest import Calibration  # noqa: E402
-from spine_export.bundle import write_bundle  # noqa: E402
+from spine_export import bundle as bundle_room  # noqa: E402
 from spine_export.parts import grader_part  # noqa: E402
-from spine_export.sources import Card  # noqa: E402
+from spine_export.sources import BundleRecipe, Card  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 from spine_training.grader.model import MIRRORED_HEADS, WHOLE_STUDY, Grader, GraderConfig, save_grader  # noqa: E402
+
+
+def write_bundle(out, say=print, **given):
+    return bundle_room.write_bundle(out, BundleRecipe(**given), say=say)
+
 
 PARITY = 1e-4
 TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16))

@@ -15,8 +15,8 @@ onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is 
 from torch import nn  # noqa: E402
 
 from spine_engine.backends import Profile, open_backend  # noqa: E402
+from spine_engine.bundle.manifest import ModelEntry, TensorEntry  # noqa: E402
 from spine_engine.errors import BackendError, UsageError  # noqa: E402
-from spine_engine.manifest import ModelEntry, TensorEntry  # noqa: E402
 from spine_export import int8, verify  # noqa: E402
 from spine_export.half import narrowed  # noqa: E402
 from spine_export.verify import TorchRunner  # noqa: E402

@@ -31,8 +31,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 BUILD = ROOT / "build" / "mutants"
 SAMPLED = (
-    r"engine/spine_engine/((anatomy|bundle|engine|ledger|manifest|results|runner)\.py|(dicom|detection|scheduler)/.*"
-    r"|voxels/(placement|ready|reference|window)\.py)|training/spine_training/(metric|evaluation/calibration)\.py"
+    r"engine/spine_engine/((anatomy|engine|results)\.py|bundle/(bundle|manifest|strict_json)\.py"
+    r"|run/(dispatcher|ledger|run)\.py|(dicom|detection|scheduler)/.*"
+    r"|voxels/(placement|prepared|reference|window)\.py)|training/spine_training/(metric|evaluation/calibration)\.py"
 )
 AT_MOST = 40  # mutants of a change, so that 20 lines take less than 5 minutes
 MUST_NOTICE = 0.92  # of planted faults

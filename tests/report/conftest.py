@@ -59,23 +59,24 @@ def graded(tmp_path_factory):
 
 
 class InThisProcess:
-    """A scheduler without processes: pages are drawn where the test is, one after the other."""
+    """A pool without processes: pages are drawn where the test is, one after the other."""
 
     begun: ClassVar[list[tuple[int, float]]] = []
 
     def __init__(self, factory, *, workers, timeout_s):
         self.begun.append((workers, timeout_s))
-        self._walk = factory()
+        self._worker, _ = factory()
 
     @asynccontextmanager
     async def slot(self):
         yield self
 
-    async def walk(self, unit):
-        return self._walk(unit)
+    async def run(self, task):
+        outcome, _ = self._worker.run(task)
+        return outcome
 
     def close(self):
-        self._walk._reader.close()
+        self._worker._reader.close()
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def in_this_process(monkeypatch):
     from spine_engine.report import write
 
     InThisProcess.begun.clear()
-    monkeypatch.setattr(write, "Scheduler", InThisProcess)
+    monkeypatch.setattr(write, "WorkerPool", InThisProcess)
     return InThisProcess
 
 

@@ -2,8 +2,8 @@
 
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import RoleOverrides
-from spine_engine.ledger import LEDGER_FILE, LedgerReader
 from spine_engine.report.reading import StudySource
+from spine_engine.run.ledger import LEDGER_FILE, LedgerReader
 
 
 def recorded(output):

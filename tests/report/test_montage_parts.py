@@ -8,7 +8,7 @@ import pytest
 from made_space import AXIAL, SAGITTAL, a_series, a_study, oblique, some_levels
 
 from spine_engine.anatomy import Level
-from spine_engine.manifest import GraderEntry, GridEntry, TensorEntry
+from spine_engine.bundle.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.report import montage
 from spine_engine.report.cloud import study_cloud
 from spine_engine.report.ply import point_colours

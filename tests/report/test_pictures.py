@@ -13,8 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import LEVELS, Level
+from spine_engine.bundle.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.dicom import RefusedFile, RoleOverrides, discover, read_unit
-from spine_engine.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.report.content import Picture
 from spine_engine.report.pictures import (
     FORAMEN_MM,

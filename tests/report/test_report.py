@@ -18,16 +18,16 @@ from spine_engine.bundle import Bundle
 from spine_engine.cli import app
 from spine_engine.dicom import RoleOverrides
 from spine_engine.errors import OutputBusyError, OutputError, Reason, UsageError
-from spine_engine.ledger import LEDGER_FILE
-from spine_engine.opened import OpenModel
 from spine_engine.options import RunOptions
-from spine_engine.output import held
+from spine_engine.pipeline.models import TimedModel
+from spine_engine.pipeline.unit_worker import UnitWorker
 from spine_engine.report import reading, write
 from spine_engine.report.page import write_page
 from spine_engine.report.reading import CHANGED, LOST, NO_ROLE, NOT_READ, study_content
-from spine_engine.report.write import page_name, write_report
+from spine_engine.report.write import Moved, page_name, write_report
+from spine_engine.run.folders import locked
+from spine_engine.run.ledger import LEDGER_FILE
 from spine_engine.scheduler import WorkerError
-from spine_engine.walk import StudyWalk
 
 
 def test_a_run_becomes_an_index_and_a_page_for_each_study(output):
@@ -55,12 +55,12 @@ def test_the_grids_on_the_page_are_those_that_the_grader_saw(graded, output, mon
             seen.append(inputs["image"].copy())
         return self._backend.run(inputs)
 
-    monkeypatch.setattr(OpenModel, "run", watched)
+    monkeypatch.setattr(TimedModel, "run", watched)
     bundle = Bundle.open()
-    walk = StudyWalk(
+    worker = UnitWorker(
         graded / "studies", bundle.path, bundle.digest, RunOptions(), RoleOverrides.find(graded / "studies")
     )
-    walk(study.unit)
+    worker.run(study.unit)
     monkeypatch.setattr(reading, "crops", lambda grids, *rest: shown.append(grids.copy()) or {})
     study_content(study, source(graded), run_page=None)
     (grids,), (again,) = seen, shown
@@ -76,7 +76,7 @@ def test_files_that_changed_since_the_run_give_no_pictures(graded, output, tmp_p
     content = study_content(study, source(graded, root=studies), run_page=None)
     assert content.no_pictures == CHANGED
     assert not content.overview
-    assert write_report(output, root=studies, workers=1).without_pictures == 2
+    assert write_report(output, moved=Moved(root=studies), workers=1).without_pictures == 2
 
 
 def test_files_of_another_size_are_not_what_the_run_saw(graded, output, tmp_path):
@@ -121,7 +121,7 @@ def test_without_the_images_every_study_still_has_a_page(graded, output):
     try:
         written = write_report(output)
         assert written.without_pictures == written.studies == record["studies"]["total"]
-        again = write_report(output, root=moved)
+        again = write_report(output, moved=Moved(root=moved))
         assert again.without_pictures == 1
     finally:
         moved.rename(graded / "studies")
@@ -142,14 +142,14 @@ def test_nothing_names_the_patient_unless_asked_and_then_it_is_inert(output):
 
 
 def test_a_study_that_kills_the_process_costs_its_pictures_alone(output, in_this_process, monkeypatch):
-    victim, walk = first_graded(output).result.study_id, in_this_process.walk
+    victim, run = first_graded(output).result.study_id, in_this_process.run
 
-    async def dying(self, unit):
-        if unit.study_id == victim:
+    async def dying(self, task):
+        if task == victim:
             raise WorkerError(Reason.WORKER_DIED)
-        return await walk(self, unit)
+        return await run(self, task)
 
-    monkeypatch.setattr(in_this_process, "walk", dying)
+    monkeypatch.setattr(in_this_process, "run", dying)
     written = write_report(output, workers=1)
     assert (written.studies, written.without_pictures) == (3, 2)
     assert LOST in (output / "report" / "studies" / page_name(victim)).read_text()
@@ -168,7 +168,7 @@ def test_another_bundle_than_the_runs_is_refused(output, tmp_path):
     manifest = folder / "bundle.json"
     manifest.write_text(manifest.read_text() + "\n")
     with pytest.raises(UsageError, match="name the run's with --bundle"):
-        write_report(output, bundle=folder)
+        write_report(output, moved=Moved(bundle=folder))
 
 
 def test_what_is_no_output_folder_is_said(tmp_path):
@@ -201,7 +201,7 @@ def test_results_of_another_version_are_refused(output):
 
 
 def test_a_folder_that_a_run_writes_to_is_busy(output):
-    with held(output), pytest.raises(OutputBusyError):
+    with locked(output), pytest.raises(OutputBusyError):
         write_report(output)
 
 
@@ -213,7 +213,7 @@ def test_a_table_of_series_that_has_moved_can_be_named(output, tmp_path):
         write_report(output)
     table = tmp_path / "table.csv"
     table.write_text("study_id,series_id,series_description\n")
-    assert write_report(output, series_descriptions=table, workers=1).without_pictures == 1
+    assert write_report(output, moved=Moved(series_descriptions=table), workers=1).without_pictures == 1
 
 
 def test_an_interrupted_report_leaves_no_index_and_no_half_page(output):

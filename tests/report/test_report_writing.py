@@ -117,11 +117,11 @@ def test_the_command_passes_on_what_it_was_asked(output, monkeypatch, tmp_path):
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     assert done.output.replace("\n", "") == f"Report: {output}/report/index.html (7 studies; 1.2 s)"
-    named = {"root": Path("in"), "bundle": Path("b"), "series_descriptions": Path("s.csv"), "with_identity": True}
-    assert asked == [(output, {**named, "workers": 3})]
+    moved = write.Moved(root=Path("in"), bundle=Path("b"), series_descriptions=Path("s.csv"))
+    assert asked == [(output, {"moved": moved, "with_identity": True, "workers": 3})]
     done = CliRunner().invoke(app, ["report", str(output), "--json"])
     assert json.loads(done.output) == {
         "index": f"{output}/report/index.html", "studies": 7, "without_pictures": 0, "wall_s": 1.235,
     }  # fmt: skip
-    plain = {"root": None, "bundle": None, "series_descriptions": None, "with_identity": False, "workers": None}
+    plain = {"moved": write.Moved(), "with_identity": False, "workers": None}
     assert asked[1] == (output, plain)

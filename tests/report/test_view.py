@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,11 +15,10 @@ from typer.testing import CliRunner
 from spine_engine.anatomy import LEVELS
 from spine_engine.bundle import Bundle
 from spine_engine.cli import app
-from spine_engine.cli.view import chosen_study
-from spine_engine.dicom import RoleOverrides
-from spine_engine.errors import OutputError, UsageError
-from spine_engine.grading import level_grids
+from spine_engine.dicom import read_study
+from spine_engine.errors import OutputError
 from spine_engine.phantom import write_studies
+from spine_engine.pipeline.level_grids import level_grids
 from spine_engine.report import offscreen
 from spine_engine.report.cloud import study_cloud
 from spine_engine.report.ply import point_colours, write_cloud, write_grid, write_levels
@@ -159,7 +157,7 @@ def test_view_writes_everything_and_keeps_the_terminal_clean(open3d, studies, tm
     assert [line.partition(": ")[0] for line in lines if not line.startswith("no ")] == [str(out / n) for n in names]
     assert sorted(path.name for path in out.iterdir()) == sorted(names)
 
-    study = chosen_study(one_of(studies), None, RoleOverrides.find(one_of(studies)))
+    study = read_study(one_of(studies))
     read = open3d.t.io.read_point_cloud(str(out / "cloud.ply"))
     assert np.array_equal(read.point.positions.numpy(), study_cloud(study).points_mm)
     if not drawn:
@@ -253,13 +251,13 @@ def test_the_montage_shows_the_grid_voxel_by_voxel(studies) -> None:
     from spine_engine.report import montage
 
     entry = Bundle.open().grader
-    study = chosen_study(one_of(studies), None, RoleOverrides.find(one_of(studies)))
+    study = read_study(one_of(studies))
     middle = next(study.with_role(Role.SAGITTAL_T2)).stacks[0].center_mm
     levels = {
         level: replace(entry, center_mm=tuple(middle.tolist()), source="detector")
         for level, entry in some_levels().items()
     }
-    grids, coverage = level_grids(study, disc_levels(levels), entry)
+    grids, coverage = level_grids(study, disc_levels(levels), entry.layout)
     coverage[2, 0] = 0.0  # a channel without a series is left out
     assert coverage[2, 1:].min() > 0.2
     image = np.asarray(montage.montage(grids[2], coverage[2], entry, LEVELS[2], levels[LEVELS[2]]))[..., 0]
@@ -282,7 +280,7 @@ def test_the_montage_shows_the_grid_voxel_by_voxel(studies) -> None:
         top += lines * (round(height) + montage.LABEL_HEIGHT) + 2 * montage.GAP + montage.LABEL_HEIGHT
 
 
-def test_several_studies_are_listed_and_one_can_be_picked(open3d, studies, tmp_path) -> None:
+def test_several_studies_are_listed_and_nothing_is_written(open3d, studies, tmp_path) -> None:
     names = sorted(path.name for path in (studies / "train_images").iterdir())
     ran = CliRunner().invoke(app, ["view", str(studies), "--output", str(tmp_path / "out")])
     assert ran.exit_code == 2
@@ -290,25 +288,6 @@ def test_several_studies_are_listed_and_one_can_be_picked(open3d, studies, tmp_p
     assert "holds 2 studies" in ran.output
     assert all(name in ran.output for name in names)
     assert not (tmp_path / "out").exists()
-    overrides = RoleOverrides.find(studies)
-    assert chosen_study(studies, names[1], overrides).study_id == names[1]
-    with pytest.raises(UsageError, match=f"no study '1.2'.* it has {names[0]}"):
-        chosen_study(studies, "1.2", overrides)
-
-
-def test_studies_mixed_in_one_folder_are_told_apart(studies, tmp_path) -> None:
-    names = sorted(path.name for path in (studies / "train_images").iterdir())
-    for number, path in enumerate(sorted((studies / "train_images").rglob("*.dcm"))):
-        shutil.copy(path, tmp_path / f"{number}.dcm")
-    with pytest.raises(UsageError, match="holds 2 studies"):
-        chosen_study(tmp_path, None, RoleOverrides())
-    assert chosen_study(tmp_path, names[0], RoleOverrides()).study_id == names[0]
-    assert chosen_study(tmp_path, names[1], RoleOverrides()).study_id == names[1]
-
-
-def test_a_folder_without_a_study_is_an_error(tmp_path) -> None:
-    with pytest.raises(UsageError, match="no MR study"):
-        chosen_study(tmp_path, None, RoleOverrides())
 
 
 @pytest.mark.parametrize(("module", "words"), [("open3d", "Open3D cannot be loaded"), ("PIL", "Pillow is missing")])

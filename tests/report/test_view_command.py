@@ -1,5 +1,6 @@
 """``spine-engine view`` step by step, its drawing and its models made up: what it writes, says and refuses."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,10 +9,12 @@ from made_space import a_study, some_levels
 from typer.testing import CliRunner
 
 from spine_engine.anatomy import LEVELS, Level
+from spine_engine.bundle import Bundle
 from spine_engine.cli import app, view
 from spine_engine.errors import StudyError, UsageError
 from spine_engine.report import montage, offscreen, ply
 from spine_engine.study import Study
+from spine_engine.voxels import GridLayout
 
 
 @pytest.fixture
@@ -26,8 +29,8 @@ def made(monkeypatch):
     monkeypatch.setattr(offscreen, "picture", lambda study, levels, path: noted.append(path.name) or state.problem)
     monkeypatch.setattr(offscreen, "window", lambda cloud, levels: noted.append("window") or state.problem)
     monkeypatch.setattr(view, "_detected", lambda study, bundle: (state.detection, state.entry))
-    monkeypatch.setattr(view, "chosen_study", lambda *asked: state.asked.append(asked) or a_study())
-    monkeypatch.setattr("spine_engine.walk.level_results", lambda detection: state.levels)
+    monkeypatch.setattr(view, "_shown_study", lambda *asked: state.asked.append(asked) or a_study())
+    monkeypatch.setattr("spine_engine.pipeline.outcome.level_results", lambda detection: state.levels)
     monkeypatch.setattr(view, "_write_grids", lambda *_, pictures: iter([f"grids, pictures {pictures}"]))
     return state
 
@@ -102,13 +105,17 @@ def test_a_folder_that_cannot_be_written_is_said(made, tmp_path):
 
 def test_a_level_without_a_place_has_no_grid_and_the_others_each_have_one(monkeypatch, tmp_path):
     written = []
-    monkeypatch.setattr("spine_engine.grading.level_grids", lambda *_: (np.zeros((5, 3, 2, 2, 2)), np.ones((5, 3))))
+    monkeypatch.setattr(
+        "spine_engine.pipeline.level_grids.level_grids", lambda *_: (np.zeros((5, 3, 2, 2, 2)), np.ones((5, 3)))
+    )
     monkeypatch.setattr(
         view, "_write_grid", lambda grid, share, entry, level, *_, **__: written.append(level) or iter(())
     )
     sources = dict(zip(LEVELS, ("prior", "detector", "interpolated", "prior", "detector"), strict=True))
     detection = SimpleNamespace(levels={level: SimpleNamespace(source=source) for level, source in sources.items()})
-    lines = list(view._write_grids(a_study(), detection, None, some_levels(), tmp_path, pictures=True))
+    lines = list(
+        view._write_grids(a_study(), detection, SimpleNamespace(layout=None), some_levels(), tmp_path, pictures=True)
+    )
     assert written == [Level.L2_L3, Level.L3_L4, Level.L5_S1]
     assert lines == ["no grid of l1_l2, l4_l5: only the field of view says where they are, the grader does not look"]
 
@@ -118,7 +125,8 @@ def test_a_grid_lies_at_its_offset_from_the_disc_in_the_disc_s_own_frame(monkeyp
     monkeypatch.setattr(ply, "write_grid", lambda path, grid, spec, pose: poses.append((path.name, pose)))
     axes = np.array([[0.0, 0, -1], [0, 1, 0], [1, 0, 0]])
     disc = SimpleNamespace(center_mm=np.array([1.0, 2.0, 3.0]), axes=axes)
-    entry = SimpleNamespace(grid=SimpleNamespace(center_offset_mm=(5.0, 18.0, 7.0), spec="spec"))
+    layout = GridLayout(channels=(), spec="spec", center_offset_mm=(5.0, 18.0, 7.0))
+    entry = SimpleNamespace(grid=SimpleNamespace(spec="spec"), layout=layout)
     grid = np.zeros((2, 3, 4, 5), np.float32)
     grid[0, 1, 1, 1] = grid[1, 1, 1, 1] = grid[1, 2, 2, 2] = 0.5
     (line,) = view._write_grid(
@@ -138,10 +146,13 @@ def test_a_grid_lies_at_its_offset_from_the_disc_in_the_disc_s_own_frame(monkeyp
 
 
 def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(monkeypatch, capsys):
-    bundle = SimpleNamespace(grader="grader")
+    bundle = Bundle(Path(), None, None)
+    monkeypatch.setattr(Bundle, "grader", "grader")
     closed = []
 
     class Models:
+        detector, grader = "detector", None
+
         def __init__(self, *_):
             pass
 
@@ -153,28 +164,20 @@ def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(
         def close(self):
             closed.append(True)
 
-    monkeypatch.setattr("spine_engine.bundle.Bundle.open", lambda folder: bundle)
-    monkeypatch.setattr("spine_engine.opened.OpenModels", Models)
-    monkeypatch.setattr("spine_engine.opened.in_two_stages", lambda *_: False)
+    monkeypatch.setattr(Bundle, "open", lambda folder: bundle)
+    monkeypatch.setattr("spine_engine.pipeline.study_pipeline.PipelineModels", Models)
+    monkeypatch.setattr("spine_engine.pipeline.models.in_two_stages", lambda *_: False)
     assert view._detected(a_study(), None) == (None, None)
     assert "grades without looking for levels" in capsys.readouterr().out
     assert closed == []
-    monkeypatch.setattr("spine_engine.opened.in_two_stages", lambda *_: True)
+    monkeypatch.setattr("spine_engine.pipeline.models.in_two_stages", lambda *_: True)
     assert view._detected(a_study(), None) == ("found", "grader")
     assert view._detected(Study("1", ()), None) == (None, None)
     assert "no levels were looked for (no_sagittal)" in capsys.readouterr().out
     assert closed == [True, True], "the models are closed either way"
 
 
-@pytest.mark.parametrize(("number", "more"), [(10, ""), (11, " and 1 more"), (200, " and 190 more")])
-def test_at_most_ten_studies_are_named(number, more):
-    ids = [f"1.{k:03}" for k in range(number)]
-    assert view._listed(ids) == ", ".join(ids[:10]) + more
-
-
 def test_a_study_of_which_nothing_can_be_shown_is_refused(monkeypatch, tmp_path):
-    unit = SimpleNamespace(study_id="1.2", key="1.2", files=())
-    monkeypatch.setattr(view, "_units", lambda root: iter([unit]))
-    monkeypatch.setattr(view, "_read", lambda root, unit, wanted, overrides: iter([Study("1.2", ())]))
+    monkeypatch.setattr("spine_engine.dicom.one_study.read_study", lambda *_, **__: Study("1.2", ()))
     with pytest.raises(UsageError, match=r"study 1\.2 has no series to show"):
-        view.chosen_study(tmp_path, None, None)
+        view._shown_study(tmp_path, None, None)

@@ -77,13 +77,14 @@ WARNING_TITLES = {
     "no_axial_t2": "No axial T2", "level_interpolated": "Level interpolated", "level_not_covered": "Level not covered",
     "low_confidence": "Low confidence", "series_disagree": "Series disagree on levels",
     "transitional_anatomy": "Transitional anatomy?", "whole_study_grader": "Graded as a whole",
+    "file_unreadable": "Files could not be read",
 }  # fmt: skip
 
 
 def test_every_reason_and_warning_has_its_title():
     assert {str(code): said.title for code, said in words.REASONS.items()} == REASON_TITLES
     assert {str(code): said.title for code, said in words.WARNINGS.items()} == WARNING_TITLES
-    assert (len(Reason), len(Warn)) == (21, 18)
+    assert (len(Reason), len(Warn)) == (21, 19)
 
 
 def test_a_code_of_another_version_keeps_its_name():

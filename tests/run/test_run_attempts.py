@@ -1,16 +1,16 @@
 """How often a study is tried, in what company, and what is held against it."""
 
 import json
-from functools import partial
 
 import pytest
-from fakes import FakeWalk, Hung, discover, no_backend, opened, start, write_exam
+from fakes import FakeWorker, Hung, discover, no_backend, opened, start, write_exam
 
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import BackendError, BundleError, OutputError, Reason
-from spine_engine.ledger import Ledger
-from spine_engine.resources import Resources
-from spine_engine.scheduler import MemoryShare, ModelsLostError, Slot, UnitOutcome
+from spine_engine.pipeline.outcome import UnitOutcome
+from spine_engine.run.ledger import Ledger
+from spine_engine.run.memory import Resources
+from spine_engine.scheduler import MemoryShare, SharedFaultError, WorkerSlot
 
 MIB = 1 << 20
 ALONE = frozenset()
@@ -45,14 +45,14 @@ def test_a_worker_that_dies_once_costs_one_attempt(root, out, in_process, most, 
 
 
 def test_the_last_fault_is_the_reason(root, in_process):
-    class Both(FakeWalk):
+    class Both(FakeWorker):
         def do(self, deed):
             if len(opened(root)) == 2:
                 raise Hung
             super().do("die")
 
     write_exam(root, "a", "1")
-    run = start(root, None, factory=partial(Both, root, root.parent / "opened.log"), timeout_s=0.001)
+    run = start(root, None, worker=Both, timeout_s=0.001)
     assert ended(run) == {"1": ("failed", "timeout")}
 
 
@@ -67,7 +67,7 @@ def test_a_study_that_killed_its_worker_is_tried_again_alone(root, in_process):
 
 
 def test_no_study_is_begun_beside_one_that_runs_alone(root, in_process):
-    class Slow(FakeWalk):
+    class Slow(FakeWorker):
         def do(self, deed):
             super().do(deed)
             super().do("turns 300")
@@ -75,7 +75,7 @@ def test_no_study_is_begun_beside_one_that_runs_alone(root, in_process):
     write_exam(root, "a", "1", "die-once a")
     for name in "bcd":
         write_exam(root, name, name)
-    start(root, None, workers=4, factory=partial(Slow, root, root.parent / "opened.log")).finish()
+    start(root, None, workers=4, worker=Slow).finish()
     assert in_process.beside["a"][1] == ALONE
     assert all("a" not in beside[-1] for key, beside in in_process.beside.items() if key != "a")
     assert len(in_process.beside) == 4
@@ -85,14 +85,14 @@ def test_a_study_out_of_time_is_tried_again_in_company(root, in_process):
     write_exam(root, "a", "1", "wait a")
     write_exam(root, "b", "2", "hang")
     run = start(root, None, workers=2, timeout_s=86400)
-    slot_result = Slot._result
+    slot_result = WorkerSlot._result
 
     async def out_of_patience(self, future, timeout_s):  # a study waits for "a"; the other's time is up at once
         hung = timeout_s == 86400 and "b" in in_process.in_flight and self._executor.key == "b"
         return await slot_result(self, future, 0.001 if hung else timeout_s)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Slot, "_result", out_of_patience)
+        patch.setattr(WorkerSlot, "_result", out_of_patience)
         results = iter(run)
         assert next(results).reason is Reason.TIMEOUT
     in_process.let_go("a")
@@ -112,8 +112,8 @@ def test_a_study_that_vanished_with_the_whole_run_is_tried_alone(root, out, in_p
 def begun(run, out, *keys):
     """Record attempts that ended with the whole run: by a power cut, or a kill of the main process."""
     out.mkdir(exist_ok=True)
-    units = {unit.key: unit for unit in discover(run._root)}
-    ledger = Ledger(out / "ledger.sqlite", run._identity.facts(run._root))
+    units = {unit.key: unit for unit in discover(run._plan.root)}
+    ledger = Ledger(out / "ledger.sqlite", run._identity.facts(run._plan.root))
     for key in keys:
         ledger.meet(units[key])
         ledger.begin(units[key])
@@ -133,7 +133,7 @@ def test_faults_of_earlier_runs_count(root, out, in_process):
     write_exam(root, "a", "1", "die")
     run = start(root, out, max_attempts=3)
     begun(run, out, "a")
-    ledger = Ledger(out / "ledger.sqlite", run._identity.facts(run._root))
+    ledger = Ledger(out / "ledger.sqlite", run._identity.facts(run._plan.root))
     (unit,) = discover(root)
     ledger.fault(unit, Reason.TIMEOUT)
     ledger.close()
@@ -145,7 +145,7 @@ def test_the_reason_of_an_earlier_run_is_kept_when_nothing_is_tried_any_more(roo
     write_exam(root, "a", "1")
     run = start(root, out, max_attempts=1)
     begun(run, out, "a")
-    ledger = Ledger(out / "ledger.sqlite", run._identity.facts(run._root))
+    ledger = Ledger(out / "ledger.sqlite", run._identity.facts(run._plan.root))
     (unit,) = discover(root)
     ledger.fault(unit, Reason.TIMEOUT)
     ledger.close()
@@ -171,12 +171,12 @@ def test_an_error_of_the_engine_costs_one_attempt_and_says_its_type_alone(root, 
 
 @pytest.mark.parametrize("error", [BackendError, BundleError, OutputError])
 def test_an_error_that_no_other_study_would_escape_ends_the_run_and_is_held_against_none(root, out, in_process, error):
-    class Refusing(FakeWalk):
+    class Refusing(FakeWorker):
         def do(self, deed):
             raise error("cannot go on")
 
     write_exam(root, "a", "1")
-    run = start(root, out, factory=partial(Refusing, root, root.parent / "opened.log"))
+    run = start(root, out, worker=Refusing)
     with pytest.raises(error, match="cannot go on"):
         run.finish()
     assert opened(root) == ["a"]
@@ -206,17 +206,17 @@ def test_a_run_that_is_ended_takes_back_the_attempts_in_flight(root, out, in_pro
 
 
 def lost_models(monkeypatch, losses):
-    """Let the first walks of a unit lose the shared models."""
-    walk, left = Slot.walk, dict(losses)
+    """Let the first attempts at a unit lose the shared models."""
+    run, left = WorkerSlot.run, dict(losses)
 
     async def losing(self, unit):
-        outcome = await walk(self, unit)
+        outcome = await run(self, unit)
         if left.get(unit.key, 0):
             left[unit.key] -= 1
-            raise ModelsLostError
+            raise SharedFaultError
         return outcome
 
-    monkeypatch.setattr(Slot, "walk", losing)
+    monkeypatch.setattr(WorkerSlot, "run", losing)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_study_that_loses_the_shared_models_is_tried_alone(
         (400, 800, 401, None, 2),
         (400, 800, 800, None, 2),
         (400, 800, 801, "out_of_memory", 2),
-        (800, 800, 801, "out_of_memory", 1),  # nothing to be gained
+        (800, 800, 801, "out_of_memory", 2),
     ],
 )
 def test_a_study_beyond_its_share_is_begun_again_alone_with_all_the_memory(
@@ -271,29 +271,34 @@ def test_a_suspect_that_had_all_the_memory_is_not_begun_again(root, out, in_proc
     assert opened(root) == ["a"]
 
 
-def test_a_study_that_ran_out_of_memory_is_done(root, out, in_process):
+def test_a_study_that_ran_out_of_memory_is_tried_again_by_the_next_run(root, out, in_process):
     write_exam(root, "a", "1", "allocate 900")
     memory = MemoryShare(usual_bytes=400 * MIB, alone_bytes=800 * MIB)
     assert start(root, out, resources=Resources(workers=1, memory=memory)).finish().reasons == {"out_of_memory": 1}
-    assert start(root, out, resources=Resources(workers=1, memory=memory)).finish().resumed == 1
+    again = start(root, out, resources=Resources(workers=1, memory=memory)).finish()
+    assert (again.resumed, again.walked, again.reasons) == (0, 1, {"out_of_memory": 1})
+    more = MemoryShare(usual_bytes=1000 * MIB, alone_bytes=1000 * MIB)
+    assert start(root, out, resources=Resources(workers=1, memory=more)).finish().statuses == {"graded": 1}
+    assert start(root, out, resources=Resources(workers=1, memory=more)).finish().resumed == 1
 
 
-def test_without_a_ceiling_a_study_out_of_memory_is_not_tried_again(root, in_process):
-    class Poor(FakeWalk):
+def test_without_a_ceiling_too_a_study_out_of_memory_is_tried_again_alone_by_another_worker(root, in_process):
+    class Poor(FakeWorker):
         def do(self, deed):
             raise MemoryError
 
     write_exam(root, "a", "1")
-    run = start(root, None, factory=partial(Poor, root, root.parent / "opened.log"))
+    run = start(root, None, worker=Poor)
     assert ended(run) == {"1": ("failed", "out_of_memory")}
-    assert (len(opened(root)), in_process.limits) == (1, [])
+    assert (len(opened(root)), in_process.limits) == (2, [])
+    assert len(in_process.pools) == 2
 
 
-class Splitting(FakeWalk):
+class Splitting(FakeWorker):
     """Splits a folder and refuses one of its files; an unnamed part stays whole."""
 
-    def __call__(self, unit):
-        outcome = super().__call__(unit)
+    def outcome(self, unit):
+        outcome = super().outcome(unit)
         if outcome.split:
             return UnitOutcome(split=outcome.split, refused=(RefusedFile("flat/odd", Reason.NOT_AN_IMAGE),))
         return outcome
@@ -302,16 +307,15 @@ class Splitting(FakeWalk):
 def test_a_folder_of_several_studies_is_counted_by_its_studies(root, out, in_process):
     for name in "xyz":
         write_exam(root, "flat", f"1.{name}", name=name)
-    factory = partial(Splitting, root, root.parent / "opened.log")
-    run = start(root, out, factory=factory)
+    run = start(root, out, worker=Splitting)
     assert sorted(ended(run)) == ["1.x", "1.y", "1.z"]
     progress = run.progress
-    assert (progress.found, progress.walked, progress.refused, progress.resumed) == (3, 3, 1, 0)
+    assert (progress.found, progress.processed, progress.refused, progress.resumed) == (3, 3, 1, 0)
     assert dict(run.summary.refused_files) == {"not_an_image": 1}
-    again = start(root, out, factory=factory)
+    again = start(root, out, worker=Splitting)
     assert ended(again) == {}
     progress = again.progress
-    assert (progress.found, progress.walked, progress.refused, progress.resumed) == (3, 0, 0, 3)
+    assert (progress.found, progress.processed, progress.refused, progress.resumed) == (3, 0, 0, 3)
     assert dict(again.summary.refused_files) == {"not_an_image": 1}
     assert opened(root) == ["flat", "flat#1.x", "flat#1.y", "flat#1.z"]
 
@@ -329,7 +333,7 @@ def test_a_study_in_several_places_comes_once_more_from_all_of_them(root, out, i
     write_exam(root, "c", "2")
     run = start(root, out, workers=2)
     assert sorted(result.study_id for result in run) == ["1", "1", "1", "2"]
-    assert (run.progress.found, run.progress.walked, run.summary.studies) == (4, 4, 2)
+    assert (run.progress.found, run.progress.processed, run.summary.studies) == (4, 4, 2)
     assert opened(root)[-1] == "//merged/1"
     assert len((out / "studies.jsonl").read_text().splitlines()) == 2
 
@@ -352,13 +356,13 @@ def test_what_came_of_all_places_is_forgotten_when_one_of_them_is_gone(root, out
 
 @pytest.mark.parametrize("deed", ["die", "hang"])
 def test_a_scattered_study_that_dies_when_it_is_put_together_is_failed(root, out, in_process, deed):
-    class Fragile(FakeWalk):
+    class Fragile(FakeWorker):
         def do(self, word):
             super().do(deed if opened(root)[-1].startswith("//") else word)
 
     write_exam(root, "a", "1")
     write_exam(root, "b", "1", "second half")
-    run = start(root, out, factory=partial(Fragile, root, root.parent / "opened.log"), timeout_s=0.001)
+    run = start(root, out, worker=Fragile, timeout_s=0.001)
     run.finish()
     (line,) = (json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines())
     assert (line["status"], line["reason"]) == ("failed", {"die": "worker_died", "hang": "timeout"}[deed])
@@ -366,34 +370,34 @@ def test_a_scattered_study_that_dies_when_it_is_put_together_is_failed(root, out
 
 @pytest.mark.parametrize("results", ["none", "two", "another", "split"])
 def test_files_that_do_not_read_as_one_study_together_are_a_collision(root, out, in_process, results):
-    class Odd(FakeWalk):
-        def __call__(self, unit):
-            outcome = super().__call__(unit)
+    class Odd(FakeWorker):
+        def outcome(self, unit):
+            outcome = super().outcome(unit)
             if not unit.key.startswith("//"):
                 return outcome
             if results == "split":
-                return UnitOutcome(split=(WorkUnit("p", (FileEntry("a/exam", 1),), "1"),))
+                return UnitOutcome(split=(WorkUnit("p", (InputFile("a/exam", 1),), "1"),))
             (result,) = outcome.results
             other = type(result)(study_id="9", status=result.status, rows=result.rows)
             return UnitOutcome(results={"none": (), "two": (result, result), "another": (other,)}[results])
 
     write_exam(root, "a", "1")
     write_exam(root, "b", "1", "second half")
-    run = start(root, out, factory=partial(Odd, root, root.parent / "opened.log"))
+    run = start(root, out, worker=Odd)
     run.finish()
     (line,) = (json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines())
     assert (line["study_id"], line["status"], line["reason"]) == ("1", "failed", "uid_collision")
 
 
 def test_files_refused_when_a_scattered_study_is_read_together_are_counted(root, out, in_process):
-    class Refusing(FakeWalk):
-        def __call__(self, unit):
-            outcome = super().__call__(unit)
+    class Refusing(FakeWorker):
+        def outcome(self, unit):
+            outcome = super().outcome(unit)
             refused = (RefusedFile("a/odd", Reason.CORRUPT_FILE),) if unit.key.startswith("//") else ()
             return UnitOutcome(results=outcome.results, refused=refused)
 
     write_exam(root, "a", "1")
     write_exam(root, "b", "1", "second half")
-    run = start(root, out, factory=partial(Refusing, root, root.parent / "opened.log"))
+    run = start(root, out, worker=Refusing)
     assert dict(run.finish().refused_files) == {"corrupt_file": 1}
     assert run.progress.refused == 1

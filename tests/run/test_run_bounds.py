@@ -5,9 +5,9 @@ import threading
 import weakref
 
 import pytest
-from fakes import FakeWalk, Later, discover, opened, start, write_exam
+from fakes import FakeWorker, Later, discover, opened, start, write_exam
 
-from spine_engine.dicom.discovery import FileEntry, WorkUnit
+from spine_engine.dicom.discovery import InputFile, WorkUnit
 
 SHORT_S = 0.25
 """Long enough for what has no bound to run on; what is bound never does, however slow the machine is."""
@@ -27,7 +27,7 @@ class Pulled:
                 self.reached.set()
             if self.number > self.expected:
                 self.passed.set()
-            yield WorkUnit(f"u{index:03}", (FileEntry("a/exam", 9),), f"{index}")
+            yield WorkUnit(f"u{index:03}", (InputFile("a/exam", 9),), f"{index}")
 
 
 def in_thread(run):
@@ -51,11 +51,11 @@ def test_discovery_is_64_units_ahead_of_the_workers_and_no_more(root, in_process
     assert found.number == found.expected
 
 
-class NamedWalk(FakeWalk):
+class NamedWorker(FakeWorker):
     """Says the study that the unit names, so that one exam may stand for many studies."""
 
-    def __call__(self, unit):
-        outcome = super().__call__(unit)
+    def outcome(self, unit):
+        outcome = super().outcome(unit)
         (result,) = outcome.results
         object.__setattr__(result, "study_id", unit.study_id)
         return outcome
@@ -64,7 +64,7 @@ class NamedWalk(FakeWalk):
 def test_a_result_waits_for_its_reader_however_long_that_takes(root, in_process, monkeypatch):
     """The reader comes after the writer has asked for room a thousand times, without a clock."""
     write_exam(root, "a", "1")
-    run = start(root, None, discover=Pulled(expected=0, count=80), factory=lambda: NamedWalk(root, root / "log"))
+    run = start(root, None, discover=Pulled(expected=0, count=80), worker=NamedWorker)
     asked, room = 0, threading.Event()
     put = run._results.put_nowait
 
@@ -79,7 +79,7 @@ def test_a_result_waits_for_its_reader_however_long_that_takes(root, in_process,
         await no_time(0)
 
     no_time = asyncio.sleep
-    monkeypatch.setattr("spine_engine.engine.asyncio.sleep", at_once)
+    monkeypatch.setattr("spine_engine.run.run.asyncio.sleep", at_once)
     monkeypatch.setattr(run._results, "put_nowait", asking)
     results = iter(run)
     first = next(results)
@@ -93,19 +93,16 @@ def test_no_study_is_begun_while_64_results_wait_for_a_reader(root, in_process, 
     begun = 1 + 64 + workers  # read, waiting, and one in the hand of each worker
     enough, more = threading.Event(), threading.Event()
 
-    class Counting(NamedWalk):
-        def __call__(self, unit):
+    class Counting(NamedWorker):
+        def outcome(self, unit):
             count = len(opened(root)) + 1
             if count == begun:
                 enough.set()
             if count > begun:
                 more.set()
-            return super().__call__(unit)
+            return super().outcome(unit)
 
-    def factory():
-        return Counting(root, root.parent / "opened.log")
-
-    run = start(root, None, discover=Pulled(expected=0, count=100), workers=workers, factory=factory)
+    run = start(root, None, discover=Pulled(expected=0, count=100), workers=workers, worker=Counting)
     results = iter(run)
     next(results)
     assert enough.wait(60)
@@ -116,11 +113,11 @@ def test_no_study_is_begun_while_64_results_wait_for_a_reader(root, in_process, 
 
 
 def test_studies_that_lay_in_one_folder_do_not_let_discovery_run_further_ahead(root, in_process):
-    class Held(FakeWalk):
-        def __call__(self, unit):
+    class Held(FakeWorker):
+        def outcome(self, unit):
             if unit.key == "u080" and not self.waited:
                 raise Later("w")
-            return super().__call__(unit)
+            return super().outcome(unit)
 
     for name in "abcdefgh":
         write_exam(root, "flat", f"1.{name}", name=name)
@@ -132,7 +129,7 @@ def test_studies_that_lay_in_one_folder_do_not_let_discovery_run_further_ahead(r
         yield flat
         yield from found(root)
 
-    run = start(root, None, discover=both, factory=lambda: Held(root, root.parent / "opened.log"))
+    run = start(root, None, discover=both, worker=Held)
     finished = in_thread(run)
     in_process.await_wait("w")
     assert sum(key.startswith("flat#") for key in opened(root)) == 8
@@ -146,16 +143,13 @@ def test_a_reader_that_leaves_while_results_wait_ends_the_run(root, out, in_proc
     write_exam(root, "a", "1")
     full = threading.Event()
 
-    def factory():
-        return Filling(root, root.parent / "opened.log")
-
-    class Filling(NamedWalk):
-        def __call__(self, unit):
+    class Filling(NamedWorker):
+        def outcome(self, unit):
             if len(opened(root)) >= 65:
                 full.set()
-            return super().__call__(unit)
+            return super().outcome(unit)
 
-    run = start(root, out, discover=Pulled(expected=0, count=100), factory=factory)
+    run = start(root, out, discover=Pulled(expected=0, count=100), worker=Filling)
     for _ in run:
         assert full.wait(60)
         break
@@ -183,20 +177,17 @@ def test_no_more_workers_are_started_than_there_are_studies(root, in_process):
 def test_memory_does_not_hold_the_results(root, out, in_process):
     alive, most = [], 0
 
-    class Remembering(NamedWalk):
-        def __call__(self, unit):
+    class Remembering(NamedWorker):
+        def outcome(self, unit):
             nonlocal most
-            outcome = super().__call__(unit)
+            outcome = super().outcome(unit)
             alive[:] = [reference for reference in alive if reference() is not None]
             alive.append(weakref.ref(outcome.results[0]))
             most = max(most, len(alive))
             return outcome
 
-    def factory():
-        return Remembering(root, root.parent / "opened.log")
-
     write_exam(root, "a", "1")
-    run = start(root, out, discover=Pulled(expected=0, count=150), factory=factory)
+    run = start(root, out, discover=Pulled(expected=0, count=150), worker=Remembering)
     assert sum(1 for _ in run) == 150  # more than may be found ahead: discovery goes on when units are done
     assert most <= 64 + 4
     assert len((out / "predictions.csv").read_text().splitlines()) == 1 + 150 * 25
@@ -207,9 +198,9 @@ def test_a_stopped_discovery_is_not_asked_for_more(root, in_process):
     stopped, more = threading.Event(), threading.Event()
 
     def slow(root):
-        yield WorkUnit("u0", (FileEntry("a/exam", 9),), "0")
+        yield WorkUnit("u0", (InputFile("a/exam", 9),), "0")
         assert stopped.wait(60)
-        yield WorkUnit("u1", (FileEntry("a/exam", 9),), "1")
+        yield WorkUnit("u1", (InputFile("a/exam", 9),), "1")
         more.set()
 
     run = start(root, None, discover=slow)

@@ -3,16 +3,16 @@
 import threading
 
 import pytest
-from fakes import FakeWalk, Later, discover, opened, start, write_exam
+from fakes import FakeWorker, Later, discover, opened, start, write_exam
 
 from spine_engine.errors import Reason
-from spine_engine.ledger import Ledger
-from spine_engine.resources import Resources
-from spine_engine.scheduler import MemoryShare, ModelsLostError, Slot
+from spine_engine.run.ledger import Ledger
+from spine_engine.run.memory import Resources
+from spine_engine.scheduler import MemoryShare, SharedFaultError, WorkerSlot
 
 
 def ended_while_it_waits(run, root, out, in_process):
-    """End the run when a walk waits; return what the ledger holds against its one unit."""
+    """End the run when a study waits; return what the ledger holds against its one unit."""
     finished = threading.Thread(target=run.finish)
     finished.start()
     in_process.await_wait("w")
@@ -26,13 +26,13 @@ def ended_while_it_waits(run, root, out, in_process):
 
 
 def test_a_death_is_recorded_before_the_next_attempt(root, out, in_process):
-    class Fragile(FakeWalk):
+    class Fragile(FakeWorker):
         def do(self, deed):
             super().do("die-once a")
             raise Later("w")
 
     write_exam(root, "a", "1")
-    run = start(root, out, factory=lambda: Fragile(root, root.parent / "opened.log"))
+    run = start(root, out, worker=Fragile)
     assert ended_while_it_waits(run, root, out, in_process) == (1, 1, Reason.WORKER_DIED)
 
 
@@ -40,21 +40,21 @@ def test_a_death_is_recorded_before_the_next_attempt(root, out, in_process):
 def test_models_lost_alone_are_recorded_and_in_company_held_against_nobody(
     root, out, in_process, monkeypatch, losses, held
 ):
-    walk, left = Slot.walk, [None] * losses
+    attempt, left = WorkerSlot.run, [None] * losses
 
     async def losing(self, unit):
         if left:
             left.pop()
-            raise ModelsLostError
-        return await walk(self, unit)
+            raise SharedFaultError
+        return await attempt(self, unit)
 
-    monkeypatch.setattr(Slot, "walk", losing)
+    monkeypatch.setattr(WorkerSlot, "run", losing)
     write_exam(root, "a", "1", "wait w")
     assert ended_while_it_waits(start(root, out), root, out, in_process) == held
 
 
 def test_the_attempt_that_was_short_of_memory_is_taken_back(root, out, in_process):
-    class Wanting(FakeWalk):
+    class Wanting(FakeWorker):
         def do(self, deed):
             if self.limit_bytes == 4:
                 raise MemoryError
@@ -62,6 +62,6 @@ def test_the_attempt_that_was_short_of_memory_is_taken_back(root, out, in_proces
 
     write_exam(root, "a", "1")
     resources = Resources(workers=1, memory=MemoryShare(usual_bytes=4, alone_bytes=9))
-    run = start(root, out, resources=resources, factory=lambda: Wanting(root, root.parent / "opened.log"))
+    run = start(root, out, resources=resources, worker=Wanting)
     assert ended_while_it_waits(run, root, out, in_process) == (0, 0, None)
     assert opened(root) == ["a", "a"]

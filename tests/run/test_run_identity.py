@@ -1,15 +1,20 @@
 """What two runs must share to share an output folder: each part, changed alone, is refused by its name."""
 
-import pytest
-from fakes import FakeWalk, start, write_exam
+from functools import partial
 
-from spine_engine import engine, tuning, walk
+import pytest
+from fakes import FakeWorker, start, write_exam
+
+from spine_engine._version import __version__
 from spine_engine.backends.base import Device
 from spine_engine.dicom.discovery import discover as dicom_discover
-from spine_engine.engine import Engine, RunIdentity
+from spine_engine.engine import Engine
 from spine_engine.errors import OutputError, UsageError
 from spine_engine.options import RunOptions
-from spine_engine.resources import Resources
+from spine_engine.run import tuning
+from spine_engine.run.memory import Resources
+from spine_engine.run.plan import RunPlan
+from spine_engine.run.run import RunIdentity
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -25,7 +30,7 @@ def done(tmp_path_factory):
     write_exam(place / "input", "a", "1")
     workers = Workers()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spine_engine.scheduler.slots.ProcessPoolExecutor", workers.pool)
+        patch.setattr("spine_engine.scheduler.pool.ProcessPoolExecutor", workers.pool)
         assert start(place / "input", place / "out").finish().exit_code == 0
     return place / "input", place / "out"
 
@@ -56,7 +61,7 @@ def test_a_run_of_another_kind_is_refused_and_changes_nothing(done, changed, sai
 
 
 def test_another_version_of_the_engine_is_refused(done, monkeypatch):
-    monkeypatch.setattr(engine, "__version__", "99.0")
+    monkeypatch.setattr("spine_engine.run.run.__version__", "99.0")
     with pytest.raises(OutputError, match=r"engine version .*, this run has 99\.0;"):
         start(*done).finish()
 
@@ -71,9 +76,9 @@ def test_another_input_is_refused(done, tmp_path):
 def test_models_that_run_on_something_else_are_refused(done):
     root, out = done
     write_exam(root, "b", "2")
-    moved = FakeWalk(root, root.parent / "opened.log", devices={"grader": Device("fake", "npu", "f32")})
+    moved = partial(FakeWorker, devices={"grader": Device("fake", "npu", "f32")})
     with pytest.raises(OutputError, match=r'device of the grader \{.*"cpu".*\}, this run has \{.*"npu"'):
-        start(root, out, factory=lambda: moved).finish()
+        start(root, out, worker=moved).finish()
     (root / "b" / "exam").unlink()
 
 
@@ -100,7 +105,7 @@ def facts(**changed):
 
 def test_the_facts_of_a_run_are_these():
     assert facts() == {
-        "engine version": engine.__version__, "bundle": "d1", "input": "in", "backend": "openvino", "device": "cpu",
+        "engine version": __version__, "bundle": "d1", "input": "in", "backend": "openvino", "device": "cpu",
         "precision": "auto", "series descriptions": "s1", "detector": "on", "schedule": "study", "threads": "1",
     }  # fmt: skip
 
@@ -119,26 +124,26 @@ class FakeBundle:
 def engine_with(monkeypatch, options, asked):
     def plan(root, bundle, options):
         asked.append((root, bundle, options))
-        return walk.WalkPlan(
-            discover=dicom_discover, factory="factory", resources=Resources(workers=7, memory=None), models=None,
-            series_descriptions="table of 3 series",
+        return RunPlan(
+            root=root, discover=dicom_discover, factory="factory", resources=Resources(workers=7, memory=None),
+            timeout_s=1.0, max_attempts=1, series_descriptions="table of 3 series",
         )  # fmt: skip
 
-    monkeypatch.setattr(walk, "plan_walk", plan)
+    monkeypatch.setattr("spine_engine.run.plan.plan_run", plan)
     monkeypatch.setattr(tuning, "tuned", lambda options, bundle: RunOptions(workers=options.workers, threads=2))
     return Engine(FakeBundle(), options)
 
 
-def test_the_engine_plans_the_walk_with_what_was_tuned_and_keeps_its_identity(root, out, monkeypatch):
+def test_the_engine_plans_the_run_with_what_was_tuned_and_keeps_its_identity(root, out, monkeypatch):
     asked = []
     run = engine_with(monkeypatch, RunOptions(workers=5), asked).run(str(root), str(out))
     ((planned_root, bundle, options),) = asked
     assert (planned_root, bundle.facts, options) == (root, BUNDLE, RunOptions(workers=5, threads=2))
-    kept = run._identity.facts(run._root)
+    kept = run._identity.facts(run._plan.root)
     assert (kept["series descriptions"], kept["bundle"], kept["threads"]) == ("table of 3 series", "d1", "2")
     assert kept["input"] == str(root)
     assert run.output == out
-    assert (run._discover, run._factory, run._resources.workers) == (dicom_discover, "factory", 7)
+    assert (run._plan.discover, run._plan.factory, run._plan.resources.workers) == (dicom_discover, "factory", 7)
 
 
 def test_the_engine_refuses_an_input_before_anything_is_planned(tmp_path, monkeypatch):

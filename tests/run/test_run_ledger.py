@@ -7,16 +7,16 @@ import pytest
 from fakes import graded
 
 from spine_engine.anatomy import LEVELS
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import OutputError, Reason
-from spine_engine.ledger import Ledger, LedgerReader
 from spine_engine.results import AlternativeResult, Status, ungraded
+from spine_engine.run.ledger import Ledger, LedgerReader
 
 IDENTITY = {"bundle": "b1"}
 
 
 def unit(key="a", *, size=1, study_id="1", name="x"):
-    return WorkUnit(key, (FileEntry(f"{key}/{name}", size),), study_id)
+    return WorkUnit(key, (InputFile(f"{key}/{name}", size),), study_id)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_what_the_input_no_longer_holds_is_forgotten(path):
 
 def test_parts_of_a_split_unit_come_back_with_their_files(path):
     ledger = Ledger(path, IDENTITY)
-    whole = WorkUnit("a", (FileEntry("a/1", 5), FileEntry("a/2\udc80", 6)), "1")
+    whole = WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2\udc80", 6)), "1")
     parts = (WorkUnit("a#1", whole.files[:1], "1"), WorkUnit("a#2", whole.files[1:], "2"))
     ledger.meet(whole)
     ledger.split(whole, parts, [RefusedFile("a/3", Reason.NOT_AN_IMAGE)])

@@ -5,14 +5,14 @@ import sqlite3
 import pytest
 from fakes import graded
 
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import OutputError, Reason
-from spine_engine.ledger import Ledger, LedgerReader
 from spine_engine.results import Status, ungraded
+from spine_engine.run.ledger import Ledger, LedgerReader
 
 
 def unit(key="a", size=1, study_id="1"):
-    return WorkUnit(key, (FileEntry(f"{key}/x", size),), study_id)
+    return WorkUnit(key, (InputFile(f"{key}/x", size),), study_id)
 
 
 @pytest.fixture
@@ -200,14 +200,14 @@ def test_refused_files_are_counted_once_by_reason_and_named_by_path(ledger):
 
 
 def test_scattered_studies_come_sorted_each_with_its_files_once(ledger):
-    shared = FileEntry("z/shared", 3)
+    shared = InputFile("z/shared", 3)
     for key, study_id in (("b", "2"), ("a", "1"), ("c", "1"), ("d", "2"), ("e", "3")):
-        each = WorkUnit(key, (FileEntry(f"{key}/x", 1), shared), study_id)
+        each = WorkUnit(key, (InputFile(f"{key}/x", 1), shared), study_id)
         ledger.meet(each)
         ledger.finish(each, [graded(study_id, b"")], [])
     assert list(ledger.scattered()) == [
-        WorkUnit("//merged/1", (FileEntry("a/x", 1), FileEntry("c/x", 1), shared), "1"),
-        WorkUnit("//merged/2", (FileEntry("b/x", 1), FileEntry("d/x", 1), shared), "2"),
+        WorkUnit("//merged/1", (InputFile("a/x", 1), InputFile("c/x", 1), shared), "1"),
+        WorkUnit("//merged/2", (InputFile("b/x", 1), InputFile("d/x", 1), shared), "2"),
     ]
 
 

@@ -12,10 +12,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import Reason
-from spine_engine.ledger import Ledger, LedgerReader, UnitState
 from spine_engine.results import Status, ungraded
+from spine_engine.run.ledger import Ledger, LedgerReader, UnitState
 
 IDENTITY = {"bundle": "b1"}
 MEMORY_DISK = Path("/dev/shm")  # every step is an fsync
@@ -26,7 +26,7 @@ MERGED = "//merged/"
 
 def unit_of(key, size):
     """A unit of two files that all units of that size have in part in common."""
-    files = (FileEntry(f"{key}/x", size), FileEntry(f"{key}/y", 7))
+    files = (InputFile(f"{key}/x", size), InputFile(f"{key}/y", 7))
     return WorkUnit(key, files, f"s-{key.encode('ascii', 'ignore').decode()}")
 
 

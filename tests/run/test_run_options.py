@@ -11,7 +11,7 @@ import pytest
 from spine_engine import errors
 from spine_engine.errors import Reason, StudyError, UsageError, Warn
 from spine_engine.options import RunOptions, usable_cpus
-from spine_engine.summary import RunSummary
+from spine_engine.run.summary import RunSummary
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -155,7 +155,10 @@ def summary(**changed):
         ({"statuses": {"graded": 1, "failed": 1}}, 8),
         ({"statuses": {"prior": 2}}, 8),
         ({"statuses": {}}, 8),
-        ({"refused_files": {"not_an_image": 9, "unreadable": 1, "corrupt_file": 2}}, 0),
+        ({"refused_files": {"not_an_image": 9, "corrupt_file": 2}}, 0),
+        ({"refused_files": {"unreadable": 1}}, 8),
+        ({"refused_files": {"out_of_memory": 1}}, 8),
+        ({"incomplete": 1}, 8),
         ({"refused_files": {"worker_died": 1}}, 8),
         ({"refused_files": {"timeout": 1}}, 8),
         ({"refused_files": {"internal_error": 1}}, 8),
@@ -171,7 +174,8 @@ def test_a_run_ends_with_this_code(changed, code):
 def test_run_json_holds_this():
     record = summary(
         statuses={"failed": 1, "graded": 2}, reasons={"timeout": 1, "no_sagittal": 0},
-        refused_files={"not_an_image": 3, "unreadable": 1}, refused_examples=[("x", "unreadable")], walked=3, resumed=4,
+        refused_files={"not_an_image": 3, "unreadable": 1}, refused_examples=[("x", "unreadable")], walked=2, resumed=4,
+        incomplete=1, digests={"a": "b"}, series_tables={"used": ["t"]},
         wall_s=7.12345, stage_seconds={"read": 1.23456, "grade": 0.5},
     ).record()  # fmt: skip
     assert record == {
@@ -181,18 +185,20 @@ def test_run_json_holds_this():
         "devices": {"grader": {"device": "cpu"}},
         "options": {"workers": 2},
         "interrupted": False,
-        "studies": {"total": 3, "graded": 2, "prior": 0, "failed": 1},
+        "studies": {"total": 3, "graded": 2, "prior": 0, "failed": 1, "incomplete": 1},
         "reasons": {"no_sagittal": 0, "timeout": 1},
         "refused_files": {"total": 4, "by_reason": {"not_an_image": 3, "unreadable": 1}},
         "refused_examples": [{"path": "x", "reason": "unreadable"}],
-        "units": {"walked": 3, "resumed": 4},
+        "units": {"walked": 2, "resumed": 4},
         "wall_s": 7.123,
-        "studies_per_s": 0.4211,
+        "studies_per_s": 0.2808,
         "stage_seconds": {"grade": 0.5, "read": 1.235},
         "peak_memory_bytes": {"main": 1, "workers": [2], "total": 3},
+        "series_tables": {"used": ["t"]},
+        "sha256": {"a": "b"},
     }
     assert list(record["reasons"]) == ["no_sagittal", "timeout"]
     assert list(record["stage_seconds"]) == ["grade", "read"]
-    assert list(record["studies"]) == ["total", "graded", "prior", "failed"]
+    assert list(record["studies"]) == ["total", "graded", "prior", "failed", "incomplete"]
     assert summary(wall_s=0.0).record()["studies_per_s"] == 0.0
     assert summary(statuses={"graded": 2, "prior": 1}).studies == 3

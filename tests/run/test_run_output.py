@@ -6,11 +6,11 @@ import threading
 from contextlib import suppress
 
 import pytest
-from fakes import FakeWalk, opened, start, write_exam
+from fakes import FakeWorker, opened, start, write_exam
 
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import OutputBusyError, OutputError, Reason, UsageError
-from spine_engine.output import check_input, excluded_path, held
+from spine_engine.run.folders import check_input, excluded_path, locked
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -46,19 +46,17 @@ def test_a_unit_with_files_in_and_out_of_the_output_keeps_those_outside(root, ou
     write_exam(root, "a", "1")
     seen = []
 
-    class Seeing:
-        devices = {}  # noqa: RUF012
-
-        def __call__(self, unit):
+    class Seeing(FakeWorker):
+        def outcome(self, unit):
             seen.append(unit)
-            return FakeWalk(root, root.parent / "opened.log")(unit)
+            return super().outcome(unit)
 
     size = (root / "a" / "exam").stat().st_size
-    inside = FileEntry("results/exam", 1)
-    unit = WorkUnit("a", (FileEntry("a/exam", size), inside), "1")
+    inside = InputFile("results/exam", 1)
+    unit = WorkUnit("a", (InputFile("a/exam", size), inside), "1")
     alone = WorkUnit("results", (inside,), "2")
-    summary = start(root, root / "results", discover=found(unit, alone), factory=Seeing).finish()
-    assert seen == [WorkUnit("a", (FileEntry("a/exam", size),), "1")]
+    summary = start(root, root / "results", discover=found(unit, alone), worker=Seeing).finish()
+    assert seen == [WorkUnit("a", (InputFile("a/exam", size),), "1")]
     assert summary.studies == 1
 
 
@@ -108,23 +106,24 @@ def test_an_input_is_a_readable_folder_by_its_real_path(tmp_path, monkeypatch):
 
 def test_a_held_output_is_made_with_its_parents_and_locked_until_the_end(tmp_path):
     out = tmp_path / "a" / "b"
-    with held(out) as given:
-        assert given == out
+    with locked(out) as lock:
+        assert lock.folder == out
+        lock.check()
         assert out.is_dir()
-        with pytest.raises(OutputBusyError, match=f"another run is writing to {out}"), held(out):
+        with pytest.raises(OutputBusyError, match=f"another run is writing to {out}"), locked(out):
             pass
-    with held(out):
+    with locked(out):
         pass
     assert [path.name for path in out.iterdir()] == [".spine-engine.lock"]
 
 
 def test_an_output_is_let_go_when_the_run_fails(tmp_path):
-    with suppress(ZeroDivisionError), held(tmp_path / "out"):
+    with suppress(ZeroDivisionError), locked(tmp_path / "out"):
         raise ZeroDivisionError
-    with held(tmp_path / "out"):
+    with locked(tmp_path / "out"):
         pass
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(OutputBusyError), held(tmp_path / "out"), held(tmp_path / "out"):
+    with pytest.raises(OutputBusyError), locked(tmp_path / "out"), locked(tmp_path / "out"):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -139,14 +138,14 @@ def test_a_run_holds_its_output_while_it_goes_on(root, out, in_process):
         start(root, out).finish()
     in_process.let_go("a")
     finished.join()
-    with held(out):
+    with locked(out):
         pass
 
 
 def test_a_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("")
     said = r"cannot write to .*/file/o: Not a directory; choose another output folder"
-    with pytest.raises(OutputError, match=said), held(tmp_path / "file" / "o"):
+    with pytest.raises(OutputError, match=said), locked(tmp_path / "file" / "o"):
         pass
 
 
@@ -156,7 +155,7 @@ def test_a_folder_that_cannot_be_locked_is_an_output_error(tmp_path, monkeypatch
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     said = r"cannot lock .*/out: No locks available; choose a folder on a local disk"
-    with pytest.raises(OutputError, match=said), held(tmp_path / "out"):
+    with pytest.raises(OutputError, match=said), locked(tmp_path / "out"):
         pass
 
 

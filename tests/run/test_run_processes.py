@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import fakes
 import psutil
 import pytest
 from fakes import opened, start, write_exam
@@ -75,7 +76,7 @@ def killed(root, out, tmp_path):
         write_exam(root, f"f{index}", f"1.{index}", "sleep 0.1")
     write_exam(root, "g", "1.3", "more of it")
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
+    script.write_text(SCRIPT.format(here=str(Path(fakes.__file__).parent)))
     process = subprocess.Popen([sys.executable, str(script), str(root), str(out)], env={**os.environ})
     try:
         deadline = time.monotonic() + 120
@@ -116,7 +117,7 @@ print(sorted(result.study_id for result in start(Path({root!r}), None)))
 
 def test_a_script_needs_no_guard_and_need_not_be_a_file(root, tmp_path):
     write_exam(root, "a", "1.0")
-    text = GUARDLESS.format(here=str(Path(__file__).parent), root=str(root))
+    text = GUARDLESS.format(here=str(Path(fakes.__file__).parent), root=str(root))
     script = tmp_path / "script.py"
     script.write_text(text)
     for command, given in (([str(script)], None), (["-"], text)):

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from fakes import start, write_exam
 
-from spine_engine import engine, runner
+from spine_engine._version import __version__
 from spine_engine.options import RunOptions
-from spine_engine.resources import Resources
-from spine_engine.scheduler import MemoryShare, slots
+from spine_engine.pipeline import unit_worker
+from spine_engine.run.memory import Resources
+from spine_engine.scheduler import MemoryShare
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -33,9 +34,9 @@ def test_the_options_are_those_that_really_ran(root, out, monkeypatch):
     }  # fmt: skip
 
 
-def test_without_resources_of_its_own_a_run_has_the_workers_of_its_options(root, out, in_process):
+def test_without_a_ceiling_of_memory_a_run_has_the_workers_of_its_options(root, out, in_process):
     for name in "abc":
-        write_exam(root, name, name, "turns 300")
+        write_exam(root, name, name, "turns 30000")
     start(root, out, workers=3).finish()
     assert record(out)["options"]["workers"] == 3
     assert record(out)["options"]["series_descriptions"] is None
@@ -43,7 +44,7 @@ def test_without_resources_of_its_own_a_run_has_the_workers_of_its_options(root,
     assert in_process.limits == []
 
 
-class Models:
+class FakeModels:
     """Shared models that are never started."""
 
     peak_memory_bytes = 50
@@ -59,9 +60,9 @@ class Models:
 
 
 def test_a_run_with_shared_models_says_so_and_ends_them(root, out):
-    models = Models()
+    models = FakeModels()
     write_exam(root, "a", "1")
-    start(root, out, models=models, schedule="batch", threads=1).finish()
+    start(root, out, companion=models, schedule="batch", threads=1).finish()
     assert record(out)["options"]["schedule"] == "batch"
     assert models.told == ["ensure", "close"]
     assert record(out)["peak_memory_bytes"]["workers"][-1] == 50
@@ -79,9 +80,9 @@ def test_the_first_hundred_files_that_were_not_used_are_named_and_all_are_counte
 
 def test_time_and_memory_are_those_of_the_run(root, out, monkeypatch):
     times = iter([100.0, 108.0])
-    monkeypatch.setattr(engine.time, "monotonic", lambda: next(times, 108.0))
-    monkeypatch.setattr(engine, "peak_memory_bytes", lambda: 1000)
-    monkeypatch.setattr(slots, "peak_memory_bytes", lambda: 300)
+    monkeypatch.setattr("spine_engine.run.run.time.monotonic", lambda: next(times, 108.0))
+    monkeypatch.setattr("spine_engine.run.run.peak_memory_bytes", lambda: 1000)
+    monkeypatch.setattr("spine_engine.scheduler.pool.peak_memory_bytes", lambda: 300)
     for name in "ab":
         write_exam(root, name, name)
     start(root, out).finish()
@@ -89,26 +90,26 @@ def test_time_and_memory_are_those_of_the_run(root, out, monkeypatch):
     assert (said["wall_s"], said["studies_per_s"]) == (8.0, 0.25)
     assert said["peak_memory_bytes"] == {"main": 1000, "workers": [300], "total": 1300}
     assert said["stage_seconds"] == {"grade": 0.004, "read": 0.002}
-    assert said["engine_version"] == engine.__version__
+    assert said["engine_version"] == __version__
     assert said["bundle"] == {"name": "fake", "version": "1", "digest": "b1"}
 
 
-def test_a_run_hands_its_limits_to_the_scheduler(root, monkeypatch):
+def test_a_run_hands_its_limits_to_the_pool(root, monkeypatch):
     class SeenError(Exception):
         pass
 
-    def scheduler(factory, **how):
+    def pool(factory, **how):
         raise SeenError(factory, how)
 
-    monkeypatch.setattr(runner, "Scheduler", scheduler)
-    memory, models = MemoryShare(usual_bytes=1, alone_bytes=2), Models()
+    monkeypatch.setattr("spine_engine.run.plan.WorkerPool", pool)
+    memory, models = MemoryShare(usual_bytes=1, alone_bytes=2), FakeModels()
     resources = Resources(workers=4, memory=memory)
-    run = start(root, None, factory="factory", resources=resources, models=models, timeout_s=7.5)
+    run = start(root, None, factory="factory", resources=resources, companion=models, timeout_s=7.5)
     with pytest.raises(SeenError) as seen:
         run.finish()
     factory, how = seen.value.args
-    how.pop("on_devices")
-    assert (factory, how) == ("factory", {"workers": 4, "timeout_s": 7.5, "memory": memory, "models": models})
+    how.pop("on_facts")
+    assert (factory, how) == ("factory", {"workers": 4, "timeout_s": 7.5, "memory": memory, "companion": models})
 
 
 @pytest.mark.parametrize("timeout_s", [7.5, RunOptions().timeout_s])
@@ -117,18 +118,16 @@ def test_the_time_limit_of_a_study_bounds_its_reading_too(root, monkeypatch, tim
 
     from fakes import discover
 
-    from spine_engine import walk
-
     read = []
 
     def read_unit(folder, unit, overrides, limits):
         read.append((folder, unit.key, overrides, limits.study_s))
         return SimpleNamespace(studies=(), split=(), refused=())
 
-    monkeypatch.setattr(walk, "read_unit", read_unit)
-    monkeypatch.setattr(walk, "opened_bundle", lambda path, digest: "bundle")
-    monkeypatch.setattr(walk, "OpenModels", lambda *how: SimpleNamespace(devices={}, grader=None))
+    monkeypatch.setattr(unit_worker, "read_unit", read_unit)
+    monkeypatch.setattr(unit_worker, "opened_bundle", lambda path, digest: "bundle")
+    monkeypatch.setattr(unit_worker, "PipelineModels", lambda *how: SimpleNamespace(devices={}, grader=None))
     write_exam(root, "a", "1")
     (unit,) = discover(root)
-    walk.StudyWalk(root, Path("b"), "d", RunOptions(timeout_s=timeout_s), "overrides")(unit)
+    unit_worker.UnitWorker(root, Path("b"), "d", RunOptions(timeout_s=timeout_s), "overrides").run(unit)
     assert read == [(root, "a", "overrides", timeout_s)]

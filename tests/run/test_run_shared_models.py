@@ -4,22 +4,25 @@ import os
 import signal
 import sys
 import time
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import discover, graded, write_exam
+from fakes import graded, start, write_exam
 
 from spine_engine.backends.base import Device, TensorInfo
-from spine_engine.engine import Engine, Run, RunIdentity
+from spine_engine.engine import Engine
 from spine_engine.errors import BackendError, Reason
 from spine_engine.options import RunOptions
 from spine_engine.phantom import write_studies
+from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.results import Status
-from spine_engine.scheduler import ModelProcess, UnitOutcome
-from spine_engine.scheduler.batching import BatchPolicy
-from spine_engine.scheduler.remote import ModelsGoneError, RemoteBackend
+from spine_engine.scheduler.batching.batcher import BatchPolicy
+from spine_engine.scheduler.batching.client import ServedBackend
+from spine_engine.scheduler.batching.server import ModelServer
+from spine_engine.scheduler.task import CompanionLostError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared models need Linux")
 
@@ -62,7 +65,7 @@ class Opener:
 
 @pytest.fixture
 def models(tmp_path):
-    process = ModelProcess(partial(Opener, str(tmp_path / "hung")), call_timeout_s=1.0)
+    process = ModelServer(partial(Opener, str(tmp_path / "hung")), call_timeout_s=1.0)
     yield process
     process.close()
 
@@ -74,12 +77,12 @@ def ask(backend, *values):
 @pytest.mark.slow
 def test_a_process_that_dies_or_hangs_is_told_apart_from_the_study_and_replaced(models):
     models.ensure()
-    backend = RemoteBackend(models.address, "squares")
+    backend = ServedBackend(models.address, "squares")
     large = np.random.default_rng(0).random((3, 700_000), np.float32)  # memory grows on both sides
     np.testing.assert_array_equal(backend.run({"x": large})["y"], large * large)
     assert models.peak_memory_bytes > 10 << 20
     for deed in (2, 3):
-        with pytest.raises(ModelsGoneError):
+        with pytest.raises(CompanionLostError):
             ask(backend, deed)
         models._process.join(10)
         models.ensure()
@@ -87,13 +90,13 @@ def test_a_process_that_dies_or_hangs_is_told_apart_from_the_study_and_replaced(
         backend.close()
     assert models.generation == 3
     models.close()
-    with pytest.raises(ModelsGoneError):
-        RemoteBackend(models.address, "squares")
+    with pytest.raises(CompanionLostError):
+        ServedBackend(models.address, "squares")
 
 
 @pytest.mark.slow
 def test_a_process_that_cannot_start_is_a_backend_error():
-    process = ModelProcess(dies, call_timeout_s=1.0)
+    process = ModelServer(dies, call_timeout_s=1.0)
     with pytest.raises(BackendError, match="died twice while it started"):
         process.ensure()
 
@@ -105,49 +108,47 @@ def dies():
 # -- whole runs --------------------------------------------------------------------------------------------------------
 
 
-class SharingWalk:
+class SharingWorker:
     """Asks the shared model for each exam's number: 1 raises there, 2 kills the process, anything else is graded."""
 
     def __init__(self, root, address):
         self.root = root
-        self.backend = RemoteBackend(address, "squares")
-        self.devices = {"grader": self.backend.device}
+        self.backend = ServedBackend(address, "squares")
+        self.facts = {"grader": asdict(self.backend.device)}
 
-    def __call__(self, unit):
+    def run(self, task):
+        return self.outcome(task), self.facts
+
+    def outcome(self, unit):
         study_id, deed = (self.root / unit.files[0].path).read_text().split("\n")
         answer = ask(self.backend, float(deed))
         assert answer == [float(deed) ** 2]
         return UnitOutcome(results=(graded(study_id, study_id.encode()),))
 
 
-def shared(root, output, walk, models):
+def made(kind, root, address):
+    worker = kind(root, address)
+    return worker, worker.facts
+
+
+def shared(root, output, kind, models):
     """A run of two workers that share ``models``."""
-    return Run(
-        root,
-        output,
-        identity=RunIdentity(
-            bundle={"name": "fake", "version": "1", "digest": "b"},
-            options=RunOptions(workers=2, schedule="batch"),
-            series_descriptions="none",
-        ),
-        discover=discover,
-        factory=partial(walk, root, models.address),
-        models=models,
-    )
+    factory = partial(made, kind, root, models.address)
+    return start(root, output, factory=factory, companion=models, workers=2, schedule="batch")
 
 
-class TwoRolesWalk(SharingWalk):
+class TwoRolesWorker(SharingWorker):
     """Asks two models, one after the other, as a study asks the detector and the grader."""
 
     def __init__(self, root, address):
         super().__init__(root, address)
-        self.other = RemoteBackend(address, "other")
+        self.other = ServedBackend(address, "other")
 
-    def __call__(self, unit):
+    def outcome(self, unit):
         try:
             assert ask(self.other, 6.0) == [36.0]
-            return super().__call__(unit)
-        except ModelsGoneError:
+            return super().outcome(unit)
+        except CompanionLostError:
             self.backend.close()
             self.other.close()
             raise
@@ -157,7 +158,7 @@ def test_one_death_of_the_models_costs_no_study_and_one_process(tmp_path, models
     root = tmp_path / "in"
     for number in range(6):
         write_exam(root, f"{number:02}", f"s{number:02}", "5.5" if number == 4 else "7.0")
-    run = shared(root, tmp_path / "out", TwoRolesWalk, models)
+    run = shared(root, tmp_path / "out", TwoRolesWorker, models)
     assert {result.status for result in run} == {Status.GRADED}
     assert models.generation == 2
     assert run.summary.record()["options"]["schedule"] == "batch"
@@ -173,7 +174,7 @@ def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, mode
     deeds[1], deeds[4], deeds[6] = 1.0, 2.0, 3.0  # raises always, kills always, hangs once
     for number, deed in enumerate(deeds):
         write_exam(root, f"{number:02}", f"s{number:02}", str(deed))
-    run = shared(root, tmp_path / "out", SharingWalk, models)
+    run = shared(root, tmp_path / "out", SharingWorker, models)
     results = {result.study_id: result for result in run}
     failed = {name: result.reason for name, result in results.items() if result.status is not Status.GRADED}
     assert failed == {"s01": Reason.INTERNAL_ERROR, "s04": Reason.WORKER_DIED}

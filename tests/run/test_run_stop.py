@@ -3,13 +3,14 @@
 import asyncio
 import json
 import threading
+from functools import partial
 
 import pytest
-from fakes import FakeWalk, discover, opened, start, write_exam
+from fakes import FakeWorker, discover, opened, start, write_exam
 
 from spine_engine.errors import OutputError
-from spine_engine.ledger import Ledger
-from spine_engine.runner import Progress
+from spine_engine.run.dispatcher import Progress
+from spine_engine.run.ledger import Ledger
 
 
 def exams(root, *deeds):
@@ -88,15 +89,15 @@ def test_a_stopped_run_puts_no_scattered_study_together(root, out, in_process):
 
 
 def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root, out, in_process):
-    class Stopping(FakeWalk):
-        def __call__(self, unit):
+    class Stopping(FakeWorker):
+        def outcome(self, unit):
             if unit.key.startswith("//"):
                 run.stop()
-            return super().__call__(unit)
+            return super().outcome(unit)
 
     for name, study in zip("abcdef", "112233", strict=True):
         write_exam(root, name, study, name)
-    run = start(root, out, factory=lambda: Stopping(root, root.parent / "opened.log"))
+    run = start(root, out, worker=Stopping)
     summary = run.finish()
     assert opened(root) == [*"abcdef", "//merged/1"]
     assert run.progress.found == 6 + 2  # one was put together and one was next
@@ -106,17 +107,17 @@ def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root,
 
 
 def test_a_run_stopped_there_keeps_what_earlier_runs_put_together(root, out, in_process):
-    class Stopping(FakeWalk):
-        def __call__(self, unit):
+    class Stopping(FakeWorker):
+        def outcome(self, unit):
             if unit.key.startswith("//"):
                 run.stop()
-            return super().__call__(unit)
+            return super().outcome(unit)
 
     for name, study in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "2")):
         write_exam(root, name, study, name)
     start(root, out).finish()
     write_exam(root, "b", "1", "otherwise")
-    run = start(root, out, factory=lambda: Stopping(root, root.parent / "opened.log"))
+    run = start(root, out, worker=Stopping)
     run.finish()
     assert opened(root)[6:] == ["b", "//merged/1"]
     assert start(root, out).finish().walked == 0
@@ -143,7 +144,7 @@ def test_an_aborted_run_ends_its_workers_and_writes_no_files(root, out, in_proce
     assert (run.summary.interrupted, run.summary.exit_code, run.summary.walked) == (True, 130, 1)
     assert names(out) == []
     assert run.progress.stopped
-    summary = start(root, out, factory=lambda: FakeWalk(root, root.parent / "opened.log", waited=True)).finish()
+    summary = start(root, out, worker=partial(FakeWorker, waited=True)).finish()
     assert (summary.resumed, summary.walked) == (1, 2)
 
 
@@ -226,7 +227,7 @@ def test_results_are_in_the_ledger_before_they_are_told(root, out, in_process):
 
 
 def test_progress_says_how_far_the_run_is(root, out, in_process):
-    assert Progress() == Progress(found=0, resumed=0, walked=0, refused=0, discovering=True, stopped=False)
+    assert Progress() == Progress(found=0, resumed=0, processed=0, refused=0, discovering=True, stopped=False)
     exams(root, "grade", "prior", "die", "wait a")
     (root / "README").write_text("no exam")
     run = start(root, out, max_attempts=1)
@@ -237,12 +238,12 @@ def test_progress_says_how_far_the_run_is(root, out, in_process):
             break
         finished.join(0.01)
     progress = run.progress
-    assert (progress.found, progress.walked, progress.refused, progress.discovering) == (4, 3, 1, False)
+    assert (progress.found, progress.processed, progress.refused, progress.discovering) == (4, 3, 1, False)
     assert dict(progress.statuses) == {"graded": 1, "prior": 1, "failed": 1}
     assert dict(progress.stage_seconds) == {"read": 0.001, "grade": 0.002}
     in_process.let_go("a")
     finished.join()
-    assert (progress.walked, progress.resumed, progress.stopped) == (4, 0, False)
+    assert (progress.processed, progress.resumed, progress.stopped) == (4, 0, False)
     run = start(root, out)
     run.finish()
-    assert (run.progress.found, run.progress.walked, run.progress.resumed) == (4, 0, 4)
+    assert (run.progress.found, run.progress.processed, run.progress.resumed) == (4, 0, 4)

@@ -13,8 +13,8 @@ import pytest
 from fakes import dies_at_start, discover, no_backend, opened, start, write_exam
 
 from spine_engine.errors import BackendError, OutputBusyError, OutputError, UsageError
-from spine_engine.ledger import Ledger
-from spine_engine.output import held
+from spine_engine.run.folders import locked
+from spine_engine.run.ledger import Ledger
 
 pytestmark = pytest.mark.usefixtures("in_process")
 
@@ -53,7 +53,7 @@ def test_every_study_has_its_rows_and_its_line(root, out):
     assert list(by_id(out)) == ["1.10", "1.2", "1.3", "1.9"]
     assert by_id(out)["1.3"] == ("prior", "no_sagittal")
     record = manifest(out)
-    assert record["studies"] == {"total": 4, "graded": 3, "prior": 1, "failed": 0}
+    assert record["studies"] == {"total": 4, "graded": 3, "prior": 1, "failed": 0, "incomplete": 0}
     assert record["refused_files"] == {"total": 1, "by_reason": {"not_an_image": 1}}
     assert record["devices"] == {"grader": {"backend": "fake", "device": "cpu", "precision": "f32"}}
     assert record["units"] == {"walked": 4, "resumed": 0}
@@ -198,7 +198,7 @@ def test_an_output_inside_the_input_is_not_read_as_input(root):
 
 def test_an_output_in_use_is_refused(root, out):
     write_exam(root, "a", "1")
-    with held(out), pytest.raises(OutputBusyError, match="another run"):
+    with locked(out), pytest.raises(OutputBusyError, match="another run"):
         start(root, out).finish()
     assert start(root, out).finish().exit_code == 0
 
@@ -269,7 +269,7 @@ def test_a_study_that_takes_the_whole_run_down_again_and_again_is_set_aside(root
     units = {unit.key: unit for unit in discover(root)}
     out.mkdir()
     for attempts in ("ab", "ab", "a"):  # three runs that died with these studies open
-        ledger = Ledger(out / "ledger.sqlite", first._identity.facts(first._root))
+        ledger = Ledger(out / "ledger.sqlite", first._identity.facts(first._plan.root))
         for key in attempts:
             ledger.meet(units[key])
             ledger.begin(units[key])

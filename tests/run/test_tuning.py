@@ -5,9 +5,9 @@ from collections import Counter
 from functools import partial
 
 import pytest
-from fakes import FakeWalk, opened, write_exam
+from fakes import FakeWorker, made, opened, write_exam
 from fakes import discover as fake_discover
-from test_run_walk import ALL_THREE, write_bundle
+from made_studies import ALL_THREE, write_bundle
 
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import WorkUnit, discover
@@ -15,12 +15,14 @@ from spine_engine.engine import Engine
 from spine_engine.errors import BackendError, Reason, UsageError
 from spine_engine.options import RunOptions
 from spine_engine.phantom import write_studies
-from spine_engine.resources import Resources
+from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.results import Status, ungraded
-from spine_engine.scheduler import MemoryShare, UnitOutcome, WorkerError
-from spine_engine.tuning import (
+from spine_engine.run.memory import Resources
+from spine_engine.run.plan import RunPlan
+from spine_engine.run.tuning import (
     Measured,
     Setting,
+    Workload,
     chosen,
     default_setting,
     measure,
@@ -29,7 +31,7 @@ from spine_engine.tuning import (
     settings_to_try,
     tuned,
 )
-from spine_engine.walk import WalkPlan
+from spine_engine.scheduler import MemoryShare, WorkerError
 
 SETTING = Setting(workers=3, threads=2, schedule="batch", precision="f32")
 
@@ -161,7 +163,7 @@ def test_studies_are_walked_in_each_setting_and_the_run_then_uses_the_best(phant
     shared = dataclasses.replace(default, workers=2, schedule="batch")
     half = dataclasses.replace(default, precision="f16")
     told = []
-    found = measure(phantoms, units, bundle, options, [default, shared, half], rounds=1, done=told.append)
+    found = measure(work(phantoms, units, bundle, options), [default, shared, half], rounds=1, done=told.append)
     assert [len(one.rates) for one in found] == [1, 1, 0]
     assert all(rate > 0 for one in found for rate in one.rates)
     assert "f16" in found[2].failure
@@ -184,22 +186,27 @@ def test_what_was_found_on_another_machine_or_version_is_not_used(bundle, monkey
         "instructions": ("instruction_sets", lambda: {"none"}),
         "machine": ("platform.machine", lambda: "other"),
     }[changed]
-    monkeypatch.setattr(f"spine_engine.tuning.{name}", value)
+    monkeypatch.setattr(f"spine_engine.run.tuning.{name}", value)
     assert tuned(RunOptions(), bundle) == RunOptions()
+
+
+def work(root, units, bundle, options):
+    return Workload(root=root, units=units, bundle=bundle, options=options)
 
 
 def pretended(monkeypatch, rates):
     """Measure without walking: each setting's rates in turn, or the error it ends with."""
     asked = []
 
-    async def rate(root, units, bundle, options):
+    async def rate(workload, setting):
+        options = dataclasses.replace(workload.options, **dataclasses.asdict(setting))
         asked.append((options.workers, options.schedule, options.threads, options.precision, options.backend))
         given = rates[options.workers].pop(0)
         if isinstance(given, Exception):
             raise given
         return given
 
-    monkeypatch.setattr("spine_engine.tuning._rate", rate)
+    monkeypatch.setattr("spine_engine.run.tuning._rate", rate)
     return asked
 
 
@@ -209,7 +216,7 @@ def test_settings_are_measured_in_turns_and_one_that_cannot_run_only_once(monkey
     asked = pretended(monkeypatch, rates)
     told = []
     options = RunOptions(backend="onnxruntime")
-    found = measure("root", [], None, options, settings, rounds=2, done=told.append)
+    found = measure(work("root", [], None, options), settings, rounds=2, done=told.append)
     assert [workers for workers, *_ in asked] == [1, 2, 3, 1, 3]
     assert {rest for _, *rest in map(list, asked) for rest in [tuple(rest)]} == {("batch", 2, "f32", "onnxruntime")}
     assert [(one.setting.workers, one.rates, one.failure) for one in found] == [
@@ -220,7 +227,7 @@ def test_settings_are_measured_in_turns_and_one_that_cannot_run_only_once(monkey
 
 @pytest.fixture
 def pretend_plan(root, in_process, monkeypatch):
-    """Plans whose walks are fake, over two exams; returns the options that were planned with, and the units."""
+    """Plans whose workers are fake, over two exams; returns the options that were planned with, and the units."""
     planned = []
     for name in "ab":
         write_exam(root, name, name)
@@ -228,12 +235,12 @@ def pretend_plan(root, in_process, monkeypatch):
     def plan(folder, bundle, options):
         planned.append(options)
         memory = MemoryShare(usual_bytes=4, alone_bytes=9)
-        return WalkPlan(
-            discover=fake_discover, factory=partial(FakeWalk, root, root.parent / "opened.log"),
-            resources=Resources(workers=options.workers, memory=memory), models=None, series_descriptions="none",
+        return RunPlan(
+            root=root, discover=fake_discover, factory=partial(made, FakeWorker, root),
+            resources=Resources(workers=options.workers, memory=memory), timeout_s=options.timeout_s, max_attempts=2,
         )  # fmt: skip
 
-    monkeypatch.setattr("spine_engine.tuning.plan_walk", plan)
+    monkeypatch.setattr("spine_engine.run.tuning.plan_run", plan)
     return planned
 
 
@@ -242,9 +249,9 @@ def test_every_worker_walks_one_study_uncounted_and_four_each_are_timed(
     root, in_process, pretend_plan, monkeypatch, workers
 ):
     times = iter([100.0, 100.0 + 8.0])
-    monkeypatch.setattr("spine_engine.tuning.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("spine_engine.run.tuning.time.perf_counter", lambda: next(times))
     setting = dataclasses.replace(SETTING, workers=workers, schedule="study")
-    (found,) = measure(root, list(fake_discover(root)), None, RunOptions(timeout_s=9), [setting], rounds=1)
+    (found,) = measure(work(root, list(fake_discover(root)), None, RunOptions(timeout_s=9)), [setting], rounds=1)
     assert found.rates == (workers * 4 / 8.0,)
     assert Counter(opened(root)).total() == workers * 5
     assert opened(root)[:2] == (["a", "b"] if workers > 1 else ["a", "a"])
@@ -258,20 +265,20 @@ def test_every_worker_walks_one_study_uncounted_and_four_each_are_timed(
 def test_a_study_that_fails_cannot_be_tuned_with(root, in_process, pretend_plan, monkeypatch):
     write_exam(root, "b", "b", "raise")
 
-    class Failing(FakeWalk):
-        def __call__(self, unit):
+    class Failing(FakeWorker):
+        def outcome(self, unit):
             return UnitOutcome(results=(ungraded("1", Status.FAILED, Reason.TOO_LARGE),))
 
-    monkeypatch.setattr("test_tuning.FakeWalk", Failing)
+    monkeypatch.setattr("test_tuning.FakeWorker", Failing)
     setting = dataclasses.replace(SETTING, workers=1, schedule="study")
     with pytest.raises(UsageError, match="a study failed; tune with studies that 'spine-engine run' can grade"):
-        measure(root, list(fake_discover(root)), None, RunOptions(), [setting], rounds=1)
+        measure(work(root, list(fake_discover(root)), None, RunOptions()), [setting], rounds=1)
     assert all(pool.ended for pool in in_process.pools)
 
 
 def test_a_worker_that_dies_while_tuning_is_a_setting_that_cannot_run(root, in_process, pretend_plan):
     write_exam(root, "a", "a", "die")
     setting = dataclasses.replace(SETTING, workers=1, schedule="study")
-    (found,) = measure(root, list(fake_discover(root)), None, RunOptions(), [setting], rounds=2)
+    (found,) = measure(work(root, list(fake_discover(root)), None, RunOptions()), [setting], rounds=2)
     assert (found.rates, found.failure) == ((), "worker_died")
     assert opened(root) == ["a"]

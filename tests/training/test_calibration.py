@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 pytest.importorskip("scipy", reason="needs the train extra")
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION
+from spine_engine.bundle.manifest import Calibration
 from spine_engine.errors import UsageError
-from spine_engine.grading import calibrated
-from spine_engine.manifest import Calibration
+from spine_engine.pipeline.grading import calibrated
 from spine_training.evaluation.calibration import (
     IDENTITY,
     SHIFT_LIMIT,
@@ -219,8 +219,8 @@ def test_the_command_wants_studies_and_graded_rows(files, tmp_path):
         ("[1]", "is no calibration"),
         ("nothing", "is no calibration"),
         ('{"calibration": {"temperature": [[1]], "shift": [[0]]}}', "temperature must have 5 rows"),
-        ('{"calibration": {"temperature": [["1"]], "shift": [[0]]}}', "got '1' where a finite number belongs"),
-        ('{"calibration": {"temperature": [[NaN]], "shift": [[0]]}}', "got nan"),
+        ('{"calibration": {"temperature": [["1"]], "shift": [[0]]}}', 'got "1", want a number'),
+        ('{"calibration": {"temperature": [[NaN]], "shift": [[0]]}}', "NaN is not a number that JSON knows"),
     ],
 )
 def test_a_file_that_is_no_calibration_is_refused(tmp_path, content, message):

@@ -23,8 +23,9 @@ from spine_training.detector.augment import arrays_from_exam, sample  # noqa: E4
 from spine_training.detector.data import fold_of, load_data  # noqa: E402
 from spine_training.detector.exam import pixels_of  # noqa: E402
 from spine_training.detector.stacks import volume_from_stack  # noqa: E402
-from spine_training.fit import FitOptions, Machine, read_checkpoint  # noqa: E402
+from spine_training.fit import Machine, Session, read_checkpoint  # noqa: E402
 from spine_training.folds import fold_of_study  # noqa: E402
+from spine_training.optimisation import FitOptions  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -149,7 +150,7 @@ def test_a_detector_trains_on_a_set_in_rsnas_layout(exams, tmp_path, monkeypatch
     monkeypatch.setattr(training, "CANVASES", (((96, 64), 2, 1.0),))
     options, machine = FitOptions(epochs=1, learning_rate=1e-3), Machine(device="cpu", threads=1, workers=0)
     chosen = training.TrainingExams.of(exams, -1)
-    training.train(chosen, tmp_path, options, machine=machine, steps=2)
+    training.train(chosen, Session(out=tmp_path, machine=machine), options, steps=2)
     content = read_checkpoint(tmp_path / "last.pt")
     assert content["epoch"] == 1
     assert "RSNA exams" in content["settings"]["data"]

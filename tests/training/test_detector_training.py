@@ -19,7 +19,7 @@ from spine_training.detector.exam import Exam  # noqa: E402
 from spine_training.detector.loss import detector_loss, level_bins  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet, load_detector  # noqa: E402
 from spine_training.detector.truth import column_from_bodies  # noqa: E402
-from spine_training.fit import Machine, read_checkpoint  # noqa: E402
+from spine_training.fit import Machine, Session, read_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -120,7 +120,7 @@ def test_the_net_accepts_every_multiple_of_32():
 def quick(exams, out, *, epochs=2, **more):
     options = replace(training.DETECTOR_FIT, epochs=epochs, precision="f32")
     machine = Machine(device="cpu", threads=1, workers=0)
-    return training.train(exams, out, options, machine=machine, steps=2, **more)
+    return training.train(exams, Session(out=out, machine=machine, **more), options, steps=2)
 
 
 def test_a_resumed_training_gives_the_same_weights(two, tmp_path, monkeypatch):

@@ -16,12 +16,13 @@ pytest.importorskip("torchio", reason="needs the train extra")
 from made_grids import SHAPE, bright_blobs  # noqa: E402
 
 from spine_engine.errors import UsageError  # noqa: E402
-from spine_training.fit import FitOptions, Machine, read_checkpoint  # noqa: E402
+from spine_training.fit import Machine, Session, read_checkpoint  # noqa: E402
 from spine_training.grader.augment import NOTHING, AugmentOptions  # noqa: E402
 from spine_training.grader.evaluate import predict  # noqa: E402
 from spine_training.grader.loss import grading_loss  # noqa: E402
 from spine_training.grader.model import GraderConfig, load_grader  # noqa: E402
 from spine_training.grader.train import GradingOptions, train  # noqa: E402
+from spine_training.optimisation import FitOptions  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -32,8 +33,9 @@ SHORT = FitOptions(epochs=2, learning_rate=1e-2, warmup_epochs=0.5, ema=0.9, pre
 HERE = Machine(device="cpu", threads=1, workers=0)
 
 
-def quick(grids, out, options=SHORT, **more):
-    return train(grids, TINY, options, out, grading=GRADING, machine=HERE, **more)
+def quick(grids, out, options=SHORT, *, watch=None, grading=GRADING, **more):
+    session = Session(out=out, **{"machine": HERE, **more})
+    return train(grids, TINY, options, session, grading=grading, watch=watch)
 
 
 def same(first, second):
@@ -46,7 +48,7 @@ def test_a_short_training_learns_what_can_be_seen(tmp_path):
         replace(SHORT, epochs=6, learning_rate=2e-2),
         replace(GRADING, augment=replace(NOTHING, mirror=0.5)),
     )
-    grader = train(seen, TINY, options, tmp_path / "run", grading=grading, machine=HERE)
+    grader = quick(seen, tmp_path / "run", options, grading=grading)
     grades = torch.from_numpy(unseen.grades.reshape(-1, 5))
     uniform = float(grading_loss(torch.full((100, 5, 3), 1 / 3), grades))
     trained = float(grading_loss(torch.from_numpy(predict(grader, unseen.box_set(0))), grades))
@@ -130,7 +132,7 @@ def test_worker_processes_change_nothing(tmp_path):
     one = quick(grids, tmp_path / "one", replace(SHORT, epochs=1))
     options = replace(SHORT, epochs=1)
     machine = replace(HERE, workers=2)
-    two = train(grids, TINY, options, tmp_path / "two", grading=GRADING, machine=machine)
+    two = quick(grids, tmp_path / "two", options, machine=machine)
     assert same(one, two)
 
 
@@ -141,7 +143,7 @@ def test_a_training_on_other_grids_is_refused(tmp_path, straight):
         quick(more, folder, replace(SHORT, epochs=3), resume=True)
     grading = replace(GRADING, batch=8)
     with pytest.raises(UsageError, match="another batch"):
-        train(straight[0], TINY, replace(SHORT, epochs=3), folder, grading=grading, machine=HERE, resume=True)
+        quick(straight[0], folder, replace(SHORT, epochs=3), grading=grading, resume=True)
 
 
 SPREAD = """
@@ -176,7 +178,7 @@ def test_a_gpu_learns_what_a_cpu_learns(tmp_path):
     losses = []
     for device in ("cpu", "cuda"):
         machine = replace(HERE, device=device)
-        grader = train(seen, TINY, options, tmp_path / device, grading=GRADING, machine=machine)
+        grader = quick(seen, tmp_path / device, options, machine=machine)
         assert next(grader.parameters()).device.type == "cpu"
         graded = torch.from_numpy(predict(grader, unseen.box_set(0)))
         losses.append(float(grading_loss(graded, torch.from_numpy(unseen.grades.reshape(-1, 5)))))

@@ -13,8 +13,13 @@ from torch import nn  # noqa: E402
 from toy_task import HERE, OPTIONS, Toy, train  # noqa: E402
 
 from spine_engine.errors import UsageError  # noqa: E402
-from spine_training import fit  # noqa: E402
-from spine_training.fit import FitOptions, Machine, average_weights, plain_groups, read_checkpoint  # noqa: E402
+from spine_training import fit, progress  # noqa: E402
+from spine_training.fit import Machine, read_checkpoint  # noqa: E402
+from spine_training.optimisation import (  # noqa: E402
+    FitOptions,
+    averaged_model,
+    plain_groups,
+)
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -65,13 +70,16 @@ def test_weights_decay_and_biases_and_norms_do_not():
 
 
 def test_averages_move_by_the_rest_of_the_decay_and_whole_numbers_are_copied():
-    averaged, model = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    model = nn.BatchNorm1d(2)
     with torch.no_grad():
-        averaged.weight.copy_(torch.tensor([1.0, 2.0]))
+        model.weight.copy_(torch.tensor([1.0, 2.0]))
+        average = averaged_model(model, 0.75)
+        average.n_averaged.fill_(27)  # from the 27th update on the decay is at 27 / 36
         model.weight.copy_(torch.tensor([3.0, -2.0]))
         model.running_mean.copy_(torch.tensor([10.0, 20.0]))
         model.num_batches_tracked.fill_(7)
-    average_weights(averaged, model, 0.75)
+    average.update_parameters(model)
+    averaged = average.module
     assert averaged.weight.tolist() == pytest.approx([1.5, 1.0])
     assert averaged.running_mean.tolist() == pytest.approx([2.5, 5.0])
     assert averaged.num_batches_tracked.item() == 7
@@ -249,7 +257,7 @@ class Clock:
 
 def test_each_epoch_is_told_with_its_seconds_and_what_is_left(tmp_path, monkeypatch, capsys):
     clock = Clock()
-    monkeypatch.setattr(fit, "time", clock)
+    monkeypatch.setattr(progress, "time", clock)
     task = Toy()
 
     def watch(epoch):

@@ -93,6 +93,18 @@ def test_a_stopped_training_ends_with_the_same_bits_as_an_undisturbed_one(tmp_pa
     assert all(torch.equal(value, ema[name]) for name, value in averaged.state_dict().items())
 
 
+def test_a_checkpoint_of_an_earlier_version_goes_on_to_the_same_bits(tmp_path, straight):
+    """Its optimiser knows the last step's rate and no peak: earlier versions set the rate before each step."""
+    interrupted(tmp_path, 2)
+    content = read_checkpoint(tmp_path / "last.pt")
+    for group in content["optimizer"]["param_groups"]:
+        del group["initial_lr"]
+        group["lr"] = 0.0123
+    torch.save(content, tmp_path / "last.pt")
+    continued(tmp_path)
+    assert everything(tmp_path / "last.pt") == everything(straight[0] / "last.pt")
+
+
 def test_a_training_stopped_within_an_epoch_does_that_epoch_again(tmp_path, straight):
     task = Toy()
     task.watch = lambda epoch: {"metric": 1.0}

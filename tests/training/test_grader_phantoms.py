@@ -10,7 +10,7 @@ pytest.importorskip("torchio", reason="needs the train extra")
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.errors import UsageError
 from spine_engine.phantom import Protocol, draw_spine, render
-from spine_engine.results import AXIS_DECIMALS, PLACE_DECIMALS
+from spine_engine.study import AXIS_DECIMALS, PLACE_DECIMALS
 from spine_engine.voxels import GridPose, GridSpec, voxelize, windowed
 from spine_training.grader.grids import BoxJitter, cut_levels, load_grids, make_grids, small_rotation, strayed
 from spine_training.grader.model import WHOLE_STUDY, GraderConfig

@@ -13,6 +13,7 @@ pytest.importorskip("torchio", reason="needs the train extra")
 from made_grids import SHAPE, bright_blobs  # noqa: E402
 
 from spine_engine.errors import UsageError  # noqa: E402
+from spine_training.fit import Session  # noqa: E402
 from spine_training.grader import train as training  # noqa: E402
 from spine_training.grader.augment import NOTHING, AugmentOptions, augment  # noqa: E402
 from spine_training.grader.grids import GridSet  # noqa: E402
@@ -205,20 +206,20 @@ def test_a_training_begins_with_the_averaged_weights_of_the_same_kind_of_grader(
     start = Grader(CONFIG)
     content = {"config": GradingTask(start, grids, STILL).config, "model": Grader(CONFIG).state_dict()}
     torch.save({**content, "ema": start.state_dict()}, tmp_path / "start.pt")
-    training.train(grids, CONFIG, None or training.FitOptions(epochs=1, learning_rate=1e-3), tmp_path / "a",
-                   start=tmp_path / "start.pt")  # fmt: skip
+    once = training.FitOptions(epochs=1, learning_rate=1e-3)
+    training.train(grids, CONFIG, once, Session(out=tmp_path / "a", start=tmp_path / "start.pt"))
     assert all(torch.equal(value, start.state_dict()[name]) for name, value in begun[0].items())
     other = replace(CONFIG, pool="max")
     with pytest.raises(UsageError, match=r"start\.pt is another grader \(narrow_conv_8, level\) than asked for"):
-        training.train(grids, other, training.FitOptions(epochs=1, learning_rate=1e-3), tmp_path / "b",
-                       start=tmp_path / "start.pt")  # fmt: skip
+        training.train(grids, other, once, Session(out=tmp_path / "b", start=tmp_path / "start.pt"))
 
 
 def test_without_a_start_the_seed_decides_the_first_weights(grids, tmp_path, monkeypatch):
     begun = []
     monkeypatch.setattr(training, "fit", lambda task, *_, **__: begun.append(task) or task.model)
     for seed in (3, 3, 4):
-        training.train(grids, CONFIG, training.FitOptions(epochs=1, learning_rate=1e-3, seed=seed), tmp_path)
+        options = training.FitOptions(epochs=1, learning_rate=1e-3, seed=seed)
+        training.train(grids, CONFIG, options, Session(out=tmp_path))
     weights = [task.model.heads[0][0].weight for task in begun]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])

@@ -6,7 +6,8 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 
 from torch import nn  # noqa: E402
 
-from spine_training.fit import FitOptions, Machine, fit, plain_groups  # noqa: E402
+from spine_training.fit import Machine, fit  # noqa: E402
+from spine_training.optimisation import FitOptions, plain_groups  # noqa: E402
 
 HERE = Machine(device="cpu", threads=1, workers=0)
 OPTIONS = FitOptions(epochs=4, learning_rate=0.1, precision="f32")

@@ -10,10 +10,10 @@ import pytest
 from test_resample import line_stack
 
 from spine_engine.study import Stack
-from spine_engine.voxels import GridPose, GridSpec, ready, reference, voxelize
+from spine_engine.voxels import GridPose, GridSpec, prepared, reference, voxelize
 from spine_engine.voxels.placement import (
     EVEN,
-    SIDED,
+    STAGGERED,
     UNEVEN,
     aligned_box,
     alike,
@@ -158,13 +158,13 @@ def test_coverage_is_the_share_of_voxels_covered() -> None:
         ({"z": 0.0101}, UNEVEN),
         ({"z": -0.0101}, UNEVEN),
         ({"x": 0.9e-3}, EVEN),
-        ({"x": 1.1e-3}, SIDED),
+        ({"x": 1.1e-3}, STAGGERED),
         ({"y": 1.8e-3}, EVEN),  # rows are two millimetres apart
-        ({"y": 2.2e-3}, SIDED),
-        ({"y": -2.2e-3}, SIDED),
-        ({"slope": 1.001}, SIDED),
-        ({"intercept": 0.5}, SIDED),
-        ({"slope": 1.001, "z": 0.5}, SIDED),
+        ({"y": 2.2e-3}, STAGGERED),
+        ({"y": -2.2e-3}, STAGGERED),
+        ({"slope": 1.001}, STAGGERED),
+        ({"intercept": 0.5}, STAGGERED),
+        ({"slope": 1.001, "z": 0.5}, STAGGERED),
     ],
     ids=str,
 )
@@ -175,7 +175,7 @@ def test_slices_are_even_within_a_hundredth_of_a_millimetre_and_a_thousandth_of_
     origins, slope, intercept = stack.origins_mm.copy(), stack.slope.copy(), stack.intercept.copy()
     origins[2] += [changes.get("x", 0.0), changes.get("y", 0.0), changes.get("z", 0.0)]
     slope[3], intercept[1] = changes.get("slope", 1.0), changes.get("intercept", 0.0)
-    (made,) = ready([replace(stack, origins_mm=origins, slope=slope, intercept=intercept)]).stacks
+    (made,) = prepared([replace(stack, origins_mm=origins, slope=slope, intercept=intercept)]).stacks
     assert made.kind == kind
 
 

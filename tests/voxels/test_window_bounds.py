@@ -15,8 +15,8 @@ def stack(pixels: np.ndarray, slope: float = 1.0, intercept: float = 0.0) -> Sta
     count = len(pixels)
     origins = np.array([[0.0, 0, z] for z in range(count)])
     axes = np.array([[0.0, 0, 1], [0, 1, 0], [1, 0, 0]])
-    tone = (np.full(count, slope, np.float32), np.full(count, intercept, np.float32))
-    return Stack(np.ascontiguousarray(pixels), *tone, origins, axes, (1.0, 1.0))
+    rescale = (np.full(count, slope, np.float32), np.full(count, intercept, np.float32))
+    return Stack(np.ascontiguousarray(pixels), *rescale, origins, axes, (1.0, 1.0))
 
 
 def test_from_a_hundredth_to_the_ninety_ninth() -> None:

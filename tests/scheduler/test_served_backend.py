@@ -15,11 +15,12 @@ import pytest
 
 from spine_engine.backends.base import Device, TensorInfo
 from spine_engine.errors import BackendError, BundleError, OutputError
-from spine_engine.scheduler import models as models_room
-from spine_engine.scheduler import remote
-from spine_engine.scheduler.batching import BatchPolicy
-from spine_engine.scheduler.exchange import Exchange, connected, listening
-from spine_engine.scheduler.remote import ModelsGoneError, RemoteBackend
+from spine_engine.scheduler.batching import client
+from spine_engine.scheduler.batching import server as models_room
+from spine_engine.scheduler.batching.batcher import BatchPolicy
+from spine_engine.scheduler.batching.client import ServedBackend
+from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected, listening
+from spine_engine.scheduler.task import CompanionLostError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux only: not shown elsewhere")
 
@@ -52,7 +53,7 @@ class Server:
         self.address = f"spine-test-{os.getpid()}-{id(self)}"
         self.opened, self.connections, self.backends = [], [], []
         self.generation = 1
-        self.converse = models_room._Served(self.open, 1).converse
+        self.converse = models_room._Connections(self.open, 1).converse
         self._listener = listening(self.address)
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
@@ -71,14 +72,14 @@ class Server:
 
     def backend(self, role="squares"):
         """A worker's end of a conversation about a model."""
-        self.backends.append(RemoteBackend(self.address, role))
+        self.backends.append(ServedBackend(self.address, role))
         return self.backends[-1]
 
     def restart(self):
         """Drop all conversations, as a process that dies does; another takes its place."""
         former = list(self.connections)
         self.generation += 1
-        self.converse = models_room._Served(self.open, self.generation).converse
+        self.converse = models_room._Connections(self.open, self.generation).converse
         for connection in former:
             connection.shutdown(socket.SHUT_RDWR)
 
@@ -134,7 +135,7 @@ def test_a_shared_model_answers_like_one_of_ones_own(server):
 
 def test_what_the_model_would_refuse_is_refused_before_it_is_sent(server, monkeypatch):
     backend = server.backend()
-    monkeypatch.setattr(Exchange, "send", lambda *_: pytest.fail("sent"))
+    monkeypatch.setattr(ArrayChannel, "send", lambda *_: pytest.fail("sent"))
     with pytest.raises(ValueError, match=r"takes \['x'\], got \['z'\]"):
         backend.run({"z": np.zeros((1, 1), np.float32)})
     with pytest.raises(ValueError, match="float32, got float64"):
@@ -195,8 +196,8 @@ def test_a_death_during_a_question_names_the_process_that_died(server, monkeypat
     backend = server.backend()
     for generation in (2, 3):
         with monkeypatch.context() as patch:
-            patch.setattr("spine_engine.scheduler.batching.Batcher.run", lambda *_: server.restart())
-            with pytest.raises(ModelsGoneError) as caught:
+            patch.setattr("spine_engine.scheduler.batching.batcher.Batcher.run", lambda *_: server.restart())
+            with pytest.raises(CompanionLostError) as caught:
                 ask(backend, 5)
         assert caught.value.generation == generation
         assert ask(backend, 5) == [25], "the next question goes to the one in its place"
@@ -204,7 +205,7 @@ def test_a_death_during_a_question_names_the_process_that_died(server, monkeypat
 
 def test_a_process_that_hangs_up_while_it_is_greeted_is_gone(server):
     server.converse = lambda connection: (connection.shutdown(socket.SHUT_RDWR), connection.close())
-    with pytest.raises(ModelsGoneError) as caught:
+    with pytest.raises(CompanionLostError) as caught:
         server.backend()
     assert caught.value.generation == 0
 
@@ -218,19 +219,19 @@ def test_a_worker_waits_for_the_process_that_takes_a_dead_ones_place(server, mon
             raise ConnectionRefusedError
         return connected(address)
 
-    monkeypatch.setattr(remote, "connected", late)
-    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append))
+    monkeypatch.setattr(client, "connected", late)
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append))
     backend = server.backend()
     assert ask(backend, 5) == [25]
     assert slept == [0.02] * 3
 
 
 def test_a_half_sent_request_ends_only_its_own_conversation(server):
-    exchange = Exchange(connected(server.address))
-    exchange.send({"role": "squares"})
-    exchange.receive()
-    exchange.close()
-    silent = Exchange(connected(server.address))
+    channel = ArrayChannel(connected(server.address))
+    channel.send({"role": "squares"})
+    channel.receive()
+    channel.close()
+    silent = ArrayChannel(connected(server.address))
     silent.close()  # before it has said which model
     backend = server.backend()
     assert ask(backend, 5) == [25]

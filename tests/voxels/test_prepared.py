@@ -1,4 +1,4 @@
-"""Stacks made ready: their tones and order, and which fills a grid first."""
+"""Stacks made ready: their rescales and order, and which fills a grid first."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ import pytest
 from test_resample import line_stack
 
 from spine_engine.study import Stack
-from spine_engine.voxels import GridPose, GridSpec, IntensityWindow, WindowedStack, ready, scatter, voxelize
-from spine_engine.voxels.ready import tone_of
+from spine_engine.voxels import GridPose, GridSpec, IntensityWindow, WindowedStack, prepared, scatter, voxelize
+from spine_engine.voxels.prepared import rescale_of
 
 Make = Callable[..., Stack]
 
 
 def test_a_tone_takes_stored_values_to_the_window() -> None:
     stack = replace(line_stack([0, 4]), slope=np.array([2, 4], np.float32), intercept=np.array([-10, 30], np.float32))
-    flip, tone, clip = tone_of(WindowedStack(stack, IntensityWindow(50.0, 250.0)))
+    flip, rescale, clip = rescale_of(WindowedStack(stack, IntensityWindow(50.0, 250.0)))
     assert flip == 0
-    np.testing.assert_allclose(tone, [[2 / 200, 4 / 200], [-60 / 200, -20 / 200]], rtol=1e-6)
+    np.testing.assert_allclose(rescale, [[2 / 200, 4 / 200], [-60 / 200, -20 / 200]], rtol=1e-6)
     assert clip == (0.0, 1.0)
-    flip, tone, clip = tone_of(stack)
-    np.testing.assert_allclose(tone, [[2, 4], [-10, 30]])
+    flip, rescale, clip = rescale_of(stack)
+    np.testing.assert_allclose(rescale, [[2, 4], [-10, 30]])
     assert clip == (-np.inf, np.inf)
 
 
 def test_signed_values_are_read_as_unsigned_and_put_back() -> None:
     stack = replace(line_stack([0, 4]), pixels=line_stack([0, 4]).pixels.astype(np.int16) - 250)
-    flip, tone, _ = tone_of(WindowedStack(stack, IntensityWindow(-150.0, 50.0)))
+    flip, rescale, _ = rescale_of(WindowedStack(stack, IntensityWindow(-150.0, 50.0)))
     assert flip == 0x8000
     stored = stack.pixels[:, 0, 0]  # -150 and -50
     seen = (stored.view(np.uint16) ^ 0x8000).astype(float)
-    np.testing.assert_allclose(tone[0] * seen + tone[1], [0.0, 0.5], atol=1e-5)
+    np.testing.assert_allclose(rescale[0] * seen + rescale[1], [0.0, 0.5], atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
 def test_a_stack_is_not_copied_unless_it_is_one_pixel_wide(make_stack: Make, dtype: type) -> None:
     stack = make_stack(1, dtype=dtype)
-    (made,) = ready([stack]).stacks
+    (made,) = prepared([stack]).stacks
     assert np.shares_memory(made.flat, stack.pixels)
     thin = make_stack(1, dtype=dtype, shape=(3, 9, 1))
-    (made,) = ready([thin]).stacks
+    (made,) = prepared([thin]).stacks
     assert len(made.flat) == 28
     assert made.flat[-1] == made.flat[-2]
 
@@ -51,7 +51,9 @@ def test_a_stack_is_not_copied_unless_it_is_one_pixel_wide(make_stack: Make, dty
 def test_stacks_that_share_a_place_are_ordered_by_what_they_show() -> None:
     first = line_stack([0, 4, 8])
     stacks = [replace(first, pixels=first.pixels + np.uint16(n)) for n in range(3)]
-    orders = {tuple(made.stack.pixels[0, 0, 0] for made in ready(list(given)).stacks) for given in permutations(stacks)}
+    orders = {
+        tuple(made.stack.pixels[0, 0, 0] for made in prepared(list(given)).stacks) for given in permutations(stacks)
+    }
     assert len(orders) == 1
     grids = [voxelize([list(given)], GridSpec((2, 2, 2), (1.0,) * 3), GridPose(np.zeros(3), np.eye(3))) for given in
              permutations(stacks)]  # fmt: skip
@@ -84,7 +86,7 @@ def test_a_channel_made_ready_gives_what_its_stacks_give(make_stack: Make) -> No
     stacks = [make_stack(1), make_stack(2)]
     spec, pose = GridSpec((5, 6, 7), (2.0, 2.0, 2.0)), GridPose(np.zeros(3), np.eye(3))
     for cut in (voxelize, scatter):
-        np.testing.assert_array_equal(cut([ready(stacks)], spec, pose).values, cut([stacks], spec, pose).values)
+        np.testing.assert_array_equal(cut([prepared(stacks)], spec, pose).values, cut([stacks], spec, pose).values)
 
 
 @pytest.mark.parametrize(

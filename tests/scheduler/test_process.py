@@ -10,8 +10,8 @@ import types
 
 import pytest
 
-from spine_engine.scheduler import processes
-from spine_engine.scheduler.processes import environment, limit_memory, no_main_module, peak_memory_bytes
+from spine_engine.scheduler import process
+from spine_engine.scheduler.process import environment, limit_memory, no_main_module, peak_memory_bytes
 
 MIB = 1 << 20
 
@@ -20,9 +20,9 @@ def test_a_child_leaves_ctrl_c_and_sigterm_to_its_parent_and_ends_with_it(monkey
     set_to, started, ended = {}, [], []
     monkeypatch.setattr(signal, "signal", set_to.__setitem__)
     monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(sentinel=9))
-    monkeypatch.setattr(processes.multiprocessing.connection, "wait", lambda waited: started.append(waited))
+    monkeypatch.setattr(process.multiprocessing.connection, "wait", lambda waited: started.append(waited))
     monkeypatch.setattr(os, "_exit", ended.append)
-    processes.prepare_process()
+    process.prepare_process()
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and thread.daemon and thread.name.endswith("(_end_with)"):
             thread.join()
@@ -34,7 +34,7 @@ def test_a_child_leaves_ctrl_c_and_sigterm_to_its_parent_and_ends_with_it(monkey
 def test_a_process_that_is_no_child_watches_nobody(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda number, handler: None)
     before = threading.active_count()
-    processes.prepare_process()
+    process.prepare_process()
     assert threading.active_count() == before
 
 
@@ -158,4 +158,4 @@ def test_where_there_is_no_proc_the_system_is_asked(monkeypatch):
 
 
 def test_the_time_to_start_is_five_minutes():
-    assert processes.START_TIMEOUT_S == 300
+    assert process.START_TIMEOUT_S == 300

@@ -12,15 +12,8 @@ from test_whole_study import answer
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, prior
 from spine_engine.errors import Reason, StudyError, Warn
-from spine_engine.grading import (
-    calibrated,
-    checked,
-    grade,
-    grade_whole_study,
-    level_grids,
-    prior_probabilities,
-    study_grid,
-)
+from spine_engine.pipeline.grading import calibrated, checked, grade, grade_whole_study, prior_probabilities
+from spine_engine.pipeline.level_grids import level_grids, study_grid
 from spine_engine.study import Role, Series
 
 LEFT_FORAMEN, LEFT_RECESS, RIGHT_FORAMEN, RIGHT_RECESS, CANAL = range(5)
@@ -188,15 +181,15 @@ def test_a_rising_shift_lowers_the_severity_and_a_rising_temperature_flattens() 
 
 def test_a_buffer_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"out must be \(5, 3, 6, 8, 10\), got \(4, 3, 6, 8, 10\)"):
-        level_grids(study(T1), discs(), ENTRY, out=np.zeros((4, 3, 6, 8, 10), np.float32))
+        level_grids(study(T1), discs(), ENTRY.layout, out=np.zeros((4, 3, 6, 8, 10), np.float32))
     with pytest.raises(ValueError, match="out must be"):
-        study_grid(study(T1), WHOLE, np.zeros((3, 10, 8, 11), np.float32))
+        study_grid(study(T1), WHOLE.layout, np.zeros((3, 10, 8, 11), np.float32))
 
 
 def test_each_channel_holds_the_series_of_its_role_in_the_models_order() -> None:
     order = (Role.AXIAL_T2, Role.SAGITTAL_T2, Role.SAGITTAL_T1)
-    plain, _ = level_grids(study(T1, T2, axial()), discs(), ENTRY)
-    turned, coverage = level_grids(study(T1, T2, axial()), discs(), replace(ENTRY, channels=order))
+    plain, _ = level_grids(study(T1, T2, axial()), discs(), ENTRY.layout)
+    turned, coverage = level_grids(study(T1, T2, axial()), discs(), replace(ENTRY, channels=order).layout)
     assert ALL_ROLES == (Role.SAGITTAL_T1, Role.AXIAL_T2, Role.SAGITTAL_T2)
     np.testing.assert_array_equal(turned, plain[:, [1, 2, 0]])
     assert coverage.min() == 1
@@ -205,7 +198,7 @@ def test_each_channel_holds_the_series_of_its_role_in_the_models_order() -> None
 def test_axial_series_are_windowed_each_by_itself() -> None:
     upper, lower = axial(14, (0, 0, 50)), replace(axial(14, (0, 0, -50)), path="ax2")
     lower.stacks[0].pixels[:] //= 8
-    grids, _ = level_grids(study(upper, lower), discs(), ENTRY)
+    grids, _ = level_grids(study(upper, lower), discs(), ENTRY.layout)
     for level in (0, 4):
         assert 0.4 < grids[level, 1].mean() < 0.6  # noise in a window of its own
 
@@ -219,9 +212,9 @@ def test_a_flat_grid_keeps_its_one_value() -> None:
         channels=channels,
         inputs=(replace(ENTRY.inputs[0], shape=(None, 1, 6, 8, 10)),),
     )
-    grids, _ = level_grids(study(flat), discs(), entry)
+    grids, _ = level_grids(study(flat), discs(), entry.layout)
     assert np.unique(grids).tolist() == [1.0]
-    grid, _ = study_grid(study(flat), entry)
+    grid, _ = study_grid(study(flat), entry.layout)
     assert np.unique(grid).tolist() == [1.0]
 
 
@@ -231,5 +224,5 @@ def test_the_range_of_a_whole_studys_grid_is_its_own() -> None:
     entry = replace(
         WHOLE, normalisation="grid_range", channels=channels, inputs=(replace(WHOLE.inputs[0], shape=shape),)
     )
-    grid, _ = study_grid(study(T1), entry)
+    grid, _ = study_grid(study(T1), entry.layout)
     assert (grid.min(), grid.max()) == (0.0, 1.0)

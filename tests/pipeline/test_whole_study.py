@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from test_grading import ALL_ROLES, AXIAL, FORAMINA, RECESSES, T1, T2, Recorder, axial, calibration, stack, study
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, prior
+from spine_engine.bundle.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.errors import Reason, StudyError, Warn
-from spine_engine.grading import calibrated, grade_whole_study, level_grids, study_grid, study_pose
-from spine_engine.manifest import GraderEntry, GridEntry, TensorEntry
+from spine_engine.pipeline.grading import calibrated, grade_whole_study
+from spine_engine.pipeline.level_grids import level_grids, study_grid, study_pose
 from spine_engine.study import Role, Series, Stack, Study
 
 GRID = GridEntry(shape=(10, 8, 12), spacing_mm=(20.0, 20.0, 8.0))
@@ -56,7 +57,7 @@ STORAGES = {
 @pytest.mark.parametrize("axes", STORAGES.values(), ids=STORAGES.keys())
 def test_the_patients_left_stays_left_however_the_series_is_stored(axes: np.ndarray) -> None:
     one = marked(Role.SAGITTAL_T1, axes, (1, -1))  # up, front, left
-    grid, _ = study_grid(study(one), ENTRY)
+    grid, _ = study_grid(study(one), ENTRY.layout)
     want = np.zeros((10, 8, 12), np.bool_)
     want[:5, :4, 6:11] = True  # D superior to inferior, H anterior to posterior, W right to left; the last is outside
     np.testing.assert_array_equal(grid[0] > 0.5, want)
@@ -89,7 +90,7 @@ def test_the_offset_of_the_manifest_moves_the_grid_along_its_own_axes() -> None:
     bright.pixels[:] = 100
     bright.pixels[:, 46:] = 1000  # posterior beyond y = 46 * 3 - 118.5 = 19.5 mm
     moved = replace(ENTRY, grid=replace(GRID, center_offset_mm=(0.0, 40.0, 0.0)))
-    grid, coverage = study_grid(study(T1, Series("a", Role.AXIAL_T2, "", (bright,), 40)), moved)
+    grid, coverage = study_grid(study(T1, Series("a", Role.AXIAL_T2, "", (bright,), 40)), moved.layout)
     y_mm = 40.0 + (np.arange(8) - 3.5) * 20.0
     seen = y_mm < 120
     np.testing.assert_array_equal((grid[1, 5, :, 6] > 0.5)[seen], (y_mm > 19)[seen])
@@ -104,11 +105,12 @@ def test_intensities_are_those_of_the_level_grids() -> None:
 
     whole = study(T1, T2, axial())
     level, disc = LEVELS[2], discs()[LEVELS[2]]
-    grids, _ = level_grids(whole, discs(), LEVEL_ENTRY)
+    grids, _ = level_grids(whole, discs(), LEVEL_ENTRY.layout)
     pose = study_pose(whole)
     assert np.allclose(pose.axes, disc.axes)
     assert np.allclose(pose.center_mm, disc.center_mm, atol=1e-9)
-    grid, _ = study_grid(whole, replace(LEVEL_ENTRY, output_channels=ENTRY.output_channels, outputs=ENTRY.outputs))
+    entry = replace(LEVEL_ENTRY, output_channels=ENTRY.output_channels, outputs=ENTRY.outputs)
+    grid, _ = study_grid(whole, entry.layout)
     np.testing.assert_allclose(grid, grids[LEVELS.index(level)], atol=1e-5)
 
 
@@ -155,13 +157,13 @@ def test_what_no_series_shows_keeps_the_prior(series: tuple[Series, ...], graded
 def test_the_buffer_and_the_pose_given_are_used() -> None:
     whole = study(T1, T2)
     out = np.full((3, 10, 8, 12), 9.0, np.float32)
-    fresh, _ = study_grid(whole, ENTRY)
-    grid, _ = study_grid(whole, ENTRY, out)
+    fresh, _ = study_grid(whole, ENTRY.layout)
+    grid, _ = study_grid(whole, ENTRY.layout, out)
     assert grid is out
     np.testing.assert_array_equal(grid, fresh)
     pose = study_pose(whole)
     moved = replace(pose, center_mm=pose.center_mm - 20.0 * pose.axes[0])
-    up, _ = study_grid(whole, ENTRY, pose=moved)
+    up, _ = study_grid(whole, ENTRY.layout, pose=moved)
     np.testing.assert_allclose(up[:, 1:], fresh[:, :-1], atol=1e-4)
 
 
@@ -180,6 +182,6 @@ def test_a_mirrored_patient_gives_a_mirrored_grid() -> None:
         return replace(series, stacks=tuple(flipped))
 
     whole = (T1, T2, axial())
-    plain, _ = study_grid(study(*whole), ENTRY)
-    other, _ = study_grid(Study("1", tuple(map(mirrored, whole))), ENTRY)
+    plain, _ = study_grid(study(*whole), ENTRY.layout)
+    other, _ = study_grid(Study("1", tuple(map(mirrored, whole))), ENTRY.layout)
     np.testing.assert_allclose(other, plain[..., ::-1], atol=2e-3)

@@ -1,4 +1,4 @@
-"""A folder of one-line 'exams' and a walk that does what the line says: grade, fail, die, hang, ...
+"""A folder of one-line 'exams' and a worker that does what the line says: grade, fail, die, hang, ...
 
 An exam is ``<study id> <deed> [argument]``. Each opening of a unit is logged, so a test can count attempts. In a worker
 process a deed is done for real; in the tests' own process (``inprocess``) a death or a hang is only told.
@@ -9,17 +9,21 @@ import os
 import signal
 import time
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
 from spine_engine.backends.base import Device
-from spine_engine.dicom.discovery import FileEntry, RefusedFile, WorkUnit
-from spine_engine.engine import Run, RunIdentity
+from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import BackendError, Reason
 from spine_engine.options import RunOptions
+from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, ungraded
-from spine_engine.scheduler import UnitOutcome
+from spine_engine.run.memory import Resources
+from spine_engine.run.plan import RunPlan
+from spine_engine.run.run import Run, RunIdentity
+from spine_engine.scheduler import Facts
 
 
 class Died(BaseException):
@@ -31,7 +35,7 @@ class Hung(BaseException):
 
 
 class Later(BaseException):
-    """Told by a walk that takes a while: some turns of the event loop, or until a test lets it go on by its name."""
+    """Told by a task that takes a while: some turns of the event loop, or until a test lets it go on by its name."""
 
     def __init__(self, until: str) -> None:
         super().__init__(until)
@@ -48,7 +52,7 @@ def write_exam(root: Path, folder: str, study_id: str, deed: str = "grade", name
 def discover(root: Path, *, order=sorted):
     for folder in order(path for path in root.iterdir() if path.is_dir()):
         files = tuple(
-            FileEntry(str(path.relative_to(root)), path.stat().st_size)
+            InputFile(str(path.relative_to(root)), path.stat().st_size)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         )
@@ -73,14 +77,21 @@ def graded(study_id: str, seed: bytes) -> StudyResult:
 
 
 @dataclass
-class FakeWalk:
+class FakeWorker:
     root: Path
     log: Path
     devices: dict[str, Device] = field(default_factory=lambda: {"grader": Device("fake", "cpu", "f32")})
     limit_bytes: int | None = None
     waited: bool = False
 
-    def __call__(self, unit: WorkUnit) -> UnitOutcome:
+    @property
+    def facts(self) -> Facts:
+        return {role: asdict(device) for role, device in self.devices.items()}
+
+    def run(self, task: WorkUnit) -> tuple[UnitOutcome, Facts]:
+        return self.outcome(task), self.facts
+
+    def outcome(self, unit: WorkUnit) -> UnitOutcome:
         if not self.waited:
             with self.log.open("a") as log:
                 log.write(f"{unit.key}\n")
@@ -153,11 +164,17 @@ class FakeWalk:
             raise MemoryError
 
 
-def no_backend() -> FakeWalk:
+def made(kind: Callable[[Path, Path], FakeWorker], root: Path) -> tuple[FakeWorker, Facts]:
+    """Make a worker of that kind over the exams of ``root``."""
+    worker = kind(root, root.parent / "opened.log")
+    return worker, worker.facts
+
+
+def no_backend() -> tuple[FakeWorker, Facts]:
     raise BackendError("no such backend here")
 
 
-def dies_at_start() -> FakeWalk:
+def dies_at_start() -> tuple[FakeWorker, Facts]:
     if multiprocessing.parent_process() is None:
         raise Died
     os._exit(9)
@@ -167,28 +184,30 @@ def start(
     root: Path,
     output: Path | None,
     *,
+    worker=FakeWorker,
     factory=None,
     discover=discover,
     bundle="b1",
     resources=None,
     series="none",
-    models=None,
+    companion=None,
     **options,
 ) -> Run:
-    log = root.parent / "opened.log"
-    run = Run(
-        root,
-        output,
-        identity=RunIdentity(
-            bundle={"name": "fake", "version": "1", "digest": bundle},
-            options=RunOptions(**{"workers": 1, **options}),
-            series_descriptions=series,
-        ),
+    """Begin a run over fake exams; ``factory`` takes the place of one that makes each ``worker``."""
+    chosen = RunOptions(**{"workers": 1, **options})
+    plan = RunPlan(
+        root=root,
         discover=discover,
-        factory=factory or partial(FakeWalk, root, log),
-        resources=resources,
-        models=models,
+        factory=factory or partial(made, worker, root),
+        resources=resources or Resources(workers=chosen.worker_count, memory=None),
+        timeout_s=chosen.timeout_s,
+        max_attempts=chosen.max_attempts,
+        companion=companion,
+        series_descriptions=series,
     )
+    facts = {"name": "fake", "version": "1", "digest": bundle}
+    identity = RunIdentity(bundle=facts, options=chosen, series_descriptions=series)
+    run = Run(plan, output, identity=identity)
     STARTED.append(run)
     return run
 

@@ -7,20 +7,21 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from fakes import Died, Hung
-from slot_walks import CPU, DONE, GPU, Walk, run, scheduler_of, walked
+from pool_tasks import CPU, GPU, OUTCOME, done, made, pool_of, run
 
 from spine_engine.errors import BackendError, Reason
-from spine_engine.scheduler import ModelsLostError, WorkerError, slots
-from spine_engine.scheduler.processes import prepare_process
-from spine_engine.scheduler.remote import ModelsGoneError
+from spine_engine.scheduler import SharedFaultError, WorkerError
+from spine_engine.scheduler import pool as room
+from spine_engine.scheduler.process import prepare_process
+from spine_engine.scheduler.task import CompanionLostError
 
 
 def test_a_worker_is_one_spawned_process_that_leaves_signals_alone(in_process):
-    assert run(walked(scheduler_of())) == DONE
-    (pool,) = in_process.pools
-    assert pool.arguments == (1,)
-    assert pool.named["initializer"] is prepare_process
-    assert pool.named["mp_context"].get_start_method() == "spawn"
+    assert run(done(pool_of())) == OUTCOME
+    (executor,) = in_process.pools
+    assert executor.arguments == (1,)
+    assert executor.named["initializer"] is prepare_process
+    assert executor.named["mp_context"].get_start_method() == "spawn"
 
 
 def test_a_worker_starts_with_one_thread_a_library_and_without_the_main_module(in_process, monkeypatch):
@@ -39,9 +40,9 @@ def test_a_worker_starts_with_one_thread_a_library_and_without_the_main_module(i
         def shutdown(self, **how):
             self.pool.shutdown(**how)
 
-    monkeypatch.setattr(slots, "ProcessPoolExecutor", lambda *a, **n: Looking(in_process.pool(*a, **n)))
+    monkeypatch.setattr(room, "ProcessPoolExecutor", lambda *a, **n: Looking(in_process.pool(*a, **n)))
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    run(walked(scheduler_of()))
+    run(done(pool_of()))
     ((environment, has_file, spec),) = seen
     for library in ("OMP", "OPENBLAS", "MKL", "NUMBA"):
         assert environment[f"{library}_NUM_THREADS"] == "1"
@@ -51,12 +52,12 @@ def test_a_worker_starts_with_one_thread_a_library_and_without_the_main_module(i
     assert os.environ["OMP_NUM_THREADS"] == "8"
 
 
-def test_a_worker_walks_unit_after_unit(in_process):
+def test_a_worker_runs_task_after_task(in_process):
     async def scenario():
-        scheduler = scheduler_of()
+        pool = pool_of()
         for _ in range(3):
-            await walked(scheduler)
-        scheduler.close()
+            await done(pool)
+        pool.close()
 
     run(scenario())
     assert len(in_process.pools) == 1
@@ -65,10 +66,10 @@ def test_a_worker_walks_unit_after_unit(in_process):
 
 def test_the_worker_that_was_used_last_is_used_next(in_process):
     async def scenario():
-        scheduler = scheduler_of(workers=3)
-        await asyncio.gather(*(walked(scheduler, "turns") for _ in range(2)))
+        pool = pool_of(workers=3)
+        await asyncio.gather(*(done(pool, "turns") for _ in range(2)))
         for _ in range(4):
-            await walked(scheduler)
+            await done(pool)
 
     run(scenario())
     assert len(in_process.pools) == 2
@@ -80,34 +81,34 @@ def factory_failing(errors):
     def factory():
         if left:
             raise left.pop(0)
-        return Walk()
+        return made()
 
     return factory
 
 
 def test_one_death_while_starting_is_forgiven_and_two_are_not(in_process):
-    assert run(walked(scheduler_of(factory_failing([Died()])))) == DONE
+    assert run(done(pool_of(factory_failing([Died()])))) == OUTCOME
     assert [pool.ended for pool in in_process.pools] == [True, False]
     with pytest.raises(BackendError, match=r"died twice while it loaded the models; run 'spine-engine doctor'"):
-        run(walked(scheduler_of(factory_failing([Died()] * 2))))
+        run(done(pool_of(factory_failing([Died()] * 2))))
     assert len(in_process.pools) == 4
     assert [pool.ended for pool in in_process.pools[2:]] == [True, True]
 
 
 def test_a_worker_that_does_not_come_up_in_time_counts_as_dead(in_process, monkeypatch):
-    monkeypatch.setattr(slots, "START_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(room, "START_TIMEOUT_S", 0.001)
     with pytest.raises(BackendError, match="died twice"):
-        run(walked(scheduler_of(factory_failing([Hung()] * 2))))
+        run(done(pool_of(factory_failing([Hung()] * 2))))
 
 
 def test_what_a_worker_raises_while_it_starts_is_raised_and_the_worker_ended(in_process):
     with pytest.raises(ZeroDivisionError):
-        run(walked(scheduler_of(factory_failing([ZeroDivisionError()]))))
+        run(done(pool_of(factory_failing([ZeroDivisionError()]))))
     assert [pool.ended for pool in in_process.pools] == [True]
 
 
-class Models:
-    """A model process that is never started."""
+class FakeCompanion:
+    """A process of models that is never started."""
 
     def __init__(self):
         self.ensured = []
@@ -123,30 +124,30 @@ class Models:
 
 @pytest.mark.parametrize(("losses", "starts"), [(1, True), (9, True), (10, False)])
 def test_shared_models_may_be_lost_nine_times_while_a_worker_starts(in_process, losses, starts):
-    models = Models()
-    scheduler = scheduler_of(factory_failing([ModelsGoneError(n) for n in range(losses)]), models=models)
+    models = FakeCompanion()
+    pool = pool_of(factory_failing([CompanionLostError(n) for n in range(losses)]), companion=models)
     if starts:
-        assert run(walked(scheduler)) == DONE
+        assert run(done(pool)) == OUTCOME
     else:
         with pytest.raises(BackendError, match="the shared models die at once; run"):
-            run(walked(scheduler))
+            run(done(pool))
     assert models.ensured == [None, *range(losses)]
     assert len(in_process.pools) == losses + starts
 
 
 def test_shared_models_start_before_the_worker_and_again_when_they_are_gone(in_process):
-    models = Models()
+    models = FakeCompanion()
 
     async def scenario():
-        scheduler = scheduler_of(models=models)
-        with pytest.raises(ModelsLostError) as lost:
-            await walked(scheduler, "gone")
+        pool = pool_of(companion=models)
+        with pytest.raises(SharedFaultError) as lost:
+            await done(pool, "gone")
         assert lost.value.reason is Reason.WORKER_DIED
         assert models.ensured == [None, 7]
-        assert await walked(scheduler) == DONE
-        assert scheduler.peak_memory_bytes[-1] == 5
-        assert len(scheduler.peak_memory_bytes) == 2
-        scheduler.close()
+        assert await done(pool) == OUTCOME
+        assert pool.peak_memory_bytes[-1] == 5
+        assert len(pool.peak_memory_bytes) == 2
+        pool.close()
 
     run(scenario())
     assert len(in_process.pools) == 1  # the worker lives on
@@ -155,11 +156,11 @@ def test_shared_models_start_before_the_worker_and_again_when_they_are_gone(in_p
 
 def test_a_worker_that_dies_is_replaced(in_process):
     async def scenario():
-        scheduler = scheduler_of()
+        pool = pool_of()
         with pytest.raises(WorkerError) as died:
-            await walked(scheduler, "die")
+            await done(pool, "die")
         assert died.value.reason is Reason.WORKER_DIED
-        assert await walked(scheduler) == DONE
+        assert await done(pool) == OUTCOME
 
     run(scenario())
     assert [pool.ended for pool in in_process.pools] == [True, False]
@@ -167,13 +168,13 @@ def test_a_worker_that_dies_is_replaced(in_process):
 
 def test_a_worker_that_died_while_idle_is_told_like_one_that_dies(in_process):
     async def scenario():
-        scheduler = scheduler_of()
-        await walked(scheduler)
+        pool = pool_of()
+        await done(pool)
         in_process.pools[0].broken = True
         with pytest.raises(WorkerError) as died:
-            await walked(scheduler)
+            await done(pool)
         assert died.value.reason is Reason.WORKER_DIED
-        assert await walked(scheduler) == DONE
+        assert await done(pool) == OUTCOME
 
     run(scenario())
     assert len(in_process.pools) == 2
@@ -193,11 +194,11 @@ def clock(monkeypatch):
     return waited
 
 
-def test_starting_may_take_five_minutes_and_a_unit_its_time_limit(in_process, clock):
+def test_starting_may_take_five_minutes_and_a_task_its_time_limit(in_process, clock):
     async def scenario():
-        scheduler = scheduler_of(timeout_s=12.5)
+        pool = pool_of(timeout_s=12.5)
         with pytest.raises(WorkerError) as out_of_time:
-            await walked(scheduler, "hang")
+            await done(pool, "hang")
         assert out_of_time.value.reason is Reason.TIMEOUT
 
     run(scenario())
@@ -205,50 +206,50 @@ def test_starting_may_take_five_minutes_and_a_unit_its_time_limit(in_process, cl
     assert in_process.pools[0].ended
 
 
-def test_a_cancelled_walk_ends_its_worker_and_gives_back_its_slot(in_process):
+def test_a_cancelled_task_ends_its_worker_and_gives_back_its_slot(in_process):
     async def scenario():
-        scheduler = scheduler_of()
-        task = asyncio.create_task(walked(scheduler, "wait"))
+        pool = pool_of()
+        task = asyncio.create_task(done(pool, "wait"))
         while not in_process.waiting:
             await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert in_process.pools[0].ended
-        assert await walked(scheduler) == DONE
+        assert await done(pool) == OUTCOME
 
     run(scenario())
 
 
-def test_what_a_walk_raises_is_raised_and_the_worker_lives_on(in_process):
+def test_what_a_task_raises_is_raised_and_the_worker_lives_on(in_process):
     async def scenario():
-        scheduler = scheduler_of()
+        pool = pool_of()
         with pytest.raises(ZeroDivisionError):
-            await walked(scheduler, "raise")
-        assert await walked(scheduler) == DONE
+            await done(pool, "raise")
+        assert await done(pool) == OUTCOME
 
     run(scenario())
     assert len(in_process.pools) == 1
 
 
-def test_devices_are_told_at_the_start_and_when_another_model_was_opened(in_process):
+def test_facts_are_told_at_the_start_and_when_they_change(in_process):
     told = []
 
     async def scenario():
-        scheduler = scheduler_of(on_devices=lambda devices: told.append(dict(devices)))
+        pool = pool_of(on_facts=lambda facts: told.append(dict(facts)))
         for key in ("a", "open", "a"):
-            await walked(scheduler, key)
+            await done(pool, key)
 
     run(scenario())
     assert told == [{"grader": CPU}, {"grader": CPU, "detector": GPU}]
 
 
-def test_a_device_that_is_refused_ends_the_worker(in_process):
-    def refuse(devices):
+def test_facts_that_are_refused_end_the_worker(in_process):
+    def refuse(facts):
         raise BackendError("not this")
 
     with pytest.raises(BackendError, match="not this"):
-        run(walked(scheduler_of(on_devices=refuse)))
+        run(done(pool_of(on_facts=refuse)))
     assert in_process.pools[0].ended
 
 
@@ -261,12 +262,12 @@ def test_a_pool_that_breaks_at_its_first_call_is_a_death_while_starting(monkeypa
             pass
 
     broken = [Broken(), Broken()]
-    monkeypatch.setattr(slots, "ProcessPoolExecutor", lambda *a, **n: broken.pop() if broken else in_process.pool())
+    monkeypatch.setattr(room, "ProcessPoolExecutor", lambda *a, **n: broken.pop() if broken else in_process.pool())
     with pytest.raises(BackendError, match="died twice"):
-        run(walked(scheduler_of()))
-    assert run(walked(scheduler_of())) == DONE
+        run(done(pool_of()))
+    assert run(done(pool_of())) == OUTCOME
 
 
 def test_a_worker_error_says_its_reason():
     assert str(WorkerError(Reason.TIMEOUT)) == "timeout"
-    assert str(ModelsLostError()) == "worker_died"
+    assert str(SharedFaultError()) == "worker_died"

@@ -1,17 +1,14 @@
-"""A fake bundle, made-up stacks, and walks of studies and detections that are given."""
+"""A fake bundle, made-up stacks, and workers that grade studies and detections that are given."""
 
 import dataclasses
 import json
 
 import numpy as np
 
-from spine_engine import walk
 from spine_engine.anatomy import CONDITIONS, LEVELS
+from spine_engine.backends import Device, TensorInfo
 from spine_engine.bundle import Bundle, file_facts, write_manifest
-from spine_engine.detection import Detection, DetectorSpec, DiscLevel, finder
-from spine_engine.dicom import FileEntry, UnitReading, WorkUnit
-from spine_engine.errors import Warn
-from spine_engine.manifest import (
+from spine_engine.bundle.manifest import (
     SCHEMA,
     DetectorEntry,
     GraderEntry,
@@ -21,10 +18,15 @@ from spine_engine.manifest import (
     Models,
     TensorEntry,
 )
+from spine_engine.detection import Detection, DetectorSpec, DiscLevel, finder
+from spine_engine.dicom import InputFile, UnitReading, WorkUnit
+from spine_engine.errors import Warn
 from spine_engine.options import RunOptions
+from spine_engine.pipeline import unit_worker
+from spine_engine.run.plan import plan_run
 from spine_engine.study import Role, Series, Stack, Study
 
-UNIT = WorkUnit("a", (FileEntry("a/1", 1),), "1.2.3")
+UNIT = WorkUnit("a", (InputFile("a/1", 1),), "1.2.3")
 OPTIONS = RunOptions(backend="fake")
 
 
@@ -90,6 +92,32 @@ def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tu
     return Bundle.open(folder)
 
 
+def write_bundles(folder):
+    """Write a bundle of each kind."""
+    kinds = {"two": TWO_STAGES, "all": ALL_THREE, "whole": WHOLE}
+    made = {name: write_bundle(folder / name, roles=roles) for name, roles in kinds.items()}
+    return made | {"vfr": write_bundle(folder / "vfr", "vfr")}
+
+
+class FakeModel:
+    """A backend that notes what it is asked and that it was closed."""
+
+    inputs = (TensorInfo("x", (None, 2)),)
+    outputs = (TensorInfo("y", (None, 2)),)
+
+    def __init__(self, role="model", error=None):
+        self.role, self.error, self.closed = role, error, 0
+        self.device = Device(role, "CPU", "f32")
+
+    def run(self, inputs):
+        if self.error:
+            raise self.error
+        return {"y": inputs["x"] * 2}
+
+    def close(self):
+        self.closed += 1
+
+
 def stack(axes, slices, spacing):
     rng = np.random.default_rng(slices)
     pixels = rng.integers(0, 900, (slices, 60, 60), np.uint16)
@@ -122,24 +150,24 @@ def detection(source="detector"):
     return Detection(levels, (), (Warn.LOW_CONFIDENCE,))
 
 
-class Walks:
-    """Walks studies that are given, with detections that are given, through walks that are made once a bundle.
+class Grading:
+    """Grades studies that are given, with detections that are given, by workers that are made once a bundle.
 
     Attributes:
-        walk: the walk that was used last.
+        worker: the worker that was used last.
     """
 
     def __init__(self, folder, monkeypatch):
-        self.folder, self.monkeypatch, self.made, self.walk = folder, monkeypatch, {}, None
+        self.folder, self.monkeypatch, self.made, self.worker = folder, monkeypatch, {}, None
 
     def __call__(self, given, found=None, *, roles=TWO_STAGES, detector=True, channels=tuple(Role)):
-        """Walk one study; an exception that is `given` is raised on reading, one that is `found` on detecting."""
+        """Grade one study; an exception that is `given` is raised on reading, one that is `found` on detecting."""
         key = (roles, detector, channels)
         if key not in self.made:
             bundle = write_bundle(self.folder / ("bundle" + str(len(self.made) or "")), roles=roles, channels=channels)
             options = dataclasses.replace(OPTIONS, detector=detector)
-            self.made[key] = walk.plan_walk(self.folder, bundle, options).factory()
-        self.walk = self.made[key]
+            self.made[key], _ = plan_run(self.folder, bundle, options).factory()
+        self.worker = self.made[key]
 
         def read(*_):
             if isinstance(given, BaseException):
@@ -153,9 +181,10 @@ class Walks:
                 raise found
             return found or detection()
 
-        self.monkeypatch.setattr(walk, "read_unit", read)
+        self.monkeypatch.setattr(unit_worker, "read_unit", read)
         self.monkeypatch.setattr(finder, "detect", detect)
-        (result,) = self.walk(UNIT).results
+        outcome, _ = self.worker.run(UNIT)
+        (result,) = outcome.results
         return result
 
 

@@ -8,17 +8,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from spine_engine import parity as room
 from spine_engine.anatomy import LEVELS
 from spine_engine.backends.base import Device
 from spine_engine.bundle import Bundle
 from spine_engine.detection.levels import Detection, DiscLevel
 from spine_engine.errors import BackendError, OutputError, UsageError
 from spine_engine.options import RunOptions
-from spine_engine.parity import (
+from spine_engine.phantom import samples as samples_room
+from spine_engine.phantom.samples import Sample, phantom_samples
+from spine_engine.pipeline import parity as room
+from spine_engine.pipeline.parity import (
     LevelParity,
     Parity,
-    Sample,
     answers,
     ask,
     bundle_parity,
@@ -26,9 +27,8 @@ from spine_engine.parity import (
     compare_levels,
     compare_probabilities,
     keep_worst,
-    phantom_samples,
 )
-from spine_engine.study import Role
+from spine_engine.study import Role, Series, Study
 
 SURE, OTHER = [0.9, 0.1, 0.0], [0.1, 0.9, 0.0]
 
@@ -199,9 +199,9 @@ def test_phantoms_are_those_that_no_training_sees_and_their_places_are_the_true_
             disc_center_mm=[np.full(3, 10.0 * k) for k in range(5)], disc_axes=[np.eye(3) * (k + 1) for k in range(5)]
         )
 
-    monkeypatch.setattr(room, "draw_spine", draw)
+    monkeypatch.setattr(samples_room, "draw_spine", draw)
     monkeypatch.setattr(
-        room, "render", lambda spine, seed: SimpleNamespace(spine=spine, as_study=lambda: f"study {seed}")
+        samples_room, "render", lambda spine, seed: SimpleNamespace(spine=spine, as_study=lambda: f"study {seed}")
     )
     samples = phantom_samples(3, start=2)
     assert drawn == [20_000_002, 20_000_003, 20_000_004]
@@ -218,9 +218,9 @@ def test_phantoms_are_those_that_no_training_sees_and_their_places_are_the_true_
 
 
 def test_detectors_take_the_sagittal_series_t1_first():
-    series = {Role.SAGITTAL_T1: ["a", "b"], Role.SAGITTAL_T2: ["c"], Role.AXIAL_T2: ["d"]}
-    study = SimpleNamespace(with_role=lambda role: [SimpleNamespace(stacks=(name,)) for name in series[role]])
-    assert Sample(study, {}).sagittal == [("a",), ("b",), ("c",)]
+    given = {"c": Role.SAGITTAL_T2, "a": Role.SAGITTAL_T1, "d": Role.AXIAL_T2, "b": Role.SAGITTAL_T1}
+    study = Study("1", tuple(Series(name, role, "", (name,), 1) for name, role in given.items()))
+    assert Sample(study, {}).study.sagittal_stacks == [("a",), ("b",), ("c",)]
 
 
 @pytest.mark.parametrize("worst", [0, 2])
@@ -278,8 +278,8 @@ class Opened:
 @pytest.fixture
 def opened(monkeypatch):
     Opened.made = []
-    monkeypatch.setattr(room, "OpenModels", Opened)
-    monkeypatch.setattr(room, "phantom_samples", lambda count: [SimpleNamespace(sagittal=[])] * count)
+    monkeypatch.setattr(room, "PipelineModels", Opened)
+    monkeypatch.setattr(room, "phantom_samples", lambda count: [Sample(Study("1", ()), {})] * count)
     monkeypatch.setattr(room, "ask", lambda entry, models, samples: models[0].says)
     return Opened.made
 

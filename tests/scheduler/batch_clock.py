@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from spine_engine.backends.base import Device, TensorInfo
-from spine_engine.scheduler import batching
-from spine_engine.scheduler.batching import Batcher, BatchPolicy
+from spine_engine.scheduler.batching import batcher
+from spine_engine.scheduler.batching.batcher import Batcher, BatchPolicy
 
 POISON = 13.0
 
@@ -67,8 +67,8 @@ class Timeline:
         self.outputs = (TensorInfo("y", (fixed, None)),)
         self.device = Device("fake", "CPU", "f32")
         threads = SimpleNamespace(Condition=lambda: self, Thread=self._thread)
-        monkeypatch.setattr(batching, "threading", threads)
-        monkeypatch.setattr(batching, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(batcher, "threading", threads)
+        monkeypatch.setattr(batcher, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.batcher = Batcher(self, policy)
 
     def play(self, *arrivals: tuple[float, list[float]], width: int = 1) -> list[Asked]:

@@ -8,7 +8,7 @@ import pytest
 from batch_clock import POISON, Asked, Timeline
 
 from spine_engine.backends.base import TensorInfo
-from spine_engine.scheduler.batching import Batcher, BatchPolicy, doubling
+from spine_engine.scheduler.batching.batcher import Batcher, BatchPolicy, doubling
 
 
 def policy(*sizes: int, delay_ms: float = 100.0) -> BatchPolicy:

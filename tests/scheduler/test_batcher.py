@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spine_engine.backends.base import Device, TensorInfo
-from spine_engine.scheduler.batching import Batcher, BatchPolicy
+from spine_engine.scheduler.batching.batcher import Batcher, BatchPolicy
 
 
 class Doubler:

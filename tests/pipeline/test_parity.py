@@ -15,7 +15,8 @@ from spine_engine.bundle import Bundle
 from spine_engine.cli import app
 from spine_engine.detection.levels import Detection
 from spine_engine.options import RunOptions
-from spine_engine.parity import (
+from spine_engine.phantom.samples import phantom_samples
+from spine_engine.pipeline.parity import (
     LevelParity,
     Parity,
     ask,
@@ -25,7 +26,6 @@ from spine_engine.parity import (
     compare_probabilities,
     grader_inputs,
     keep_worst,
-    phantom_samples,
 )
 
 SAMPLES = phantom_samples(1)
@@ -145,7 +145,9 @@ def verify(monkeypatch):
     monkeypatch.setattr(Bundle, "open_model", lambda self, entry, **options: (asked.append(options), Loaded())[1])
 
     def verify(found, *words):
-        monkeypatch.setattr("spine_engine.parity.bundle_parity", lambda *given: (asked.append(given), found)[1])
+        monkeypatch.setattr(
+            "spine_engine.pipeline.parity.bundle_parity", lambda *given: (asked.append(given), found)[1]
+        )
         ended = CliRunner().invoke(app, ["bundle", "verify", *words])
         return ended, asked
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, Condition, Level, prior
 from spine_engine.backends import Device, TensorInfo
+from spine_engine.bundle.manifest import Calibration, GraderEntry, GridEntry, TensorEntry
 from spine_engine.detection.levels import DiscLevel
 from spine_engine.errors import Reason, StudyError, Warn
-from spine_engine.grading import calibrated, checked, grade, level_grids
-from spine_engine.manifest import Calibration, GraderEntry, GridEntry, TensorEntry
+from spine_engine.pipeline.grading import calibrated, checked, grade
+from spine_engine.pipeline.level_grids import level_grids
 from spine_engine.study import Role, Series, Stack, Study
 from spine_engine.voxels import GridPose, IntensityWindow, WindowedStack, voxelize
 
@@ -115,7 +116,7 @@ def test_grids_lie_behind_the_disc_along_its_own_axes() -> None:
     bright = stack(AXIAL, 40, 5.0, 9, (0, 0, 0))
     bright.pixels[:] = 100
     bright.pixels[:, 46:] = 1000  # rows grow with +y: posterior beyond y = 46 * 3 - 118.5 = 19.5 mm
-    grids, coverage = level_grids(study(Series("a", Role.AXIAL_T2, "", (bright,), 40)), discs(), ENTRY)
+    grids, coverage = level_grids(study(Series("a", Role.AXIAL_T2, "", (bright,), 40)), discs(), ENTRY.layout)
     profile = grids[2, 1, 3, :, 5]
     y_mm = 18.0 + (np.arange(8) - 3.5) * 6.0
     np.testing.assert_array_equal(profile > 0.5, y_mm > 18)
@@ -128,7 +129,7 @@ def test_the_range_of_the_grid_keeps_the_channels_apart() -> None:
     entry = replace(ENTRY, normalisation="grid_range")
     dark, bright = sagittal(Role.SAGITTAL_T1, 1), sagittal(Role.SAGITTAL_T2, 1)
     dark.stacks[0].pixels[:] //= 4
-    grids, _ = level_grids(study(dark, bright), discs(), entry)
+    grids, _ = level_grids(study(dark, bright), discs(), entry.layout)
     assert grids.min(axis=(1, 2, 3, 4)).tolist() == [0] * 5  # the axial channel is empty
     assert grids.max(axis=(1, 2, 3, 4)).tolist() == [1] * 5
     ratio = np.polynomial.polynomial.polyfit(grids[:, 2].ravel(), grids[:, 0].ravel(), 1)
@@ -222,8 +223,8 @@ def test_a_mirrored_patient_gives_mirrored_grids() -> None:
         return replace(series, stacks=tuple(flipped))
 
     whole = (T1, T2, axial())
-    plain, _ = level_grids(study(*whole), discs(), ENTRY)
-    other, _ = level_grids(study(*map(mirrored, whole)), discs(), ENTRY)
+    plain, _ = level_grids(study(*whole), discs(), ENTRY.layout)
+    other, _ = level_grids(study(*map(mirrored, whole)), discs(), ENTRY.layout)
     np.testing.assert_allclose(other, plain[..., ::-1], atol=2e-3)
     assert MIRRORED_CONDITION[CONDITIONS[0]] == CONDITIONS[2]
 

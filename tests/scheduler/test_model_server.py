@@ -12,11 +12,11 @@ import pytest
 
 from spine_engine.backends.base import Device, TensorInfo
 from spine_engine.errors import BackendError
-from spine_engine.scheduler import models as room
-from spine_engine.scheduler import remote
-from spine_engine.scheduler.batching import BatchPolicy
-from spine_engine.scheduler.exchange import Exchange
-from spine_engine.scheduler.models import ModelProcess
+from spine_engine.scheduler.batching import client
+from spine_engine.scheduler.batching import server as room
+from spine_engine.scheduler.batching.batcher import BatchPolicy
+from spine_engine.scheduler.batching.server import ModelServer
+from spine_engine.scheduler.batching.shared_arrays import ArrayChannel
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux only: not shown elsewhere")
 
@@ -83,7 +83,7 @@ def factory():
 
 
 def test_a_process_is_spawned_once_and_told_all_it_needs(world):
-    handle = ModelProcess(factory, call_timeout_s=7.0)
+    handle = ModelServer(factory, call_timeout_s=7.0)
     assert (handle.generation, handle.peak_memory_bytes, world.processes) == (0, 0, [])
     handle.ensure()
     handle.ensure()
@@ -94,14 +94,14 @@ def test_a_process_is_spawned_once_and_told_all_it_needs(world):
     assert told["args"] == (handle.address, factory, 7.0, 1)
     assert (handle.generation, world.asked, world.hung_up) == (1, [handle.address], 1)
     assert handle.address.startswith("spine-engine-")
-    assert handle.address != ModelProcess(factory, call_timeout_s=7.0).address
+    assert handle.address != ModelServer(factory, call_timeout_s=7.0).address
     handle.close()
     assert child.killed
     assert child.joined
 
 
 def test_one_that_died_is_replaced_at_the_same_address_and_one_that_lives_is_not(world):
-    handle = ModelProcess(factory, call_timeout_s=7.0)
+    handle = ModelServer(factory, call_timeout_s=7.0)
     handle.ensure()
     world.processes[0].alive = False
     handle.ensure()
@@ -120,7 +120,7 @@ def test_one_that_died_is_replaced_at_the_same_address_and_one_that_lives_is_not
 def test_a_start_that_fails_is_tried_once_more_and_no_further(world, alive):
     world.starts_alive = alive
     world.answers = lambda: len(world.processes) == 2 and world.processes[1].alive
-    handle = ModelProcess(factory, call_timeout_s=7.0)
+    handle = ModelServer(factory, call_timeout_s=7.0)
     if alive:
         handle.ensure()
         assert 300.0 <= world.now <= 300.1, "the first had five minutes to start"
@@ -134,14 +134,14 @@ def test_a_start_that_fails_is_tried_once_more_and_no_further(world, alive):
 
 def test_a_process_that_takes_its_time_is_asked_again_every_hundredth_of_a_second(world):
     world.answers = lambda: world.now >= 0.05
-    handle = ModelProcess(factory, call_timeout_s=7.0)
+    handle = ModelServer(factory, call_timeout_s=7.0)
     handle.ensure()
     assert (handle.generation, len(world.asked)) == (1, 6)
     assert world.now == pytest.approx(0.05)
 
 
 def test_a_handle_that_is_closed_while_it_starts_gives_up_at_once(world):
-    handle = ModelProcess(factory, call_timeout_s=7.0)
+    handle = ModelServer(factory, call_timeout_s=7.0)
 
     def answers():
         handle._closed.set()  # as close does before it waits for the start to end
@@ -157,7 +157,7 @@ def test_a_handle_that_is_closed_while_it_starts_gives_up_at_once(world):
 
 
 def test_the_peak_is_that_of_the_largest_process_there_was(world):
-    handle = ModelProcess(factory, call_timeout_s=7.0)
+    handle = ModelServer(factory, call_timeout_s=7.0)
     handle.ensure()
     world.peaks = {1000: 500}
     assert handle.peak_memory_bytes == 500
@@ -239,18 +239,18 @@ def serve(monkeypatch):
 def test_a_process_serves_its_own_user_alone_and_survives_too_many_open_files(serve):
     mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     foreign, refused = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    exchange = Exchange(mine)
-    exchange.send({"role": "grader"})
+    channel = ArrayChannel(mine)
+    channel.send({"role": "grader"})
     done = serve(refused, OSError(24, "Too many open files"), theirs, own=lambda end: end is not refused)
     assert foreign.recv(1) == b"", "hung up on"
-    said, _ = exchange.receive()
+    said, _ = channel.receive()
     assert said["generation"] == 4
     assert said["device"] == {"backend": "fake", "device": "GPU.0", "precision": "f16"}
     assert said["inputs"] == [{"name": "x", "shape": [None, None]}]
     assert said["outputs"] == [{"name": "y", "shape": [None, None]}]
-    exchange.send({}, {"x": np.ones((1, 2), np.float32)})
-    assert exchange.receive()[1]["y"].tolist() == [[2, 2]]
-    exchange.close()
+    channel.send({}, {"x": np.ones((1, 2), np.float32)})
+    assert channel.receive()[1]["y"].tolist() == [[2, 2]]
+    channel.close()
     foreign.close()
     assert (done.prepared, done.address, done.slept) == (1, "here", [0.1])
     assert done.limits == [("files", (4096, 4096))], "as many files as it may have"
@@ -283,7 +283,7 @@ def test_a_call_that_takes_longer_than_allowed_kills_the_process(monkeypatch, ca
 
     monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
     monkeypatch.setattr(room, "os", SimpleNamespace(getpid=lambda: 77, kill=kill))
-    served = room._Served(lambda role: None, 1)
+    served = room._Connections(lambda role: None, 1)
     served._batchers = {
         "idle": SimpleNamespace(busy_since=None),
         "hung": SimpleNamespace(busy_since=busy_since),
@@ -304,10 +304,10 @@ def test_nobody_there_is_waited_for_two_seconds_and_no_longer(monkeypatch):
     def sleep(seconds):
         clock.now += seconds
 
-    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
-    monkeypatch.setattr(remote, "connected", refuse)
-    with pytest.raises(remote.ModelsGoneError) as caught:
-        remote.RemoteBackend("nowhere", "grader")
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    monkeypatch.setattr(client, "connected", refuse)
+    with pytest.raises(client.CompanionLostError) as caught:
+        client.ServedBackend("nowhere", "grader")
     assert caught.value.generation == 0
     assert 2.0 <= clock.now <= 2.05
     assert 100 <= len(tries) <= 103

@@ -9,7 +9,7 @@ from batch_clock import POISON, Call, Timeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spine_engine.scheduler.batching import BatchPolicy
+from spine_engine.scheduler.batching.batcher import BatchPolicy
 
 arrivals = st.lists(
     st.tuples(

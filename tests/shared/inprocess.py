@@ -1,6 +1,6 @@
-"""Workers without processes: a pool that walks units in the run's own thread, so that a test need start nothing.
+"""Workers without processes: a pool that runs tasks in the run's own thread, so that a test need start nothing.
 
-A walk is done the moment it is submitted, unless its deed says that it takes a while; a hang never ends. Deaths break
+A task is done the moment it is submitted, unless its deed says that it takes a while; a hang never ends. Deaths break
 the pool as they break a real one.
 """
 
@@ -13,8 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 from fakes import Died, Hung, Later
 
-from spine_engine.dicom.discovery import WorkUnit
-from spine_engine.scheduler import slots
+from spine_engine.scheduler import pool as room
 
 
 class Workers:
@@ -34,17 +33,17 @@ class Workers:
 
     def limit_memory(self, pid, limit_bytes, most_bytes):
         self.limits.append((pid, limit_bytes, most_bytes))
-        self.pools[-1 - pid].walk.limit_bytes = limit_bytes
+        self.pools[-1 - pid].worker.limit_bytes = limit_bytes
 
     def await_wait(self, name):
-        """Return once a walk waits under ``name``."""
+        """Return once a task waits under ``name``."""
         deadline = time.monotonic() + 60
         while name not in self.waiting:
-            assert time.monotonic() < deadline, f"no walk came to wait for {name}"
+            assert time.monotonic() < deadline, f"no task came to wait for {name}"
             time.sleep(0.001)
 
     def let_go(self, name):
-        """Let the walk that waits under ``name`` go on. Callable from any thread."""
+        """Let the task that waits under ``name`` go on. Callable from any thread."""
         loop, carry_on = self.waiting.pop(name)
         loop.call_soon_threadsafe(carry_on)
 
@@ -54,7 +53,7 @@ class Pool:
 
     def __init__(self, workers, pid, arguments, named):
         self.workers, self.pid, self.arguments, self.named = workers, pid, arguments, named
-        self.walk = self.key = None
+        self.worker = self.key = None
         self.broken = self.ended = False
 
     def submit(self, call, *arguments):
@@ -64,8 +63,8 @@ class Pool:
         if call is os.getpid:
             future.set_result(self.pid)
             return future
-        if isinstance(arguments[0], WorkUnit):
-            self._enter(arguments[0].key, future)
+        if call is room._run_task:
+            self._enter(getattr(arguments[0], "key", arguments[0]), future)
         self._carry_out(future, call, arguments)
         return future
 
@@ -85,7 +84,7 @@ class Pool:
     def _carry_out(self, future, call, arguments):
         if self.ended or future.done():
             return
-        slots._walk, before = self.walk, slots._walk
+        room._worker, before = self.worker, room._worker
         try:
             future.set_result(call(*arguments))
         except Died:
@@ -98,12 +97,12 @@ class Pool:
         except Exception as error:  # noqa: BLE001 - as a real pool does
             future.set_exception(error)
         finally:
-            self.walk, slots._walk = slots._walk, before
+            self.worker, room._worker = room._worker, before
 
     def _again(self, future, call, arguments):
-        self.walk.waited = True
+        self.worker.waited = True
         self._carry_out(future, call, arguments)
-        self.walk.waited = False
+        self.worker.waited = False
 
     def _later(self, until, carry_on):
         loop = asyncio.get_running_loop()

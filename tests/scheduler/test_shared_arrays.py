@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spine_engine.scheduler import exchange as room
-from spine_engine.scheduler.exchange import Exchange, connected, listening, own_peer
+from spine_engine.scheduler.batching import shared_arrays as room
+from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected, listening, own_peer
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux only: not shown elsewhere")
 
@@ -24,7 +24,7 @@ MEBIBYTE = 1 << 20
 
 @pytest.fixture
 def ends():
-    one, other = (Exchange(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one, other = (ArrayChannel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     yield one, other
     one.close()
     other.close()
@@ -41,7 +41,7 @@ def descriptors() -> int:
 @settings(max_examples=30, deadline=None)
 @given(shapes=st.lists(st.lists(st.integers(1, 5), max_size=4), max_size=5))
 def test_messages_and_arrays_of_any_shape_arrive_whole(shapes):
-    one, other = (Exchange(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one, other = (ArrayChannel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     sent = {f"a{k}": numbers(*shape, start=1000 * k) for k, shape in enumerate(shapes)}
     for message in ({"role": "grader"}, {}):
         one.send(message, sent)
@@ -123,7 +123,7 @@ def test_the_end_is_told_and_looking_for_it_takes_nothing_away(ends):
 
 def test_a_side_that_hangs_up_unheard_keeps_nothing():
     before = descriptors()
-    one, other = (Exchange(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one, other = (ArrayChannel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     one.send({}, {"a": numbers(2)})
     one.close()
     other.close()

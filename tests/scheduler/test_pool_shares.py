@@ -4,36 +4,37 @@ import asyncio
 import multiprocessing
 
 import pytest
-from slot_walks import DONE, run, scheduler_of, walked
+from pool_tasks import OUTCOME, done, pool_of, run
 
-from spine_engine.scheduler import MemoryShare, WorkerError, slots
+from spine_engine.scheduler import MemoryShare, WorkerError
+from spine_engine.scheduler import pool as room
 
 MEMORY = MemoryShare(usual_bytes=400, alone_bytes=900)
 
 
 def test_a_worker_has_its_usual_share_and_all_of_it_alone(in_process):
     async def scenario():
-        scheduler = scheduler_of(workers=2, memory=MEMORY)
-        await asyncio.gather(walked(scheduler, "turns"), walked(scheduler, "turns"))
-        await walked(scheduler)
+        pool = pool_of(workers=2, memory=MEMORY)
+        await asyncio.gather(done(pool, "turns"), done(pool, "turns"))
+        await done(pool)
         assert in_process.limits == [(-1, 400, 900), (-2, 400, 900)]
-        await walked(scheduler, alone=True)
+        await done(pool, alone=True)
         assert len(in_process.limits) == 3
         assert in_process.limits[2][1:] == (900, 900)
         assert [pool.ended for pool in in_process.pools].count(True) == 1  # the other, whose memory was needed
-        await walked(scheduler)
+        await done(pool)
         assert in_process.limits[3][1:] == (400, 900)
-        scheduler.close()
+        pool.close()
 
     run(scenario())
 
 
 def test_a_new_worker_is_limited_anew(in_process):
     async def scenario():
-        scheduler = scheduler_of(memory=MEMORY)
+        pool = pool_of(memory=MEMORY)
         with pytest.raises(WorkerError):
-            await walked(scheduler, "die")
-        await walked(scheduler)
+            await done(pool, "die")
+        await done(pool)
 
     run(scenario())
     assert in_process.limits == [(-1, 400, 900), (-2, 400, 900)]
@@ -41,9 +42,9 @@ def test_a_new_worker_is_limited_anew(in_process):
 
 def test_without_a_ceiling_nobody_is_limited_or_ended_for_one_that_runs_alone(in_process):
     async def scenario():
-        scheduler = scheduler_of(workers=2)
-        await asyncio.gather(walked(scheduler, "turns"), walked(scheduler, "turns"))
-        await walked(scheduler, alone=True)
+        pool = pool_of(workers=2)
+        await asyncio.gather(done(pool, "turns"), done(pool, "turns"))
+        await done(pool, alone=True)
 
     run(scenario())
     assert in_process.limits == []
@@ -52,13 +53,13 @@ def test_without_a_ceiling_nobody_is_limited_or_ended_for_one_that_runs_alone(in
 
 def test_the_highest_memory_of_each_worker_that_ran_is_known(in_process, monkeypatch):
     peaks = iter([30, 70, 50])
-    monkeypatch.setattr(slots, "peak_memory_bytes", lambda: next(peaks))
+    monkeypatch.setattr(room, "peak_memory_bytes", lambda: next(peaks))
 
     async def scenario():
-        scheduler = scheduler_of(workers=3)
+        pool = pool_of(workers=3)
         for _ in range(3):
-            await walked(scheduler)
-        return scheduler.peak_memory_bytes
+            await done(pool)
+        return pool.peak_memory_bytes
 
     assert run(scenario()) == [70]
 
@@ -76,13 +77,13 @@ def test_ending_a_worker_kills_its_own_process_once_and_no_other(in_process, mon
     monkeypatch.setattr(multiprocessing, "active_children", lambda: [Child(pid, killed) for pid in (-3, -2, -1, 7)])
 
     async def scenario():
-        scheduler = scheduler_of(workers=2)
-        await asyncio.gather(walked(scheduler, "turns"), walked(scheduler, "turns"))
+        pool = pool_of(workers=2)
+        await asyncio.gather(done(pool, "turns"), done(pool, "turns"))
         with pytest.raises(WorkerError):
-            await walked(scheduler, "die")
+            await done(pool, "die")
         first = list(killed)
-        scheduler.close()
-        scheduler.close()
+        pool.close()
+        pool.close()
         return first
 
     first = run(scenario())
@@ -92,11 +93,11 @@ def test_ending_a_worker_kills_its_own_process_once_and_no_other(in_process, mon
 
 def test_a_suspect_waits_for_all_and_all_wait_for_it(in_process):
     async def scenario():
-        scheduler = scheduler_of(workers=3)
+        pool = pool_of(workers=3)
         running, beside = set(), {}
 
         async def unit(name, alone):
-            async with scheduler.slot(alone=alone):
+            async with pool.slot(alone=alone):
                 running.add(name)
                 for _ in range(5):
                     await asyncio.sleep(0)
@@ -116,32 +117,32 @@ def test_a_suspect_waits_for_all_and_all_wait_for_it(in_process):
 
 def test_a_suspect_that_is_cancelled_while_it_waits_holds_nobody_up(in_process):
     async def scenario():
-        scheduler = scheduler_of(workers=3)
-        busy = asyncio.create_task(walked(scheduler, "wait"))
+        pool = pool_of(workers=3)
+        busy = asyncio.create_task(done(pool, "wait"))
         while not in_process.waiting:
             await asyncio.sleep(0)
-        suspect = asyncio.create_task(walked(scheduler, alone=True))
+        suspect = asyncio.create_task(done(pool, alone=True))
         for _ in range(5):
             await asyncio.sleep(0)
-        other = asyncio.create_task(walked(scheduler))
+        other = asyncio.create_task(done(pool))
         for _ in range(5):
             await asyncio.sleep(0)
         assert len(in_process.pools) == 1  # the other waits for the suspect, the suspect for the busy one
         suspect.cancel()
-        assert await other == DONE
+        assert await other == OUTCOME
         assert suspect.cancelled()
         in_process.let_go("w")
-        assert await busy == DONE
-        assert await walked(scheduler, alone=True) == DONE
+        assert await busy == OUTCOME
+        assert await done(pool, alone=True) == OUTCOME
 
     run(scenario())
 
 
 def test_a_failed_suspect_lets_the_others_go_on(in_process):
     async def scenario():
-        scheduler = scheduler_of(workers=2)
+        pool = pool_of(workers=2)
         with pytest.raises(WorkerError):
-            await walked(scheduler, "die", alone=True)
-        return await asyncio.gather(*(walked(scheduler) for _ in range(4)))
+            await done(pool, "die", alone=True)
+        return await asyncio.gather(*(done(pool) for _ in range(4)))
 
-    assert run(scenario()) == [DONE] * 4
+    assert run(scenario()) == [OUTCOME] * 4
