@@ -14,7 +14,7 @@ PLANTED ?= tests/mutants/planted
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help demo test test-fast test-named check check-all lint mutants mutants-planted accept bench faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
+.PHONY: help demo test test-fast test-named check check-all lint mutants mutants-planted docs accept bench same faults scale report pictures viewer eval-detector eval-grader detector grader bundle families train-demo lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ help: ## list the targets
 
 .venv/.bench: requirements/bench.txt .venv/.run
 	$(INSTALL) -r requirements/bench.txt
+	touch $@
+
+.venv/.docs: requirements/docs.txt .venv/.run
+	$(INSTALL) -r requirements/docs.txt
 	touch $@
 
 .venv/.mutants: requirements/mutants.txt .venv/.all
@@ -75,8 +79,12 @@ mutants: .venv/.mutants ## do the fast tests notice small faults? in what differ
 mutants-planted: .venv/.mutants ## do the fast tests notice the faults of PLANTED, patches that people wrote?
 	$(BIN)/python tests/mutants planted --jobs $(JOBS) --tests $(TESTS) --folder $(PLANTED)
 
+docs: .venv/.docs ## build docs/ and the reference of the public names into build/docs; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	! grep -rnE '<(script|img|iframe|link)[^>]+(src|href)="?(https?:)?//' build/docs --include='*.html'
+
 accept: .venv/.dev ## measure what the project promises and write docs/acceptance.md (SPINE_REAL_DATA for the real exams)
-	$(BIN)/python -m spine_bench.acceptance
+	$(BIN)/spine-engine bench acceptance --markdown docs/acceptance.md
 
 eval-detector: .venv/.all ## five detectors, each judged on the fifth of DATA it never saw; writes docs/detector.md; hours
 	for fold in 0 1 2 3 4; do \
@@ -99,29 +107,32 @@ grader: .venv/.all ## train both graders on phantoms; hours
 	$(BIN)/spine-engine train whole-study --phantoms 600 --cache build/grids --out build/whole-study --epochs 6 --resume
 
 bundle: .venv/.all ## write the packaged bundle from what the two targets above trained, with its card
-	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.3 --out engine/spine_engine/bundles/lumbar-small
+	$(BIN)/spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt --card training/lumbar-small.card.json --name lumbar-small --version 0.2.3 --out engine/spine_engine/bundle/packaged/lumbar-small
 
 bench: .venv/.bench ## the engine beside what people use today, on phantoms; writes docs/benchmarks.md; 15 minutes on 2 cores
 	mkdir -p build/bench
 	$(BIN)/spine-engine bench --seconds $(BENCH_SECONDS) --out build/bench/result.json --chart docs/benchmarks.svg --markdown docs/benchmarks.md
 
+same: .venv/.run ## do BASE, a git revision, and this tree give the same bytes on phantoms and in DATA, and which is faster?
+	$(BIN)/spine-engine bench same --base $(BASE) $(if $(findstring command,$(origin DATA)),--data $(DATA))
+
 faults: .venv/.run ## 200 runs in which workers die, stages raise and studies hang: is every study recorded once? 20 minutes
-	$(BIN)/python -m spine_bench.faults --trials 200
+	$(BIN)/spine-engine bench faults --trials 200
 
 scale: .venv/.run ## runs over 50 and over 5,000 thin studies: rate, memory, first result, resuming; 10 minutes
-	$(BIN)/python -m spine_bench.scale
+	$(BIN)/spine-engine bench scale
 
 report: .venv/.dev ## the report of a run over 1,000 studies: seconds, sizes of pages, opening in a browser; 6 minutes, 9 GB
-	$(BIN)/python -m spine_bench.report
+	$(BIN)/spine-engine bench report
 
 pictures: .venv/.all ## the pictures of the README and of docs/report.md (needs a chromium)
-	$(BIN)/python -m spine_bench.pictures
+	$(BIN)/spine-engine bench pictures
 
 viewer: ## build the 3-D view of the pages again (needs node and npm)
 	cd engine/spine_engine/report/viewer && npm ci --no-audit --no-fund --ignore-scripts && npm run build && rm -rf node_modules
 
 families: .venv/.all ## export every family of backbones, run it in every runtime here, write docs/families.md; 40 minutes
-	$(BIN)/python -m spine_bench.families --out docs/families.md
+	$(BIN)/spine-engine bench families --markdown docs/families.md
 
 train-demo: .venv/.all ## from nothing to a bundle on a CPU: 40 phantom studies, two trainings, a run, its score
 	rm -rf build/demo
@@ -140,6 +151,7 @@ lock: .venv/.bootstrap ## solve the requirements again
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra dev --extra train --extra viz --extra int8 --extra tensorrt-rtx -c requirements/dev.txt -o requirements/all.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra bench --extra baselines -c requirements/all.txt -o requirements/bench.txt
 	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra mutants -c requirements/all.txt -o requirements/mutants.txt
+	$(UV) pip compile --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -c requirements/bounds.in pyproject.toml --extra docs -c requirements/all.txt -o requirements/docs.txt
 
 clean: ## remove what the targets made
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
