@@ -8,6 +8,8 @@ import pytest
 from test_calibration import app, files  # noqa: F401
 from typer.testing import CliRunner
 
+pytest.importorskip("torch", reason="needs the train extra")
+
 from spine_training.evaluation import calibration
 from spine_training.grader.grids import BoxJitter, cache_folder
 from spine_training.grader.model import WHOLE_STUDY, GraderConfig
