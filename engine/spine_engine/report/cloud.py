@@ -1,8 +1,8 @@
-"""A study as a point cloud: the pixels of its series at their true places in the patient, without the air.
+"""Turns a study into a point cloud: the pixels of its series at their true places in the patient, without the air.
 
 Frame: patient LPS, millimetres. A point is a pixel's centre, as ``Stack`` defines it: ``origins_mm[s]``, ``r`` rows of
 ``spacing_mm[0]`` along ``axes[1]`` and ``c`` columns of ``spacing_mm[1]`` along ``axes[2]`` further (DICOM PS3.3
-C.7.6.2.1.1). Nothing is interpolated, no slice thickness is made up.
+C.7.6.2.1.1). Nothing is interpolated, no slice thickness is assumed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROLE_NAMES: Final = {
     Role.SAGITTAL_T1: "Sagittal T1",
     Role.AXIAL_T2: "Axial T2",
 }
-"""The roles in words, in the order in which a study's series are shown."""
+"""Names of the roles, in the order in which a study's series are shown."""
 
 Colour = tuple[int, int, int]
 
@@ -36,14 +36,14 @@ MORE_COLOURS: Final[tuple[Colour, ...]] = ((221, 143, 230), (232, 224, 112))
 kinds of colour vision ("Color Universal Design", 2008), lightened for a dark ground."""
 
 AIR: Final = BACKGROUND_FRACTION
-"""Pixels at or below this value are left out: the share of the window that the window itself takes for air. The darkest
-tissue, such as cortical bone, goes with it: intensity alone cannot tell it from air."""
+"""Value up to which pixels are left out: the share of the window that the window itself takes for air. The darkest
+tissue, such as cortical bone, is left out too, because intensity alone cannot tell it from air."""
 
 PROBE: Final = 1 << 16
-"""How many pixels tell what share of a study is not air: on real exams and phantoms the share is then within 1 %."""
+"""Number of pixels that give the share of a study that is not air: within 1 % on real exams and phantoms."""
 
 _GOLDEN: Final = (math.sqrt(5) - 1) / 2
-"""Rows that begin this share of a step further each spread a sample evenly over the plane (a Fibonacci lattice)."""
+"""Share of a step by which each row begins further, which spreads a sample evenly (a Fibonacci lattice)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,9 +53,9 @@ class Cloud:
     Attributes:
         points_mm: ``(N, 3)`` float32, pixel centres, LPS mm.
         values: ``(N,)`` float32, 0..1 by the robust window of the series.
-        series: ``(N,)`` uint8, the place of the point's series in ``names``.
-        names: the series by role, for people, without any text of the headers: "Sagittal T2", "Axial T2 (2)".
-        colours: of each series, red, green and blue of 0..255.
+        series: ``(N,)`` uint8, the index of the point's series in ``names``.
+        names: the series by role, without any text of the headers: "Sagittal T2", "Axial T2 (2)".
+        colours: the colour of each series, red, green and blue of 0..255.
     """
 
     points_mm: NDArray[np.float32]
@@ -66,70 +66,73 @@ class Cloud:
 
 
 def study_cloud(study: Study, *, limit: int | None = None) -> Cloud:
-    """Return the pixels of the series that play a role, without those that are air (see ``AIR``).
+    """Return the pixels of the series that have a role, without air (see ``AIR``).
 
     Args:
         study: the study.
-        limit: the most points there may be. Each square millimetre of slice then keeps about as many as any other: of
-            every slice a regular lattice of pixels is taken. The same study gives the same points; None takes all.
+        limit: largest number of points; None takes all. A regular lattice of pixels is taken of every slice, about as
+            dense on every square millimetre of every slice. The same study gives the same points.
 
     Raises:
         ValueError: ``limit`` is not positive.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be positive, got {limit}")
-    series = shown_series(study)
-    windows = [robust_window(one.stacks) for one in series]
-    placed = [(number, stack) for number, one in enumerate(series) for stack in one.stacks]
-    steps = [1] * len(placed)
+    all_series = shown_series(study)
+    windows = [robust_window(series.stacks) for series in all_series]
+    stacks = [(number, stack) for number, series in enumerate(all_series) for stack in series.stacks]
+    steps = [1] * len(stacks)
     if limit is not None:
-        probe_mm2 = sum(stack.pixels.size * _pixel_mm2(stack) for _, stack in placed) / PROBE
+        probe_mm2 = sum(stack.pixels.size * _pixel_mm2(stack) for _, stack in stacks) / PROBE
         tissue_mm2 = 0.0
-        for number, stack in placed:
+        for number, stack in stacks:
             step = _step(stack, probe_mm2)
-            tissue_mm2 += len(_tissue(stack, windows[number], step, number)[0]) * step * _pixel_mm2(stack)
-        steps = [_step(stack, tissue_mm2 / limit) for _, stack in placed]
-    parts = [
-        (number, stack, *_tissue(stack, windows[number], step, number))
-        for (number, stack), step in zip(placed, steps, strict=True)
-    ]
-    points = [_centers(stack, flat) for _, stack, flat, _ in parts]
-    numbers = np.array([number for number, *_ in parts], np.uint8)
+            pixels, _ = _tissue(stack, windows[number], step, number)
+            tissue_mm2 += len(pixels) * step * _pixel_mm2(stack)
+        steps = [_step(stack, tissue_mm2 / limit) for _, stack in stacks]
+    points = [np.empty((0, 3), np.float32)]
+    values = [np.empty(0, np.float32)]
+    numbers = [np.empty(0, np.uint8)]
+    for (number, stack), step in zip(stacks, steps, strict=True):
+        pixels, stack_values = _tissue(stack, windows[number], step, number)
+        points.append(_centers(stack, pixels))
+        values.append(stack_values)
+        numbers.append(np.full(len(pixels), number, np.uint8))
     cloud = Cloud(
-        points_mm=np.concatenate([np.empty((0, 3), np.float32), *points]),
-        values=np.concatenate([np.empty(0, np.float32), *(values for *_, values in parts)]),
-        series=np.repeat(numbers, np.array([len(part) for part in points], np.intp)),
-        names=_names(series),
-        colours=_colours(series),
+        points_mm=np.concatenate(points),
+        values=np.concatenate(values),
+        series=np.concatenate(numbers),
+        names=_names(all_series),
+        colours=_colours(all_series),
     )
     return cloud if limit is None or len(cloud.values) <= limit else _trimmed(cloud, limit)
 
 
 def shown_series(study: Study) -> list[Series]:
-    """Return the series that play a role and have stacks: sagittal T2, sagittal T1, then the axial ones."""
+    """Return the series that have a role and stacks: sagittal T2, sagittal T1, then the axial ones."""
     return [series for role in ROLE_NAMES for series in study.with_role(role) if series.stacks]
 
 
-def _names(series: list[Series]) -> tuple[str, ...]:
+def _names(all_series: list[Series]) -> tuple[str, ...]:
     names: list[str] = []
-    for one in series:
-        assert one.role is not None
-        name = ROLE_NAMES[one.role]
-        if one.contrast == "stir":
+    for series in all_series:
+        assert series.role is not None
+        name = ROLE_NAMES[series.role]
+        if series.contrast == "stir":
             name = name.replace("T2", "STIR")
         taken = sum(other == name or other.startswith(f"{name} (") for other in names)
         names.append(f"{name} ({taken + 1})" if taken else name)
     return tuple(names)
 
 
-def _colours(series: list[Series]) -> tuple[Colour, ...]:
-    """Return a colour for each series: that of its role, further ones for further axial series."""
+def _colours(all_series: list[Series]) -> tuple[Colour, ...]:
+    """Return a colour for each series: the colour of its role, more colours for more axial series."""
     colours: list[Colour] = []
-    for one in series:
-        assert one.role is not None
+    for series in all_series:
+        assert series.role is not None
         more = len(colours) - len(ROLE_COLOURS)
-        taken = ROLE_COLOURS[one.role] in colours
-        colours.append(MORE_COLOURS[more % len(MORE_COLOURS)] if taken else ROLE_COLOURS[one.role])
+        taken = ROLE_COLOURS[series.role] in colours
+        colours.append(MORE_COLOURS[more % len(MORE_COLOURS)] if taken else ROLE_COLOURS[series.role])
     return tuple(colours)
 
 
@@ -138,14 +141,14 @@ def _pixel_mm2(stack: Stack) -> float:
 
 
 def _step(stack: Stack, spread_mm2: float) -> int:
-    """Return one pixel in how many leaves a stack no more than one for every ``spread_mm2``."""
+    """Return the smallest step that takes at most one pixel of a stack from every ``spread_mm2``."""
     return max(1, math.ceil(spread_mm2 / _pixel_mm2(stack)))
 
 
 def _tissue(
     stack: Stack, window: IntensityWindow, step: int, turn: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return those of every ``step``-th pixel of a stack that are not air (flat indices), and their values 0..1.
+    """Return every ``step``-th pixel of a stack that is not air (flat indices), and the pixels' values 0..1.
 
     Series of the same planes differ in ``turn``, so that their points do not hide each other.
     """
@@ -155,8 +158,8 @@ def _tissue(
     shift = (stack.intercept.astype(np.float64) - window.low) / (window.high - window.low)
     of_slice = flat // (rows * columns)
     values = stack.pixels.reshape(-1)[flat] * slope[of_slice] + shift[of_slice]
-    kept = values > AIR
-    return flat[kept], np.minimum(values[kept], 1.0).astype(np.float32)
+    tissue = values > AIR
+    return flat[tissue], np.minimum(values[tissue], 1.0).astype(np.float32)
 
 
 def _lattice(rows: int, columns: int, step: int, turn: int) -> NDArray[np.int64]:
@@ -175,14 +178,13 @@ def _centers(stack: Stack, flat: NDArray[np.int64]) -> NDArray[np.float32]:
     _, rows, columns = stack.pixels.shape
     of_row, column = np.divmod(flat, columns)
     of_slice, row = np.divmod(of_row, rows)
-    down, right = stack.axes[1] * stack.spacing_mm[0], stack.axes[2] * stack.spacing_mm[1]
     centers = stack.origins_mm[of_slice]
-    centers += row[:, None] * down
-    centers += column[:, None] * right
+    centers += row[:, None] * (stack.axes[1] * stack.spacing_mm[0])
+    centers += column[:, None] * (stack.axes[2] * stack.spacing_mm[1])
     return centers.astype(np.float32)
 
 
 def _trimmed(cloud: Cloud, limit: int) -> Cloud:
-    """Return ``limit`` points of a cloud, every so many-th."""
-    kept = np.arange(limit) * len(cloud.values) // limit
-    return Cloud(cloud.points_mm[kept], cloud.values[kept], cloud.series[kept], cloud.names, cloud.colours)
+    """Return ``limit`` evenly spaced points of a cloud."""
+    chosen = np.arange(limit) * len(cloud.values) // limit
+    return Cloud(cloud.points_mm[chosen], cloud.values[chosen], cloud.series[chosen], cloud.names, cloud.colours)

@@ -1,6 +1,6 @@
-"""What the pages show, as plain values: results, pictures with their outlines, a scene. No HTML here.
+"""Contents of the pages as plain values: results, pictures with their outlines, a scene. There is no HTML here.
 
-Nothing in these values names a patient, except ``Identity``, which is only there when it was asked for.
+Nothing in these values names a patient except ``Identity``, which exists only if it was asked for.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outline:
-    """A closed outline over a picture: where the box of a level cuts it.
+    """A closed outline over a picture, where the box of a level cuts it.
 
     Attributes:
-        level: whose box it is.
+        level: the level of the box.
         points: corners ``(x, y)`` in pixels of the picture: x to the right, y down, (0, 0) its upper left corner, so
             that the centre of the first pixel is (0.5, 0.5).
-        confidence: of the level's place, 0..1.
+        confidence: confidence of the level's place, 0..1.
         source: ``"detector"``, ``"interpolated"`` or ``"prior"``, as in ``studies.jsonl``.
     """
 
@@ -39,12 +39,12 @@ class Picture:
     """A grey picture of one plane through the patient.
 
     Attributes:
-        name: what it shows, for people: "Sagittal T2, slice 8 of 15".
+        name: the name that people read: "Sagittal T2, slice 8 of 15".
         png: the pixels, 8-bit grey.
-        width, height: pixels.
+        width, height: size in pixels.
         pixel_mm: the height and the width of a pixel, mm; a page shows the picture in the patient's proportions.
-        edges: what lies to the left, right, top and bottom of the picture, from geometry alone: one of the letters
-            ``L R A P H F`` (patient's left, right, anterior, posterior, head, feet; DICOM PS3.3 C.7.6.1.1.1).
+        edges: directions to the left, right, top and bottom of the picture, from geometry alone, each one of the
+            letters ``L R A P H F`` (patient's left, right, anterior, posterior, head, feet; DICOM PS3.3 C.7.6.1.1.1).
         outlines: the levels' boxes, where they cut the plane.
     """
 
@@ -59,9 +59,9 @@ class Picture:
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """What the headers say of the person, untrusted text; on a page only with ``--with-identity``.
+    """The person as the headers name them, untrusted text; shown on a page only with ``--with-identity``.
 
-    ``series`` has the SeriesDescription by the path of the series.
+    ``series`` maps the path of each series to its SeriesDescription.
     """
 
     patient_name: str
@@ -74,17 +74,17 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyContent:
-    """One study's page.
+    """The contents of one study's page.
 
     Attributes:
-        result: what became of the study.
+        result: the recorded result of the study.
         provenance: ``(what, value)`` lines: engine version, bundle, precision and device of each model, ...
         overview: the middle sagittal slices, T2 first, with the levels' boxes.
         crops: for each level the sagittal and axial planes of the grid that the grader saw.
-        scene: the study in space; None where there are no images to show.
-        no_pictures: why there are no pictures, a sentence for people; None where there are.
-        identity: the person, where asked for.
-        run_page: link to the page of the run, relative; None for a page of its own.
+        scene: the study in space; None if there are no images to show.
+        no_pictures: a sentence that says why there are no pictures; None if there are some.
+        identity: the person, if asked for.
+        run_page: relative link to the page of the run; None if there is no such page.
     """
 
     result: StudyResult
@@ -99,9 +99,9 @@ class StudyContent:
 
 @dataclass(frozen=True, kw_only=True)
 class RunStudy:
-    """One study in the page of a run: its result, the link to its page (relative), when it was done.
+    """One study on the page of a run: its result, the relative link to its page, the time when it was finished.
 
-    ``finished`` is in seconds since 1970, None where the run did not record it.
+    ``finished`` is in seconds since 1970; None if the run did not record it.
     """
 
     result: StudyResult
@@ -112,7 +112,7 @@ class RunStudy:
 
 @dataclass(frozen=True, kw_only=True)
 class RunContent:
-    """A run's page: what ``run.json`` holds, and every study of the output folder, sorted by id."""
+    """The contents of a run's page: ``run.json``, and every study of the output folder, sorted by id."""
 
     run: Mapping[str, Any]
     studies: Sequence[RunStudy]

@@ -1,4 +1,4 @@
-"""What the 25 rows of a study come to for a reader: likeliest grades, the worst first, in words."""
+"""Summarises the 25 rows of a study for a reader: likeliest grades, the worst first, in words."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from spine_engine.report.words import (
 from spine_engine.results import ROW_ORDER, Row, Status, StudyResult, row_name
 
 MOST_NAMED: Final = 4
-"""Findings that a sentence names; more make it a list nobody reads, and the table beside it has them all."""
+"""Number of findings that a sentence names; the table beside it lists all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """What the model says of one condition at one level.
+    """The model's grade of one condition at one level.
 
     Attributes:
-        condition, level: of what.
+        condition, level: the graded condition and level.
         row: millionths of the three severities, as in ``predictions.csv``.
-        graded: false where the row holds the prior instead of a grade.
+        graded: false if the row holds the prior instead of a grade.
     """
 
     condition: Condition
@@ -39,7 +39,7 @@ class Grade:
 
     @property
     def likeliest(self) -> Severity:
-        """The severity of the highest probability; the milder one of equals, as the rounding of rows has it."""
+        """The severity of the highest probability; of equals the milder one, as in the rounding of rows."""
         return SEVERITIES[self.row.index(max(self.row))]
 
     @property
@@ -55,13 +55,14 @@ class Grade:
 
     @property
     def name(self) -> str:
-        """The severity and the place, for people: "severe spinal canal stenosis at L4/L5"."""
-        severity, condition = SEVERITY_NAMES[self.likeliest].lower(), CONDITION_NAMES[self.condition].lower()
+        """The severity and the place in words: "severe spinal canal stenosis at L4/L5"."""
+        severity = SEVERITY_NAMES[self.likeliest].lower()
+        condition = CONDITION_NAMES[self.condition].lower()
         return f"{severity} {condition} at {LEVEL_NAMES[self.level]}"
 
     @property
     def place(self) -> str:
-        """Where it is, in short: "canal L4/L5"."""
+        """The place in short: "canal L4/L5"."""
         return f"{SHORT_CONDITION_NAMES[self.condition]} {LEVEL_NAMES[self.level]}"
 
 
@@ -70,28 +71,28 @@ GradeTable = Mapping[tuple[Condition, Level], Grade]
 
 def grades_of(result: StudyResult) -> GradeTable:
     """Return the 25 grades of a study."""
-    lost = set(result.not_assessed)
+    not_assessed = set(result.not_assessed)
     return {
         (condition, level): Grade(
-            condition=condition, level=level, row=row, graded=row_name(condition, level) not in lost
+            condition=condition, level=level, row=row, graded=row_name(condition, level) not in not_assessed
         )
         for (condition, level), row in zip(ROW_ORDER, result.rows, strict=True)
     }
 
 
 def worst_grade(grades: GradeTable) -> Grade | None:
-    """Return the grade with the highest probability of severe, then of moderate; None where nothing is graded."""
+    """Return the grade with the highest probability of severe, then of moderate; None if nothing is graded."""
     graded = [grade for grade in grades.values() if grade.graded]
-    return max(graded, key=triage_key) if graded else None
+    return max(graded, key=triage_key, default=None)
 
 
 def triage_key(grade: Grade) -> tuple[int, int]:
-    """Return what grades are ordered by: the probability of severe, then of moderate, in millionths."""
+    """Return the sort key of a grade: the probability of severe, then of moderate, in millionths."""
     return grade.row[2], grade.row[1]
 
 
 def count(grades: GradeTable) -> dict[Severity | None, int]:
-    """Return how many places have each likeliest severity; under None those that are not graded."""
+    """Return the number of places with each likeliest severity; None counts those that are not graded."""
     counts: dict[Severity | None, int] = dict.fromkeys((*SEVERITIES, None), 0)
     for grade in grades.values():
         counts[grade.likeliest if grade.graded else None] += 1
@@ -99,9 +100,9 @@ def count(grades: GradeTable) -> dict[Severity | None, int]:
 
 
 def findings(grades: GradeTable) -> list[Grade]:
-    """Return the graded places whose likeliest severity is above normal or mild, the worst and the surest first."""
-    found = [grade for grade in grades.values() if grade.graded and grade.likeliest is not Severity.NORMAL_MILD]
-    return sorted(found, key=lambda grade: (SEVERITIES.index(grade.likeliest), grade.share), reverse=True)
+    """Return the graded places whose likeliest severity is above normal or mild, the worst and most certain first."""
+    abnormal = [grade for grade in grades.values() if grade.graded and grade.likeliest is not Severity.NORMAL_MILD]
+    return sorted(abnormal, key=lambda grade: (SEVERITIES.index(grade.likeliest), grade.share), reverse=True)
 
 
 def summary(result: StudyResult, grades: GradeTable) -> str:
@@ -111,25 +112,25 @@ def summary(result: StudyResult, grades: GradeTable) -> str:
         return reason + STATUS_MEANINGS[result.status]
     counts = count(grades)
     graded = sum(counts.values()) - counts[None]
-    lost = "" if not counts[None] else f" {counts[None]} of {len(grades)} places were not graded."
-    found = findings(grades)
+    not_graded = "" if not counts[None] else f" {counts[None]} of {len(grades)} places were not graded."
+    worst_first = findings(grades)
     if graded == 0:
-        return f"No place was graded.{lost}"
-    if not found:
+        return f"No place was graded.{not_graded}"
+    if not worst_first:
         least = min(grade.share for grade in grades.values() if grade.graded)
-        every = "all 25" if graded == len(grades) else f"all {graded} graded"
-        return f"Likeliest grade: normal or mild at {every} places (each with at least {percent(least)}).{lost}"
-    named = "; ".join(f"{grade.name} ({percent(grade.share)})" for grade in found[:MOST_NAMED])
-    more = "" if len(found) <= MOST_NAMED else f"; and {_counted(found[MOST_NAMED:])}"
-    rest = counts[Severity.NORMAL_MILD]
-    other = f" The other {rest} graded places: normal or mild." if rest else ""
-    return f"Likeliest grades, worst first: {named}{more}.{other}{lost}"
+        places = "all 25" if graded == len(grades) else f"all {graded} graded"
+        return f"Likeliest grade: normal or mild at {places} places (each with at least {percent(least)}).{not_graded}"
+    named = "; ".join(f"{grade.name} ({percent(grade.share)})" for grade in worst_first[:MOST_NAMED])
+    more = "" if len(worst_first) <= MOST_NAMED else f"; and {_counted(worst_first[MOST_NAMED:])}"
+    normal = counts[Severity.NORMAL_MILD]
+    others = f" The other {normal} graded places: normal or mild." if normal else ""
+    return f"Likeliest grades, worst first: {named}{more}.{others}{not_graded}"
 
 
-def _counted(found: Sequence[Grade]) -> str:
+def _counted(grades: Sequence[Grade]) -> str:
     parts = []
     for severity in reversed(SEVERITIES):
-        number = sum(grade.likeliest is severity for grade in found)
+        number = sum(grade.likeliest is severity for grade in grades)
         if number:
             parts.append(f"{number} more {SEVERITY_NAMES[severity].lower()}")
     return " and ".join(parts)
@@ -146,13 +147,15 @@ def in_short(counts: Mapping[Severity | None, int]) -> str:
 
 
 def means(grades: Iterable[GradeTable], condition: Condition) -> tuple[int, tuple[float, ...], dict[Level, int]]:
-    """Return of a condition over all studies: graded places, mean probability of each severity, places by level."""
-    totals, places = [0, 0, 0], dict.fromkeys(LEVELS, 0)
+    """Return the graded places of a condition over all studies, the mean probability of each severity, and the graded
+    places by level."""
+    rows = []
+    places = dict.fromkeys(LEVELS, 0)
     for study in grades:
         for level in LEVELS:
             grade = study[condition, level]
             if grade.graded:
                 places[level] += 1
-                totals = [total + part for total, part in zip(totals, grade.row, strict=True)]
-    number = sum(places.values())
-    return number, tuple(total / max(number, 1) / 1e6 for total in totals), places
+                rows.append(grade.row)
+    totals = [sum(row[severity] for row in rows) for severity in range(len(SEVERITIES))]
+    return len(rows), tuple(total / max(len(rows), 1) / 1e6 for total in totals), places

@@ -1,4 +1,4 @@
-"""Who a study is of, for pages that were asked to say so: untrusted text from the headers."""
+"""Reads the patient's identity from the headers, untrusted text, for pages that were asked to show it."""
 
 from __future__ import annotations
 
@@ -24,46 +24,47 @@ _TAGS: Final[dict[str, tuple[int, bytes]]] = {
     "StudyDescription": (0x00081030, b"LO"),
     "SeriesDescription": (0x0008103E, b"LO"),
 }
-"""Tag and VR (PS3.6) of what is said."""
+"""Tag and VR (PS3.6) of the elements that pages show."""
 _CHARACTER_SET: Final = 0x00080005
 _WANTED: Final = {**dict(_TAGS.values()), _CHARACTER_SET: b"CS"}
 MOST_TEXT: Final = 256
-"""Characters of an element that are kept: LO has 64 at most, a person's name three times that (PS3.5 6.2)."""
+"""Largest number of characters kept of an element: LO has 64 at most, a person's name three times that (PS3.5 6.2)."""
 
 
 def identity_of(root: Path, files: Sequence[InputFile]) -> Identity:
-    """Return what the headers of a study's files say of the person and, by folder, of the series.
+    """Return the person and the series descriptions that the headers of a study's files name.
 
-    The study's own elements are those of the first file that has them. What cannot be read is left out.
+    The study's own elements are those of the first file that has them; the series are keyed by their folders. Files
+    that cannot be read are left out.
     """
     texts = dict.fromkeys(_STUDY_TAGS, "")
     series: dict[str, list[str]] = {}
     for file in files:
-        found = _texts(root / file.path)
+        file_texts = _texts(root / file.path)
         for tag in _STUDY_TAGS:
-            texts[tag] = texts[tag] or found.get(tag, "")
-        folder = series.setdefault(posixpath.dirname(file.path) or ".", [])
-        description = found.get("SeriesDescription", "")
-        if description and description not in folder:
-            folder.append(description)
+            texts[tag] = texts[tag] or file_texts.get(tag, "")
+        descriptions = series.setdefault(posixpath.dirname(file.path) or ".", [])
+        description = file_texts.get("SeriesDescription", "")
+        if description and description not in descriptions:
+            descriptions.append(description)
     return Identity(
         patient_name=texts["PatientName"],
         patient_id=texts["PatientID"],
         birth_date=texts["PatientBirthDate"],
         study_date=texts["StudyDate"],
         study_description=texts["StudyDescription"],
-        series={path: ", ".join(said) for path, said in series.items()},
+        series={path: ", ".join(descriptions) for path, descriptions in series.items()},
     )
 
 
 def _texts(path: Path) -> dict[str, str]:
-    """Return what the beginning of a file says, read within the limits of a run: no other reader meets these files."""
+    """Return the texts at the beginning of a file, read within the limits of a run, as the files are untrusted."""
     try:
-        found = parse(read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED).dataset
+        elements = parse(read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED).dataset
     except StudyError:
         return {}
-    encodings = _encodings(_bytes(found, _CHARACTER_SET).decode("ascii", "replace"))
-    return {name: _decoded(_bytes(found, tag), encodings) for name, (tag, _) in _TAGS.items()}
+    encodings = _encodings(_bytes(elements, _CHARACTER_SET).decode("ascii", "replace"))
+    return {name: _decoded(_bytes(elements, tag), encodings) for name, (tag, _) in _TAGS.items()}
 
 
 def _bytes(elements: Elements, tag: int) -> bytes:
@@ -78,7 +79,7 @@ def _encodings(character_set: str) -> list[str]:
         warnings.simplefilter("ignore")
         try:
             return convert_encodings([term.strip("\0 ") for term in character_set.split("\\")])
-        except LookupError:  # a character set that nobody knows
+        except LookupError:  # an unknown character set
             return ["latin-1"]
 
 

@@ -1,13 +1,13 @@
-"""What the engine sees in a folder as one page: the series of each study, their stacks in space, and why each role.
+"""Renders what the engine sees in a folder as one page: each study's series, their stacks in space, their evidence.
 
-No text of the input is in it but study ids, unless an ``Identity`` comes with the study.
+The page holds no text of the input but study ids, unless an ``Identity`` comes with the study.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from spine_engine.errors import Reason
@@ -21,17 +21,17 @@ from spine_engine.study import Role, Series, Stack, Study
 from spine_engine.voxels import robust_window
 
 MAX_BYTES: Final = 1_050_000
-"""Studies are shown in full until they take this much of a page that is to stay below 1.5 MB with its list."""
+"""Size up to which studies are shown in full: with its list the page stays below 1.5 MB."""
 
 MAX_LISTED: Final = 1000
-"""Studies beyond this many are only counted: a line takes about 300 bytes."""
+"""Number of studies that are listed; the others are only counted. A line takes about 300 bytes."""
 
 _SHOWN_FIRST: Final = (Role.SAGITTAL_T2, Role.SAGITTAL_T1, Role.AXIAL_T2, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StackRow:
-    """One stack in numbers and words: its name in the drawings, slices, their distance in mm, gaps and tilt."""
+    """One stack: its name in the drawings, the number of slices, their distance in mm, gaps and tilt."""
 
     name: str
     slices: int
@@ -42,7 +42,7 @@ class StackRow:
 
 @dataclass(frozen=True, kw_only=True)
 class StackGroup:
-    """Stacks of one series that are alike: a picture of the middle one, what they have in common, and each of them."""
+    """Stacks of one series with the same matrix and spacing: a picture of the middle one, their size, their rows."""
 
     picture: Picture
     words: str
@@ -51,7 +51,7 @@ class StackGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedSeries:
-    """One series: its number in the drawings, role and evidence, why it was refused, and its stacks.
+    """One series: its number in the drawings, role and evidence, the reason if it was refused, and its stacks.
 
     ``path`` and ``description`` are None without an identity.
     """
@@ -70,7 +70,7 @@ class InspectedSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class InspectedStudy:
-    """One study: the words and, where there was room for them, the pictures."""
+    """One study: its words and, if there was room for them, its pictures."""
 
     study_id: str
     reason: tuple[str, Words] | None
@@ -84,81 +84,73 @@ class InspectedStudy:
 
     @property
     def size(self) -> int:
-        """About how many bytes it takes of a page; measured on exams and phantoms, right within a tenth."""
-        groups = [group for one in self.series for group in one.groups]
+        """The bytes that the study takes of a page, within a tenth; measured on exams and phantoms."""
+        groups = [group for series in self.series for group in series.groups]
         words = 3500 + 900 * len(self.series) + 250 * sum(len(group.rows) for group in groups)
         drawn = sum(len(line.path) + 60 for drawing in self.drawings for line in drawing.lines)
-        return words + drawn + sum(len(group.picture.png) * 4 // 3 for group in groups)
+        pictures = sum(len(group.picture.png) * 4 // 3 for group in groups)
+        return words + drawn + pictures
 
 
 def inspect_page(studies: Iterable[tuple[Study, Identity | None]], refused: Mapping[str, int]) -> str:
-    """Return the page of a folder. Studies are taken one by one and let go; only words and small pictures are kept.
+    """Return the page of a folder. Studies are read one by one and released; only words and small pictures are kept.
 
     Args:
-        studies: the studies in the order in which they are met, with the persons where asked for.
-        refused: how many files or folders were not read, by reason; looked at after the last study.
+        studies: the studies in the order in which they are read, with the persons if asked for.
+        refused: number of files or folders that were not read, by reason; read after the last study.
     """
     shown: list[InspectedStudy] = []
     listed: list[InspectedStudy] = []
-    met: set[str] = set()
-    count, room = 0, MAX_BYTES
+    seen_ids: set[str] = set()
+    count = 0
+    free_bytes = MAX_BYTES
     for study, identity in studies:
         count += 1
-        if room > 0:
-            full = inspected(study, identity, again=study.study_id in met)
-            room -= full.size
-            if room > 0 or not shown:
+        again = study.study_id in seen_ids
+        if free_bytes > 0:
+            full = inspected(study, identity, again=again)
+            free_bytes -= full.size
+            if free_bytes > 0 or not shown:
                 shown.append(full)
             else:
-                room = 0
+                free_bytes = 0
         if len(listed) < MAX_LISTED:
-            listed.append(_summary(study, identity, again=study.study_id in met))
-        met.add(study.study_id)
+            listed.append(_summary(study, identity, again=again))
+        seen_ids.add(study.study_id)
     return render(
         "inspect.html.j2",
         count=count,
         shown=shown,
         listed=listed,
         unlisted=count - len(listed),
-        refused=[(reason, _words_of(reason), refused[reason]) for reason in sorted(refused)],
+        refused=[(reason, REASONS[Reason(reason)], refused[reason]) for reason in sorted(refused)],
     )
 
 
 def inspected(study: Study, identity: Identity | None = None, *, again: bool = False) -> InspectedStudy:
-    """Return what the page shows of one study; ``again`` where another folder held files of it too."""
+    """Return what the page shows of one study; ``again`` is set if another folder also held files of it."""
     order = sorted(study.series, key=lambda series: _SHOWN_FIRST.index(series.role))
     named = [(str(number), series) for number, series in enumerate(order, 1)]
-    summary = _summary(study, identity, again=again)
-    return InspectedStudy(
-        study_id=summary.study_id,
-        reason=summary.reason,
-        warnings=summary.warnings,
-        roles=summary.roles,
-        series_count=summary.series_count,
-        again=again,
-        identity=identity,
+    return replace(
+        _summary(study, identity, again=again),
         series=tuple(_series(name, series, identity) for name, series in named),
         drawings=projections([(name, series.stacks) for name, series in named]),
     )
 
 
 def _summary(study: Study, identity: Identity | None, *, again: bool) -> InspectedStudy:
-    """Return what the page's list says of a study."""
-    roles = Counter(ROLE_NAMES[series.role] for series in study.series if series.role is not None)
-    in_order = [ROLE_NAMES[role] for role in _SHOWN_FIRST if ROLE_NAMES[role] in roles]
+    """Return what the page's list shows of a study."""
+    counts = Counter(ROLE_NAMES[series.role] for series in study.series if series.role is not None)
+    names = [ROLE_NAMES[role] for role in _SHOWN_FIRST if ROLE_NAMES[role] in counts]
     return InspectedStudy(
         study_id=study.study_id,
         reason=None if study.reason is None else (study.reason, REASONS[study.reason]),
         warnings=tuple((warning, WARNINGS[warning]) for warning in study.warnings),
-        roles=", ".join(f"{roles[name]} × {name}" if roles[name] > 1 else name for name in in_order) or "none",
+        roles=", ".join(f"{counts[name]} × {name}" if counts[name] > 1 else name for name in names) or "none",
         series_count=len(study.series),
         again=again,
         identity=identity,
     )
-
-
-def _words_of(reason: str) -> Words:
-    return REASONS[Reason(reason)]
 
 
 def _series(name: str, series: Series, identity: Identity | None) -> InspectedSeries:
@@ -178,24 +170,23 @@ def _series(name: str, series: Series, identity: Identity | None) -> InspectedSe
 
 
 def _groups(name: str, stacks: Sequence[Stack]) -> tuple[StackGroup, ...]:
-    """Return the stacks of a series by plane, matrix and pixel spacing, in the order of each group's first."""
+    """Return the stacks of a series, grouped by matrix and pixel spacing, in the order of each group's first stack."""
     alike: dict[str, list[tuple[int, Stack]]] = {}
     for number, stack in enumerate(stacks):
-        alike.setdefault(_common_words(stack), []).append((number, stack))
-    window = robust_window(stacks) if stacks else None
+        alike.setdefault(_size_words(stack), []).append((number, stack))
+    if not stacks:
+        return ()
+    window = robust_window(stacks)
     groups = []
-    for words, members in alike.items():
-        assert window is not None
-        plane = plane_of(members[0][1])
+    for size_words, members in alike.items():
         rows = tuple(_row(stack_name(name, number, len(stacks)), stack) for number, stack in members)
         picture = thumbnail(members[len(members) // 2][1], window)
-        groups.append(
-            StackGroup(picture=picture, words=f"{many(len(members), f'{plane} stack')} of {words}", rows=rows)
-        )
+        words = f"{many(len(members), f'{plane_of(members[0][1])} stack')} of {size_words}"
+        groups.append(StackGroup(picture=picture, words=words, rows=rows))
     return tuple(groups)
 
 
-def _common_words(stack: Stack) -> str:
+def _size_words(stack: Stack) -> str:
     _, rows, columns = stack.pixels.shape
     down, right = stack.spacing_mm
     return f"{rows} × {columns} pixels of {down:.2f} × {right:.2f} mm"

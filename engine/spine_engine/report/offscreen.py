@@ -1,8 +1,8 @@
-"""A study in space as one picture, drawn by Open3D without a screen; or in Open3D's window.
+"""Draws a study in space by Open3D: as one picture, without a screen, or in Open3D's window.
 
 Drawing runs in a process of its own (this module as a program): a graphics driver may crash or hang, and Open3D writes
-to the terminal behind Python's back. The picture is opened to show the inside: of the sagittal series the slices from
-the middle to the patient's right, of the axial ones those at the discs.
+to the terminal past Python. The picture is cut open to show the inside: it holds the slices of the sagittal series from
+the middle to the patient's right, and those of the axial series at the discs.
 """
 
 from __future__ import annotations
@@ -22,29 +22,30 @@ from spine_engine.anatomy import Level
 from spine_engine.report.cloud import Cloud, study_cloud
 from spine_engine.report.montage import GROUND, INK, pillow
 from spine_engine.report.ply import BOX_COLOUR, box_lines, open3d, point_colours
-from spine_engine.report.scene import box_corners, confidence_words, disc_slices, middle_slice
+from spine_engine.report.scene import confidence_words, disc_slices, level_boxes, middle_slice
 from spine_engine.report.words import LEVEL_NAMES
 from spine_engine.results import LevelResult
 from spine_engine.study import Role, Series, Stack, Study
 
-WIDTH, HEIGHT = 1600, 1200
+WIDTH: Final = 1600
+HEIGHT: Final = 1200
 FIELD_OF_VIEW: Final = 28.0
-"""Degrees from top to bottom: little perspective, so that parallel slices look parallel."""
+"""Field of view in degrees from top to bottom: little perspective, so that parallel slices look parallel."""
 
 VIEW: Final = np.array([0.78, -0.57, 0.27])
-"""Where the eye stands: to the patient's left, in front, a little above."""
+"""Direction of the eye: to the patient's left, in front, a little above."""
 
 _WINDOW_FIELD: Final = 60.0
-"""The field of view of Open3D's window, degrees, which it does not let go of."""
+"""Field of view of Open3D's window, degrees, which cannot be changed."""
 
 FILLED: Final = 0.92
-"""The share of the picture that the study fills."""
+"""Share of the picture that the study fills."""
 
 TIME_LIMIT_S: Final = 180.0
-"""Mesa's software Vulkan draws five million points in 20 s on one core."""
+"""Longest time for a picture: Mesa's software Vulkan draws five million points in 20 s on one core."""
 
 _ASIDE_MM: Final = 1.0
-"""Series of the same planes are drawn this far beside each other, further right each, so that none hides another."""
+"""Distance to the right by which each series is drawn beside the one before, so that none hides another."""
 
 PACKAGES: Final = "libvulkan1 mesa-vulkan-drivers"
 """Debian's packages that draw without a graphics card."""
@@ -52,17 +53,14 @@ PACKAGES: Final = "libvulkan1 mesa-vulkan-drivers"
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """An eye that looks at a point, patient LPS mm; the head is up.
-
-    ``project`` gives where points ``(N, 3)`` are seen: pixels ``(N, 2)``, x to the right, y down.
-    """
+    """An eye that looks at a point, patient LPS mm; the head is up."""
 
     eye: NDArray[np.float64]
     target: NDArray[np.float64]
 
     @classmethod
     def around(cls, points_mm: NDArray[np.float64]) -> Camera:
-        """Return a camera that sees all points as large as they fit."""
+        """Return a camera that shows all points as large as possible."""
         target = (points_mm.min(axis=0) + points_mm.max(axis=0)) / 2
         direction = VIEW / np.linalg.norm(VIEW)
         seen = (points_mm - target) @ _frame(direction).T
@@ -71,7 +69,7 @@ class Camera:
         return cls(target + direction * needed.max(), target)
 
     def project(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the pixels ``(N, 2)`` where points are seen."""
+        """Return the pixels ``(N, 2)`` of points ``(N, 3)``: x to the right, y down."""
         direction = self.eye - self.target
         seen = (points_mm - self.eye) @ _frame(direction / np.linalg.norm(direction)).T
         scale = HEIGHT / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2)) / -seen[:, 2]
@@ -79,11 +77,9 @@ class Camera:
 
 
 def picture(study: Study, levels: Mapping[Level, LevelResult], path: Path) -> str | None:
-    """Draw a study and its levels' boxes into a PNG; return why that was not possible, None if it was."""
+    """Draw a study and its levels' boxes into a PNG; return the problem if that failed, else None."""
     cloud = study_cloud(opened(study, levels))
-    boxes = {
-        level: corners for level in Level if level in levels and (corners := box_corners(levels[level])) is not None
-    }
+    boxes = level_boxes(levels)
     if not len(cloud.values):
         return "there is nothing to draw"
     points = cloud.points_mm - _ASIDE_MM * cloud.series[:, None] * np.array([1, 0, 0], np.float32)
@@ -102,8 +98,8 @@ def picture(study: Study, levels: Mapping[Level, LevelResult], path: Path) -> st
 
 
 def window(cloud: Cloud, levels: Mapping[Level, LevelResult]) -> str | None:
-    """Show a cloud and the levels' boxes in Open3D's window until it is closed; return why that was not possible."""
-    boxes = [corners for level in levels if (corners := box_corners(levels[level])) is not None]
+    """Show a cloud and the levels' boxes in Open3D's window until it is closed; return the problem if that failed."""
+    boxes = list(level_boxes(levels).values())
     camera = Camera.around(cloud.points_mm[::50].astype(np.float64))
     with tempfile.TemporaryDirectory() as folder:
         return _in_child(
@@ -114,10 +110,11 @@ def window(cloud: Cloud, levels: Mapping[Level, LevelResult]) -> str | None:
 
 
 def opened(study: Study, levels: Mapping[Level, LevelResult]) -> Study:
-    """Return what the picture shows of a study: sagittal slices from the middle on to the patient's right, axial slices
-    at the discs."""
-    series = tuple(replace(one, stacks=tuple(_opened(one, levels))) for one in study.series)
-    return replace(study, series=series)
+    """Return the part of a study that the picture shows: sagittal slices from the middle to the patient's right, axial
+    slices at the discs."""
+    return replace(
+        study, series=tuple(replace(series, stacks=tuple(_opened(series, levels))) for series in study.series)
+    )
 
 
 def _opened(series: Series, levels: Mapping[Level, LevelResult]) -> Sequence[Stack]:
@@ -129,22 +126,22 @@ def _opened(series: Series, levels: Mapping[Level, LevelResult]) -> Sequence[Sta
     return [_part(stack, slice(0, index + 1) if stack.axes[0][0] > 0 else slice(index, None))]
 
 
-def _part(stack: Stack, kept: slice) -> Stack:
+def _part(stack: Stack, slices: slice) -> Stack:
     return replace(
-        stack, pixels=stack.pixels[kept], slope=stack.slope[kept], intercept=stack.intercept[kept],
-        origins_mm=stack.origins_mm[kept],
+        stack, pixels=stack.pixels[slices], slope=stack.slope[slices], intercept=stack.intercept[slices],
+        origins_mm=stack.origins_mm[slices],
     )  # fmt: skip
 
 
 def _frame(direction: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the rows right, up, towards the eye, for an eye in ``direction`` (a unit vector)."""
+    """Return the rows right, up, towards the eye of a picture seen from ``direction`` (a unit vector)."""
     right = np.cross([0.0, 0.0, 1.0], direction)
     right /= np.linalg.norm(right)
     return np.array([right, np.cross(direction, right), direction])
 
 
 def _in_child(folder: Path, limit_s: float | None, **scene: Any) -> str | None:
-    """Draw in a process of its own; return what went wrong there in a line."""
+    """Draw in a process of its own; return the problem in one line if that failed, else None."""
     np.savez(folder / "scene.npz", **scene)
     command = [sys.executable, "-m", "spine_engine.report.offscreen", str(folder / "scene.npz")]
     try:
@@ -163,7 +160,8 @@ def _labelled(
     pil = pillow()
     image = pil.Image.open(drawn).convert("RGB")
     draw = pil.ImageDraw.Draw(image)
-    font, small = pil.ImageFont.load_default(24), pil.ImageFont.load_default(22)
+    font = pil.ImageFont.load_default(24)
+    small = pil.ImageFont.load_default(22)
     for level, corners in boxes.items():
         words = f"{LEVEL_NAMES[level]}  {confidence_words(levels[level].confidence, levels[level].source)}"
         x, y = camera.project(corners[[1, 5]].mean(axis=0, keepdims=True))[0]
@@ -185,9 +183,9 @@ def _labelled(
 
 
 def _main(path: str) -> None:
-    """Draw the scene that a file holds: into a picture where it names one, else into a window."""
+    """Draw the scene in a file: into a picture if the scene names one, else into a window."""
     scene = dict(np.load(path))
-    geometry, utility = open3d().geometry, open3d().utility
+    o3d = open3d()
     colours = scene["colours"] / 255
     lines = box_lines(scene["corners"])
     if str(scene["to"]):
@@ -196,13 +194,13 @@ def _main(path: str) -> None:
     shown = [{"name": "Level boxes", "geometry": lines}] if len(scene["corners"]) else []
     for number, name in enumerate(scene["names"]):
         part = scene["series"] == number
-        cloud = geometry.PointCloud(utility.Vector3dVector(scene["points"][part].astype(np.float64)))
-        cloud.colors = utility.Vector3dVector(colours[part])
+        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene["points"][part].astype(np.float64)))
+        cloud.colors = o3d.utility.Vector3dVector(colours[part])
         shown.append({"name": str(name), "geometry": cloud})
     ground = (*(np.array(GROUND) / 255), 1.0)
     closer = np.tan(np.radians(FIELD_OF_VIEW / 2)) / np.tan(np.radians(_WINDOW_FIELD / 2))
     eye = scene["target"] + closer * (scene["eye"] - scene["target"])
-    open3d().visualization.draw(
+    o3d.visualization.draw(
         shown, title="spine-engine view", eye=eye, lookat=scene["target"], up=[0.0, 0.0, 1.0], bg_color=ground,
         show_skybox=False, raw_mode=True, point_size=2, show_ui=True,
     )  # fmt: skip
@@ -213,17 +211,19 @@ def _draw(scene: Mapping[str, Any], lines: Any, colours: NDArray[np.float64]) ->
     rendering = o3d.visualization.rendering
     renderer = rendering.OffscreenRenderer(WIDTH, HEIGHT)
     ground = np.array([*GROUND, 255]) / 255
-    # without post-processing colours come out as they go in; the ground alone is taken from sRGB and not put back
+    # Without post-processing colours stay as they are, except the ground, which is converted from sRGB and not back.
     renderer.scene.view.set_post_processing(False)
     renderer.scene.set_background(ground ** (1 / 2.2))
     cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene["points"].astype(np.float64)))
     cloud.colors = o3d.utility.Vector3dVector(colours)
     dots = rendering.MaterialRecord()
-    dots.shader, dots.point_size = "defaultUnlit", 3.5
+    dots.shader = "defaultUnlit"
+    dots.point_size = 3.5
     renderer.scene.add_geometry("cloud", cloud, dots)
     if len(scene["corners"]):
         edges = rendering.MaterialRecord()
-        edges.shader, edges.line_width = "unlitLine", 2.5
+        edges.shader = "unlitLine"
+        edges.line_width = 2.5
         renderer.scene.add_geometry("boxes", lines, edges)
     renderer.setup_camera(FIELD_OF_VIEW, scene["target"], scene["eye"], [0.0, 0.0, 1.0])
     o3d.io.write_image(str(scene["to"]), renderer.render_to_image())

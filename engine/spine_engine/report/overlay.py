@@ -1,4 +1,4 @@
-"""Outlines over a picture, laid out for SVG in the patient's proportions."""
+"""Lays out the outlines over a picture for SVG, in the patient's proportions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOM: Final = 215.0
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """An outline in the drawing's units, with its label and the place of that.
+    """An outline in the drawing's units, with its label and the label's place.
 
     ``anchor`` is SVG's ``text-anchor``.
     """
@@ -32,7 +32,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """A drawing that covers a picture exactly; ``alt`` says in words what lies at the picture's edges."""
+    """A drawing that covers a picture exactly; ``alt`` describes the picture's edges in words."""
 
     width: float
     height: float
@@ -43,7 +43,8 @@ class Overlay:
 def overlay(picture: Picture) -> Overlay:
     """Return the outlines of a picture in units of a thousandth of its width, which are equal in x and y."""
     unit = WIDTH / (picture.width * picture.pixel_mm[1])
-    across, down = picture.pixel_mm[1] * unit, picture.pixel_mm[0] * unit
+    across = picture.pixel_mm[1] * unit
+    down = picture.pixel_mm[0] * unit
     return Overlay(
         width=WIDTH,
         height=round(picture.height * down, 1),
@@ -54,8 +55,8 @@ def overlay(picture: Picture) -> Overlay:
 
 def _shape(outline: Outline, across: float, down: float) -> Shape:
     corners = [(x * across, y * down) for x, y in outline.points]
-    xs, ys = [x for x, _ in corners], [y for _, y in corners]
-    right = max(xs) + _MARGIN + _ROOM <= WIDTH  # behind the spine, where there is room
+    xs, ys = zip(*corners, strict=True)
+    right = max(xs) + _MARGIN + _ROOM <= WIDTH  # behind the spine, if there is room
     return Shape(
         source=outline.source,
         points=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners),
@@ -70,6 +71,7 @@ def _alt(picture: Picture) -> str:
     left, right, top, bottom = (EDGE_NAMES[edge] for edge in picture.edges)
     levels = ", ".join(LEVEL_NAMES[outline.level] for outline in picture.outlines)
     outlined = f" Outlined: {levels}." if levels else ""
-    return f"{picture.name}. {left} is on the left, {right} on the right, {top} at the top, {bottom} at the bottom." + (
-        outlined
+    return (
+        f"{picture.name}. {left} is on the left, {right} on the right, {top} at the top, {bottom} at the bottom."
+        f"{outlined}"
     )

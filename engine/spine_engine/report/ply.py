@@ -1,6 +1,6 @@
-"""Clouds, level boxes and voxel grids as PLY files, written by Open3D. Positions are patient LPS, millimetres.
+"""Writes clouds, level boxes and voxel grids as PLY files by Open3D. Positions are patient LPS, millimetres.
 
-Open3D comes with the extra ``viz``; nothing else of the engine needs it.
+Open3D comes with the extra ``viz``; the rest of the engine does not need it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from spine_engine.anatomy import Level
 from spine_engine.errors import OutputError, UsageError
 from spine_engine.report.cloud import Cloud
-from spine_engine.report.scene import box_corners
+from spine_engine.report.scene import level_boxes
 from spine_engine.results import LevelResult
 from spine_engine.voxels import GridPose, GridSpec
 
@@ -27,30 +27,32 @@ BOX_EDGES: Final = np.array(
 """The twelve edges of a box by its corners, in the order of ``scene.BOX_CORNERS``."""
 
 BOX_COLOUR: Final = (255, 224, 138)
-"""Of the levels' boxes: a pale yellow that no series has."""
+"""Colour of the levels' boxes: a pale yellow that no series has."""
 
-_DARKEST, _LIFT = 0.1, 0.75
-"""How bright the colour of a value of 0 is, and the power that lifts the values between: most tissue lies below a third
-of the window and must not vanish on a dark ground."""
+_DARKEST: Final = 0.1
+_LIFT: Final = 0.75
+"""Brightness of a value of 0, and the power that lifts the values above it: most tissue lies below a third of the
+window and must not vanish on a dark ground."""
 
 
 def open3d() -> ModuleType:
-    """Return Open3D.
+    """Import Open3D and return it.
 
     Raises:
-        UsageError: it is not installed, or the system lacks a library of it.
+        UsageError: Open3D is not installed, or the system lacks a library that it needs.
     """
     try:
         return import_module("open3d")
     except (ImportError, OSError) as error:
+        first_line = str(error).partition("\n")[0]
         raise UsageError(
-            f"Open3D cannot be loaded ({(str(error).splitlines() or [''])[0]}); it comes with the extra 'viz' (in a "
-            "clone: pip install '.[viz]'); on Debian also apt-get install libusb-1.0-0 libgl1 libgomp1"
+            f"Open3D cannot be loaded ({first_line}); it comes with the extra 'viz' (in a clone: pip install '.[viz]')"
+            "; on Debian also apt-get install libusb-1.0-0 libgl1 libgomp1"
         ) from None
 
 
 def point_colours(cloud: Cloud) -> NDArray[np.uint8]:
-    """Return the colour ``(N, 3)`` of each point of a cloud: its series', as bright as its value."""
+    """Return the colour ``(N, 3)`` of each point of a cloud: the colour of its series, as bright as its value."""
     brightness = _DARKEST + (1 - _DARKEST) * cloud.values[:, None] ** _LIFT
     colours = np.array(cloud.colours, np.float32).reshape(-1, 3)[cloud.series] * brightness
     return np.round(colours).astype(np.uint8)
@@ -66,12 +68,12 @@ def write_cloud(path: Path, cloud: Cloud) -> None:
 
 
 def write_levels(path: Path, levels: Mapping[Level, LevelResult]) -> None:
-    """Write the boxes of the levels that have a place as a line set of twelve edges each, from the top.
+    """Write the boxes of the placed levels as line sets of twelve edges each, from the top.
 
     Raises:
         OutputError: the file cannot be written.
     """
-    boxes = [corners for level in Level if level in levels and (corners := box_corners(levels[level])) is not None]
+    boxes = list(level_boxes(levels).values())
     _check(open3d().io.write_line_set(str(path), box_lines(boxes)), path)
 
 
@@ -86,7 +88,7 @@ def box_lines(boxes: Sequence[NDArray[np.float64]]) -> Any:
 
 
 def write_grid(path: Path, grid: NDArray[np.float32], spec: GridSpec, pose: GridPose) -> None:
-    """Write the voxels of a grid ``(C, D, H, W)`` that are above 0 in some channel, as points at their centres.
+    """Write the voxels of a grid ``(C, D, H, W)`` that are above 0 in any channel, as points at their centres.
 
     Colour and ``intensity`` (float32, 0..1) are the mean over the channels, grey.
 
@@ -97,8 +99,8 @@ def write_grid(path: Path, grid: NDArray[np.float32], spec: GridSpec, pose: Grid
     local = (occupied - (np.array(spec.shape) - 1) / 2) * np.array(spec.spacing_mm)
     centers = (pose.center_mm + local @ pose.axes).astype(np.float32)
     mean = grid.mean(axis=0)[tuple(occupied.T)].astype(np.float32)
-    grey = np.repeat(np.round(mean.clip(0, 1) * 255).astype(np.uint8)[:, None], 3, axis=1)
-    _write_points(path, centers, grey, intensity=mean)
+    grey = np.round(mean.clip(0, 1) * 255).astype(np.uint8)
+    _write_points(path, centers, np.repeat(grey[:, None], 3, axis=1), intensity=mean)
 
 
 def _write_points(path: Path, points: NDArray[np.float32], colours: NDArray[np.uint8], **more: NDArray[Any]) -> None:

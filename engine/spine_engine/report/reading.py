@@ -1,4 +1,4 @@
-"""A recorded study read again from its files: the pictures that its page shows, cut as the models saw them."""
+"""Reads a recorded study again from its files, for the pictures of its page, cut as the models saw them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ NO_ROLE: Final = "There are no pictures: no series of the study has a role."
 LOST: Final = "There are no pictures: the files could not be read and drawn again."
 
 MOST_PICTURE_BYTES: Final = 750_000
-"""Of all pictures of a page: 1 MB in base64. The 3-D view, its code and the words take at most 0.48 MB (of pure noise),
-and a page is to stay below 1.5 MB. Grids of 128 voxels a side take 190 kB on exams, 670 kB on pure noise."""
+"""Largest size of a page's pictures: 1 MB in base64. The 3-D view, its code and the words take at most 0.48 MB (on pure
+noise), and a page stays below 1.5 MB. Grids of 128 voxels a side take 190 kB on exams, 670 kB on pure noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySource:
-    """Where the studies of a run lie and how they were read and graded.
+    """The files of a run's studies, and how they were read and graded.
 
     Attributes:
-        root: the input folder of the run; None when it is gone.
+        root: the input folder of the run; None if it is gone.
         overrides: the roles that were stated.
-        grader: what the bundle says of the level grader; None where the bundle has none.
+        grader: the level grader's entry of the bundle's manifest; None if the bundle has none.
         provenance: see ``StudyContent``.
         with_identity: whether pages name the person.
     """
@@ -51,7 +51,7 @@ class StudySource:
     with_identity: bool
 
     def identity(self, files: Sequence[InputFile]) -> Identity | None:
-        """Return whom files of a study are of, where pages say so."""
+        """Return the person of a study's files if pages name persons, else None."""
         return identity_of(self.root, files) if self.with_identity and self.root is not None else None
 
 
@@ -61,19 +61,19 @@ def study_content(recorded: RecordedStudy, source: StudySource, *, run_page: str
     Pixels, windows, boxes and grids come from the same code as in the run, and the recorded boxes are exact, so the
     crops are those that the grader saw.
     """
-    result, study = recorded.result, None
-    if source.root is not None and result.status is not Status.FAILED:
-        study = _read_again(source.root, recorded, source.overrides)
+    result = recorded.result
+    if result.status is Status.FAILED:
+        return page_without_pictures(recorded, source, NOT_READ, run_page=run_page)
+    study = None if source.root is None else _read_again(source.root, recorded, source.overrides)
     if study is None:
-        why = NOT_READ if result.status is Status.FAILED else CHANGED
-        return page_without_pictures(recorded, source, why, run_page=run_page)
+        return page_without_pictures(recorded, source, CHANGED, run_page=run_page)
     if not any(series.stacks for role in Role for series in study.with_role(role)):
         return page_without_pictures(recorded, source, NO_ROLE, run_page=run_page)
-    shown, planes = _pictures(study, result.levels, source.grader)
+    slices, planes = _pictures(study, result.levels, source.grader)
     return StudyContent(
         result=result,
         provenance=source.provenance,
-        overview=shown,
+        overview=slices,
         crops=planes,
         scene=study_scene(study, result.levels),
         identity=source.identity(recorded.unit.files),
@@ -84,7 +84,7 @@ def study_content(recorded: RecordedStudy, source: StudySource, *, run_page: str
 def page_without_pictures(
     recorded: RecordedStudy, source: StudySource, why: str, *, run_page: str | None
 ) -> StudyContent:
-    """Return what the page of a study shows that cannot be read again."""
+    """Return what the page of a study without pictures shows, and why it has none."""
     return StudyContent(
         result=recorded.result,
         provenance=source.provenance,
@@ -95,7 +95,7 @@ def page_without_pictures(
 
 
 def _read_again(root: Path, recorded: RecordedStudy, overrides: RoleOverrides) -> Study | None:
-    """Return the study if its files still hold what the run saw, as far as names, sizes, roles and counts tell."""
+    """Return the study if its files are unchanged since the run, by their names, sizes, roles and counts; else None."""
     if not all(_has_size(root / file.path, file.size) for file in recorded.unit.files):
         return None
     studies = read_unit(root, recorded.unit, overrides).studies
@@ -112,15 +112,17 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _same_series(study: Study, result: StudyResult) -> bool:
-    seen = [(series.path, series.role, len(series.stacks), series.slices) for series in study.series]
-    return seen == [(series.path, series.role, series.stacks, series.slices) for series in result.series]
+    read = [(series.path, series.role, len(series.stacks), series.slices) for series in study.series]
+    return read == [(series.path, series.role, series.stacks, series.slices) for series in result.series]
 
 
 def _pictures(
     study: Study, levels: Mapping[Level, LevelResult], entry: GraderEntry | None
 ) -> tuple[Sequence[Picture], Mapping[Level, Sequence[Picture]]]:
-    """Return the overview and the planes of the grids that the grader saw, none where the levels have no place; fewer
-    and smaller ones where they would make the page too large."""
+    """Return the overview and the planes of the grids that the grader saw.
+
+    There are no planes if the levels have no place, and fewer or smaller pictures if the page would become too large.
+    """
     places = disc_levels(levels)
     planes: Mapping[Level, Sequence[Picture]] = {}
     if entry is not None and any(disc.source != Source.PRIOR for disc in places.values()):
@@ -128,24 +130,24 @@ def _pictures(
         planes = crops(grids, coverage, entry, levels)
         if _bytes(*planes.values()) > MOST_PICTURE_BYTES / 2:
             planes = crops(grids, coverage, entry, levels, middle_only=True)
-    shown = overview(study, levels)
-    if _bytes(shown, *planes.values()) > MOST_PICTURE_BYTES:
-        shown = overview(study, levels, most_px=OVERVIEW_PX // 2)
-    return shown, planes
+    slices = overview(study, levels)
+    if _bytes(slices, *planes.values()) > MOST_PICTURE_BYTES:
+        slices = overview(study, levels, most_px=OVERVIEW_PX // 2)
+    return slices, planes
 
 
-def _bytes(*pictures: Sequence[Picture]) -> int:
-    return sum(len(picture.png) for some in pictures for picture in some)
+def _bytes(*groups: Sequence[Picture]) -> int:
+    return sum(len(picture.png) for pictures in groups for picture in pictures)
 
 
 def disc_levels(levels: Mapping[Level, LevelResult]) -> dict[Level, DiscLevel]:
-    """Return recorded levels as detection gave them; those without a place get one that nothing looks at."""
+    """Return recorded levels as detection returned them; levels without a place get a placeholder."""
     return {level: _disc(level, levels.get(level)) for level in LEVELS}
 
 
-def _disc(level: Level, entry: LevelResult | None) -> DiscLevel:
-    if entry is None or entry.center_mm is None or entry.axes is None or entry.size_mm is None:
+def _disc(level: Level, place: LevelResult | None) -> DiscLevel:
+    if place is None or place.center_mm is None or place.axes is None or place.size_mm is None:
         return DiscLevel(level, np.zeros(3), np.eye(3), np.ones(3), 0.0, Source.PRIOR)
     return DiscLevel(
-        level, np.array(entry.center_mm), np.array(entry.axes), np.array(entry.size_mm), entry.confidence, entry.source
+        level, np.array(place.center_mm), np.array(place.axes), np.array(place.size_mm), place.confidence, place.source
     )

@@ -1,4 +1,4 @@
-"""The page of a run: every study, the worst first, and what the run did."""
+"""Renders the page of a run: every study, the worst first, and the run's own figures."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from spine_engine.results import Status, StudyResult
 from spine_engine.study import Source
 
 MOST_LINKS: Final = 100
-"""Studies linked under a reason; the table above has all of them."""
+"""Largest number of studies linked under a reason; the table above links all of them."""
 
 _DIGITS: Final = (*((str(severity), str(index)) for index, severity in enumerate(SEVERITIES)), ("lost", "-"))
-"""Classes of the page's style and the digits of ``StudyRow``."""
+"""Classes of the page's style with their digits in ``StudyRow``."""
 
 _PLAIN_OPTIONS: Final = frozenset({"schedule", "backend", "device", "precision"})
-"""Options whose text is a word of ours. Any other text may be a path, and paths may name patients."""
+"""Options whose text is one of our own words. Any other text may be a path, and paths may name patients."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +55,16 @@ class StudyRow:
 
     Attributes:
         study: the study.
-        name: of the patient, empty where identities are not shown.
-        grades: its 25 grades.
-        worst: the grade that it is ordered by.
-        digits: what the filters read: for each place, in the order of the drawing, the likeliest severity 0, 1 or 2,
-            or "-" where it was not graded.
+        name: name of the patient; empty if identities are not shown.
+        grades: the 25 grades.
+        worst: the grade that orders the table.
+        digits: input of the filters: for each place, in the order of the drawing, the likeliest severity 0, 1 or 2, or
+            "-" if it was not graded.
         drawing: for each severity, and "lost", the places as an SVG path of dots in a 5 x 5 square.
         told: the drawing in words.
         counts: the drawing in numbers.
-        confidence: of the least sure level, None without levels.
-        guessed: levels that were not found in the images.
+        confidence: confidence of the least certain level; None without levels.
+        guessed: number of levels that were not found in the images.
     """
 
     study: RunStudy
@@ -80,12 +80,12 @@ class StudyRow:
 
     @property
     def result(self) -> StudyResult:
-        """What became of the study."""
+        """The recorded result of the study."""
         return self.study.result
 
     @property
     def order(self) -> tuple[bool, tuple[int, int], str, str]:
-        """Sort key: graded studies by their worst grade, then the others by status and id."""
+        """The sort key: graded studies by their worst grade, then the others by status and id."""
         severe, moderate = (0, 0) if self.worst is None else triage_key(self.worst)
         return (
             self.worst is None,
@@ -97,7 +97,7 @@ class StudyRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """How the severities of one condition are spread over the run, and how they are expected to be."""
+    """The mean probability of each severity of one condition over the run, and the expected one."""
 
     name: str
     places: int
@@ -107,7 +107,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Counted:
-    """A reason with how often it was met, and the studies or files that met it."""
+    """A reason, its number of occurrences, and the studies or files concerned."""
 
     code: str
     number: int
@@ -119,7 +119,7 @@ class Counted:
 def run_page(content: RunContent) -> str:
     """Return the page of a run.
 
-    No path and nothing of a person is shown unless the studies have identities.
+    The page shows no path and nothing of a person unless the studies have identities.
     """
     run = content.run
     rows = sorted((_row(study) for study in content.studies), key=lambda row: row.order)
@@ -175,51 +175,51 @@ def _row(study: RunStudy) -> StudyRow:
 def _dots(digits: str, digit: str) -> str:
     """Return an SVG path with a dot (a line of no length) at each place that has the digit; a dash for no grade."""
     begin, length = (".3", ".4") if digit == "-" else (".5", "0")
-    return "".join(f"M{i % 5}{begin} {i // 5}.5h{length}" for i, found in enumerate(digits) if found == digit)
+    return "".join(f"M{i % 5}{begin} {i // 5}.5h{length}" for i, place in enumerate(digits) if place == digit)
 
 
 def _told(grades: GradeTable) -> str:
-    found = findings(grades)
-    said = [
-        f"{SEVERITY_NAMES[severity]}: {', '.join(grade.place for grade in found if grade.likeliest is severity)}."
-        for severity in (Severity.SEVERE, Severity.MODERATE)
-        if any(grade.likeliest is severity for grade in found)
-    ]
+    """Return the drawing of a study's grades in words."""
+    sentences = []
+    for severity in (Severity.SEVERE, Severity.MODERATE):
+        places = [grade.place for grade in findings(grades) if grade.likeliest is severity]
+        if places:
+            sentences.append(f"{SEVERITY_NAMES[severity]}: {', '.join(places)}.")
     counts = count(grades)
     if counts[Severity.NORMAL_MILD]:
-        said.append(f"Normal or mild: {counts[Severity.NORMAL_MILD]}.")
+        sentences.append(f"Normal or mild: {counts[Severity.NORMAL_MILD]}.")
     if counts[None]:
-        said.append(f"Not graded: {counts[None]}.")
-    return " ".join(said)
+        sentences.append(f"Not graded: {counts[None]}.")
+    return " ".join(sentences)
 
 
 def _warnings(rows: Sequence[StudyRow]) -> list[tuple[str, str, int]]:
-    """Return code, title and number of studies of each warning that occurs, the commonest first."""
-    met = [(warn, sum(warn in row.result.warnings for row in rows)) for warn in WARNINGS]
-    return [(str(warn), WARNINGS[warn].title, number) for warn, number in sorted(met, key=lambda x: -x[1]) if number]
+    """Return code, title and number of studies of each warning that occurs, the most frequent first."""
+    counts = [
+        (str(warn), words.title, sum(warn in row.result.warnings for row in rows)) for warn, words in WARNINGS.items()
+    ]
+    return sorted((row for row in counts if row[2]), key=lambda row: -row[2])
 
 
-# -- what the run did --------------------------------------------------------------------------------------------------
+# -- the run itself ----------------------------------------------------------------------------------------------------
 
 
 def _sentence(run: Mapping[str, Any], rows: Sequence[StudyRow]) -> str:
     by_status = {status: sum(row.result.status is status for row in rows) for status in Status}
     if not rows:
         return "The run found no study."
-    if by_status[Status.GRADED] == len(rows):
-        said = f"{many(len(rows), 'study', 'studies')}, all graded"
-    else:
-        parts = [f"{number:,} {STATUS_NAMES[status].lower()}" for status, number in by_status.items() if number]
-        said = f"{many(len(rows), 'study', 'studies')}: {', '.join(parts)}"
+    parts = [f"{number:,} {STATUS_NAMES[status].lower()}" for status, number in by_status.items() if number]
+    counts = ", all graded" if by_status[Status.GRADED] == len(rows) else f": {', '.join(parts)}"
     severe = sum(row.worst is not None and "2" in row.digits for row in rows)
     likely = f"; {severe:,} with a place whose likeliest grade is severe" if severe else ""
     stopped = " The run was interrupted; the same command goes on with it." if run.get("interrupted") else ""
-    return f"{said}{likely}.{stopped}"
+    return f"{many(len(rows), 'study', 'studies')}{counts}{likely}.{stopped}"
 
 
 def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return heading, value and remark of what a run is judged by at a glance."""
-    bundle, units = run.get("bundle", {}), run.get("units", {})
+    """Return heading, value and remark of the figures at the top of the page."""
+    bundle = run.get("bundle", {})
+    units = run.get("units", {})
     rate = float(run.get("studies_per_s") or 0.0)
     speed = (f"{rate:.1f}", "studies a second") if rate >= 1 else (f"{rate * 60:.1f}", "studies a minute")
     resumed = units.get("resumed") or 0
@@ -243,18 +243,20 @@ def _spread(rows: Sequence[StudyRow], condition: Condition) -> Spread:
 
 
 def _failures(rows: Sequence[StudyRow]) -> list[Counted]:
-    """Return the reasons why studies were not graded, the commonest first."""
-    met = [
-        Counted(code=reason, number=len(found), words=words, rows=found[:MOST_LINKS])
-        for reason, words in REASONS.items()
-        if (found := [row for row in rows if row.result.reason is reason])
+    """Return the reasons why studies were not graded, the most frequent first."""
+    by_reason = {reason: [row for row in rows if row.result.reason is reason] for reason in REASONS}
+    failures = [
+        Counted(code=reason, number=len(concerned), words=REASONS[reason], rows=concerned[:MOST_LINKS])
+        for reason, concerned in by_reason.items()
+        if concerned
     ]
-    return sorted(met, key=lambda counted: -counted.number)
+    return sorted(failures, key=lambda counted: -counted.number)
 
 
 def _refused(run: Mapping[str, Any], *, named: bool) -> list[Counted]:
-    """Return the reasons why files were not used, the commonest first; paths only where identities are shown."""
+    """Return the reasons why files were not used, the most frequent first; with paths only if identities are shown."""
     examples = run.get("refused_examples", []) if named else []
+    by_reason = run.get("refused_files", {}).get("by_reason", {})
     return [
         Counted(
             code=code,
@@ -262,12 +264,12 @@ def _refused(run: Mapping[str, Any], *, named: bool) -> list[Counted]:
             words=code_words(code),
             paths=[example["path"] for example in examples if example["reason"] == code],
         )
-        for code, number in sorted(run.get("refused_files", {}).get("by_reason", {}).items(), key=lambda item: -item[1])
+        for code, number in sorted(by_reason.items(), key=lambda item: -item[1])
     ]
 
 
 def _stages(run: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
-    """Return name, seconds, share and time a study of each stage, in the order in which a study walks them."""
+    """Return name, time, share and time per study of each stage, in the order in which a study passes them."""
     seconds: Mapping[str, float] = run.get("stage_seconds", {})
     walked = run.get("units", {}).get("walked") or 0
     total = sum(seconds.values()) or 1.0
@@ -284,7 +286,7 @@ def _stages(run: Mapping[str, Any]) -> list[tuple[str, str, float, str]]:
 
 
 def _memory(run: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Return the highest resident memory of each process, bytes; that of shared models comes last (``WorkerPool``)."""
+    """Return the highest resident memory of each process, bytes; the process of shared models comes last."""
     peak = run.get("peak_memory_bytes", {})
     sizes = [int(size) for size in peak.get("workers") or []]
     lines = [("Main process", int(peak.get("main") or 0))]

@@ -1,6 +1,6 @@
-"""What the browser's 3-D view shows of a study, small enough to lie in its page, and the view's own code.
+"""Builds the scene that the browser's 3-D view shows of a study, small enough for its page, and the view's own code.
 
-Frame: patient LPS, millimetres. Series are named by their role; no path and no text of a header is in a scene.
+Frame: patient LPS, millimetres. Series are named by their role; a scene holds no path and no text of a header.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from spine_engine.study import Role, Series, Stack, Study
 from spine_engine.voxels.window import IntensityWindow, robust_window
 
 POINTS: Final = 25_000
-"""Points of a scene: enough to see where each series lies, some 60 kB in a page."""
+"""Number of points in a scene: enough to show where each series lies, some 60 kB in a page."""
 
 QUANTUM_MM: Final = 0.1
-"""Positions are kept in tenths of a millimetre, a seventh of the finest pixels of lumbar MR or less."""
+"""Resolution of positions: a seventh of the finest pixels of lumbar MR or less."""
 
 SLICE_PIXELS: Final = {Role.SAGITTAL_T2: 400, Role.SAGITTAL_T1: 400, Role.AXIAL_T2: 256}
-"""The longer side of the slices that lie in a scene, at most: 0.7-1.4 mm a pixel."""
+"""Largest number of pixels along the longer side of a scene's slices: 0.7-1.4 mm a pixel."""
 
 JPEG_QUALITY: Final = 85
-"""The slices of a scene show where things are: 5-30 kB each; as PNG they were three times larger and slower. The
-pictures to be read are in the page itself, exact."""
+"""JPEG quality of a scene's slices, which only show where things are: 5-30 kB each; as PNG they were three times larger
+and slower. The page itself holds the exact pictures that people read."""
 
 BOX_CORNERS: Final = np.array([[d, h, w] for d in (-0.5, 0.5) for h in (-0.5, 0.5) for w in (-0.5, 0.5)])
 """The corners of a box about its centre, in shares of its sides along its three axes, the last axis fastest."""
 
 SOURCE_WORDS: Final = {"interpolated": "interpolated", "prior": "by the field of view"}
-"""What is said beside a level that the detector did not see."""
+"""Words beside a level that the detector did not see."""
 
 Point = tuple[float, float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSeries:
-    """A series: its name, its colour (``#rrggbb``), how many points are its, and the frames of its stacks.
+    """A series: its name, its colour (``#rrggbb``), the number of its points, and the frames of its stacks.
 
     A frame is the eight corners of a stack's first and last slice, in the order of ``BOX_CORNERS``.
     """
@@ -62,7 +62,7 @@ class SceneSeries:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneBox:
-    """A level's box: its eight corners in the order of ``BOX_CORNERS``, and how far to trust its place."""
+    """A level's box: its eight corners in the order of ``BOX_CORNERS``, and the confidence of its place."""
 
     level: Level
     name: str
@@ -73,12 +73,12 @@ class SceneBox:
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSlice:
-    """One slice as a picture in its place.
+    """One slice as a picture at its place.
 
     Attributes:
-        name: what it shows: "Sagittal T2, middle slice", "Axial T2 at L4/L5".
-        axial: whether it is of an axial series.
-        jpeg: 8-bit grey by the window of the series, maybe coarser than the slice.
+        name: "Sagittal T2, middle slice", "Axial T2 at L4/L5".
+        axial: whether the slice belongs to an axial series.
+        jpeg: 8-bit grey by the window of the series, perhaps coarser than the slice.
         corners: the picture's upper left, upper right and lower left corner, LPS mm: outer edges, not pixel centres.
     """
 
@@ -93,8 +93,8 @@ class Scene:
     """A study in space.
 
     Attributes:
-        series: its series; the points of each follow those of the one before.
-        boxes: the levels that have a place.
+        series: the series; the points of each follow those of the one before.
+        boxes: the boxes of the levels that have a place.
         slices: the middle sagittal slice and the axial slices at the discs.
         origin_mm, quantum_mm: a point lies at ``origin_mm + quantum_mm * (a, b, c)``.
         cloud: zlib; all ``a``, all ``b``, all ``c`` (uint16, little-endian, each as the difference to the one before,
@@ -110,7 +110,7 @@ class Scene:
 
     @property
     def points(self) -> int:
-        """How many points there are."""
+        """The number of points."""
         return sum(series.points for series in self.series)
 
     @property
@@ -119,12 +119,12 @@ class Scene:
         record: dict[str, Any] = {
             "series": [
                 {
-                    "name": one.name,
-                    "colour": one.colour,
-                    "points": one.points,
-                    "frames": [_flat(frame) for frame in one.frames],
+                    "name": series.name,
+                    "colour": series.colour,
+                    "points": series.points,
+                    "frames": [_flat(frame) for frame in series.frames],
                 }
-                for one in self.series
+                for series in self.series
             ],
             "boxes": [
                 {
@@ -136,7 +136,8 @@ class Scene:
                 for box in self.boxes
             ],
             "slices": [
-                {"axial": one.axial, "jpeg": _base64(one.jpeg), "corners": _flat(one.corners)} for one in self.slices
+                {"axial": image.axial, "jpeg": _base64(image.jpeg), "corners": _flat(image.corners)}
+                for image in self.slices
             ],
             "origin_mm": self.origin_mm,
             "quantum_mm": self.quantum_mm,
@@ -147,12 +148,12 @@ class Scene:
 
     @property
     def code(self) -> str:
-        """The view's code, see ``viewer_code``."""
+        """The view's script, see ``viewer_code``."""
         return viewer_code()
 
 
 def study_scene(study: Study, levels: Mapping[Level, LevelResult]) -> Scene:
-    """Return what the 3-D view shows of a study and its levels; levels without a place get no box."""
+    """Return the scene of a study and its levels; levels without a place get no box."""
     cloud = study_cloud(study, limit=POINTS)
     counts = np.bincount(cloud.series, minlength=len(cloud.names)).tolist()
     shown = shown_series(study)
@@ -176,28 +177,34 @@ def study_scene(study: Study, levels: Mapping[Level, LevelResult]) -> Scene:
 
 @cache
 def viewer_code() -> str:
-    """Return the 3-D view's script (an ES module, gzip) in base64; ``viewer/`` has its source and how it is built."""
+    """Return the 3-D view's script (an ES module, gzip) in base64; ``viewer/`` holds its source and how to build it."""
     return _base64((files("spine_engine.report") / "viewer" / "viewer.js.gz").read_bytes())
 
 
 def confidence_words(confidence: float, source: str = "") -> str:
-    """Return how far to trust a level's place, in short: ">99 %", "41 %, interpolated"."""
-    said = SOURCE_WORDS.get(source)
-    return percent(confidence).replace("\u202f", " ") + (f", {said}" if said else "")
+    """Return the confidence of a level's place, in short: ">99 %", "41 %, interpolated"."""
+    source_words = SOURCE_WORDS.get(source)
+    return percent(confidence).replace("\u202f", " ") + (f", {source_words}" if source_words else "")
 
 
-def box_corners(entry: LevelResult) -> NDArray[np.float64] | None:
+def box_corners(level: LevelResult) -> NDArray[np.float64] | None:
     """Return the corners ``(8, 3)`` of a level's box in the order of ``BOX_CORNERS``, LPS mm; None without a place."""
-    if entry.center_mm is None or entry.axes is None or entry.size_mm is None:
+    if level.center_mm is None or level.axes is None or level.size_mm is None:
         return None
-    corners: NDArray[np.float64] = entry.center_mm + (BOX_CORNERS * entry.size_mm) @ np.array(entry.axes)
-    return corners
+    return np.asarray(level.center_mm + (BOX_CORNERS * level.size_mm) @ np.array(level.axes))
+
+
+def level_boxes(levels: Mapping[Level, LevelResult]) -> dict[Level, NDArray[np.float64]]:
+    """Return the corners ``(8, 3)`` of the boxes of the levels that have a place, from the top, LPS mm."""
+    corners = {level: box_corners(levels[level]) for level in Level if level in levels}
+    return {level: box for level, box in corners.items() if box is not None}
 
 
 def frame_of(stack: Stack) -> NDArray[np.float64]:
     """Return the corners ``(8, 3)`` of a stack's first and last slice, outer pixel edges, LPS mm."""
     rows, columns = stack.pixels.shape[1:]
-    down, right = stack.axes[1] * stack.spacing_mm[0], stack.axes[2] * stack.spacing_mm[1]
+    down = stack.axes[1] * stack.spacing_mm[0]
+    right = stack.axes[2] * stack.spacing_mm[1]
     return np.array(
         [
             origin + r * down + c * right
@@ -209,7 +216,7 @@ def frame_of(stack: Stack) -> NDArray[np.float64]:
 
 
 def _packed(cloud: Cloud) -> tuple[Point, float, bytes]:
-    """Return a cloud's origin, quantum and bytes, see ``Scene``."""
+    """Return the origin, quantum and bytes of a cloud, see ``Scene``."""
     points = cloud.points_mm.astype(np.float64)
     low = np.floor(points.min(axis=0)) if len(points) else np.zeros(3)
     extent_mm = float((points - low).max()) if len(points) else 0.0
@@ -221,25 +228,22 @@ def _packed(cloud: Cloud) -> tuple[Point, float, bytes]:
 
 
 def _boxes(levels: Mapping[Level, LevelResult]) -> Iterator[SceneBox]:
-    for level in Level:
-        corners = box_corners(levels[level]) if level in levels else None
-        if corners is not None:
-            yield SceneBox(
-                level=level,
-                name=LEVEL_NAMES[level],
-                confidence=round(levels[level].confidence, 4),
-                source=levels[level].source,
-                corners=_points(corners),
-            )
+    for level, corners in level_boxes(levels).items():
+        yield SceneBox(
+            level=level,
+            name=LEVEL_NAMES[level],
+            confidence=round(levels[level].confidence, 4),
+            source=levels[level].source,
+            corners=_points(corners),
+        )
 
 
 def _slices(shown: Sequence[Series], names: Sequence[str], levels: Mapping[Level, LevelResult]) -> Iterator[SceneSlice]:
     """Yield the middle slice of the first sagittal series, and for each level the axial slice at its disc."""
     window = cache(lambda number: robust_window(shown[number].stacks))
-    for number, one in enumerate(shown[:1]):
-        if one.role is not Role.AXIAL_T2:
-            yield _slice(f"{names[number]}, middle slice", one, window(number), *middle_slice(one, levels))
-    axial = {number: disc_slices(one, levels) for number, one in enumerate(shown) if one.role is Role.AXIAL_T2}
+    if shown and shown[0].role is not Role.AXIAL_T2:
+        yield _slice(f"{names[0]}, middle slice", shown[0], window(0), *middle_slice(shown[0], levels))
+    axial = {number: disc_slices(series, levels) for number, series in enumerate(shown) if series.role is Role.AXIAL_T2}
     for level in Level:
         for number, slices in axial.items():
             if level in slices:
@@ -248,67 +252,79 @@ def _slices(shown: Sequence[Series], names: Sequence[str], levels: Mapping[Level
 
 
 def middle_slice(series: Series, levels: Mapping[Level, LevelResult]) -> tuple[Stack, int]:
-    """Return the slice of a series (its stack, its place in it) nearest to the middle of the discs; without discs,
-    nearest to the middle of the stacks."""
-    places = [np.array(entry.center_mm) for entry in levels.values() if entry.center_mm is not None]
-    return _nearest(series.stacks, np.mean(places or [stack.center_mm for stack in series.stacks], axis=0))
+    """Return the slice of a series (its stack and its number there) nearest to the middle of the discs.
+
+    Without discs it is the slice nearest to the middle of the stacks.
+    """
+    centers = [np.array(level.center_mm) for level in levels.values() if level.center_mm is not None]
+    return _nearest(series.stacks, np.mean(centers or [stack.center_mm for stack in series.stacks], axis=0))
 
 
 def disc_slices(series: Series, levels: Mapping[Level, LevelResult]) -> dict[Level, tuple[Stack, int]]:
-    """Return for each level the slice of a series (its stack, its place in it) that lies at the disc's centre; levels
-    that the series does not cover are left out."""
-    found: dict[Level, tuple[Stack, int]] = {}
-    for level, entry in levels.items():
-        if entry.center_mm is not None and series.stacks:
-            center = np.array(entry.center_mm)
+    """Return for each level the slice of a series (its stack and its number there) at the disc's centre.
+
+    Levels that the series does not cover are left out.
+    """
+    slices: dict[Level, tuple[Stack, int]] = {}
+    for level, place in levels.items():
+        if place.center_mm is not None and series.stacks:
+            center = np.array(place.center_mm)
             stack, index = _nearest(series.stacks, center)
             if _holds(stack, index, center):
-                found[level] = (stack, index)
-    return found
+                slices[level] = (stack, index)
+    return slices
 
 
 def _nearest(stacks: Sequence[Stack], point: NDArray[np.float64]) -> tuple[Stack, int]:
-    """Return the slice (its stack, its place in it) whose plane lies nearest to a point, where it is within the
-    picture if any slice's is."""
+    """Return the slice (its stack and its number there) whose plane lies nearest to a point.
 
-    def order(found: tuple[Stack, int]) -> tuple[bool, float]:
-        stack, index = found
-        return not _within(stack, index, point), abs(float((point - stack.origins_mm[index]) @ stack.axes[0]))
+    Slices whose picture holds the point come first.
+    """
+
+    def order(candidate: tuple[Stack, int]) -> tuple[bool, float]:
+        stack, index = candidate
+        return not _within(stack, index, point), _distance_mm(stack, index, point)
 
     nearest = [(stack, int(np.argmin(np.abs(stack.positions_mm - stack.axes[0] @ point)))) for stack in stacks]
     return min(nearest, key=order)
 
 
+def _distance_mm(stack: Stack, index: int, point: NDArray[np.float64]) -> float:
+    return abs(float((point - stack.origins_mm[index]) @ stack.axes[0]))
+
+
 def _within(stack: Stack, index: int, point: NDArray[np.float64]) -> bool:
-    """Whether a point, projected on a slice's plane, lies in its picture."""
+    """Tell whether a point, projected on a slice's plane, lies in its picture."""
     place = stack.axes[1:] @ (point - stack.origins_mm[index]) / np.asarray(stack.spacing_mm)
     return bool(np.all((place >= -0.5) & (place <= np.asarray(stack.pixels.shape[1:]) - 0.5)))
 
 
 def _holds(stack: Stack, index: int, point: NDArray[np.float64]) -> bool:
-    """Whether a point lies in a slice: within its picture, at most one slice distance from its plane."""
-    distance_mm = abs(float((point - stack.origins_mm[index]) @ stack.axes[0]))
-    return distance_mm <= stack.slice_spacing_mm and _within(stack, index, point)
+    """Tell whether a point lies in a slice: within its picture, at most one slice distance from its plane."""
+    return _distance_mm(stack, index, point) <= stack.slice_spacing_mm and _within(stack, index, point)
 
 
 def _slice(name: str, series: Series, window: IntensityWindow, stack: Stack, index: int) -> SceneSlice:
-    """Return a slice as a picture: blocks of pixels averaged so that it is small enough, its corners those it keeps."""
+    """Return a slice as a small picture of averaged blocks of pixels, with the corners of the averaged part."""
     assert series.role is not None
     image = stack.pixels[index].astype(np.float32) * stack.slope[index] + stack.intercept[index]
     block = -(-max(image.shape) // SLICE_PIXELS[series.role])
     rows, columns = (size // block for size in image.shape)
     image = image[: rows * block, : columns * block].reshape(rows, block, columns, block).mean(axis=(1, 3))
-    grey = np.round(np.clip((image - window.low) / (window.high - window.low), 0, 1) * 255).astype(np.uint8)
-    down, right = stack.axes[1] * stack.spacing_mm[0], stack.axes[2] * stack.spacing_mm[1]
+    share = np.clip((image - window.low) / (window.high - window.low), 0, 1)
+    grey = np.round(share * 255).astype(np.uint8)
+    down = stack.axes[1] * stack.spacing_mm[0]
+    right = stack.axes[2] * stack.spacing_mm[1]
     corner = stack.origins_mm[index] - (down + right) / 2
-    upper_left, upper_right, lower_left = _points(
-        [corner, corner + columns * block * right, corner + rows * block * down]
-    )
     return SceneSlice(
         name=name,
         axial=series.role is Role.AXIAL_T2,
         jpeg=bytes(imagecodecs.jpeg8_encode(grey, level=JPEG_QUALITY)),
-        corners=(upper_left, upper_right, lower_left),
+        corners=(
+            _point(corner),
+            _point(corner + columns * block * right),
+            _point(corner + rows * block * down),
+        ),
     )
 
 
@@ -322,7 +338,7 @@ def _point(point: Any) -> Point:
 
 
 def _flat(points: Sequence[Point]) -> list[float]:
-    """Return the numbers of points one after the other."""
+    """Return the coordinates of points in one list."""
     return [value for point in points for value in point]
 
 

@@ -1,4 +1,4 @@
-"""What a person wants to know of a stack, in words: how far apart its slices are, its gaps, its tilt.
+"""Describes a stack in words: the distance of its slices, its gaps, its tilt.
 
 Slices are counted as people look at them: sagittal ones from the patient's right, axial ones from the top, coronal ones
 from the front. Frame: patient LPS, mm; a tilt is the angle between the slices and the patient's own plane.
@@ -18,21 +18,21 @@ from spine_engine.report.words import many
 from spine_engine.study import Stack
 
 LEVEL_DEGREES: Final = 0.5
-"""Slices this close to the patient's own plane are not tilted, for people: the angle is shown in whole degrees."""
+"""Angle below which slices are shown as not tilted: pages show whole degrees."""
 
 _AXIS: Final[dict[Plane, int]] = {"sagittal": 0, "axial": 2, "coronal": 1}
 _FIRST_IS_LOW: Final[dict[Plane, bool]] = {"sagittal": True, "axial": False, "coronal": True}
 """Whether the slice that is counted first has the smallest coordinate along the plane's axis (+x left, +z top)."""
 _COUNTED_FROM: Final[dict[Plane, str]] = {"sagittal": "the right", "axial": "the top", "coronal": "the front"}
 _PATIENTS_EDGE: Final = (("left edge", 1.0), ("front edge", -1.0), ("top edge", 1.0))
-"""For each axis of LPS the edge of a slice that a tilt is told by, and the axis' sign there."""
+"""For each axis of LPS the edge of a slice that describes a tilt, and the axis's sign there."""
 _WAYS: Final = (("to the right", "to the left"), ("forwards", "backwards"), ("lower", "higher"))
-"""What a smaller and a larger coordinate along each axis of LPS is called."""
+"""Words for a smaller and a larger coordinate along each axis of LPS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tilt:
-    """How far slices lie off the patient's own plane.
+    """The angle of slices against the patient's own plane.
 
     Attributes:
         degrees: the angle between the two planes, 0 to 55.
@@ -58,7 +58,7 @@ def tilt_of(stack: Stack) -> Tilt:
 
 
 def gaps_of(stack: Stack) -> str:
-    """Return in words whether slices are missing, or unevenly spaced, by the limits of the reader's warnings."""
+    """Return in words whether slices are missing or unevenly spaced, by the limits of the reader's warnings."""
     distances = np.diff(stack.positions_mm)
     if not len(distances):
         return "a single slice"

@@ -1,4 +1,4 @@
-"""The page of one study."""
+"""Renders the page of one study."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from spine_engine.study import Source
 
 @dataclass(frozen=True, kw_only=True)
 class LevelView:
-    """One level for the template: its grades in the order of ``SHOWN_CONDITIONS``, where it was found, its pictures."""
+    """One level for the template: its grades in the order of ``SHOWN_CONDITIONS``, its place, its pictures."""
 
     name: str
     place: str
@@ -42,7 +42,7 @@ class LevelView:
 
 @dataclass(frozen=True, kw_only=True)
 class SeriesView:
-    """One series for the template; ``path`` and ``description`` are empty where identities are not shown."""
+    """One series for the template; ``path`` and ``description`` are empty if identities are not shown."""
 
     role: str
     evidence: str
@@ -54,9 +54,9 @@ class SeriesView:
 
 
 def study_page(content: StudyContent) -> str:
-    """Return the page of a study: its grades, the pictures they come from, and everything that was unusual.
+    """Return the page of a study: its grades, the pictures behind them, and its warnings.
 
-    Nothing is shown of the person, and no path, unless ``content.identity`` is there.
+    The page shows no path and nothing of the person unless ``content.identity`` is set.
     """
     result = content.result
     grades = grades_of(result)
@@ -95,41 +95,41 @@ def _is_demonstration(content: StudyContent) -> bool:
     return any(what == "bundle" and value.split(" ")[0] == DEMONSTRATION_BUNDLE for what, value in content.provenance)
 
 
-def _place(entry: LevelResult | None) -> str:
-    if entry is None:
+def _place(level: LevelResult | None) -> str:
+    if level is None:
         return "not looked for"
-    said = SOURCE_NAMES.get(entry.source, entry.source)
-    return said if entry.source == Source.PRIOR else f"{said}, confidence {percent(entry.confidence)}"
+    source = SOURCE_NAMES.get(level.source, level.source)
+    return source if level.source == Source.PRIOR else f"{source}, confidence {percent(level.confidence)}"
 
 
-def _center(entry: LevelResult | None) -> str:
-    if entry is None or entry.center_mm is None:
+def _center(level: LevelResult | None) -> str:
+    if level is None or level.center_mm is None:
         return ""
-    return ", ".join(f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in entry.center_mm)
+    return ", ".join(f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in level.center_mm)
 
 
 def _widest(content: StudyContent) -> str:
-    """Return the width of the widest crop, mm: all crops of a page have one scale."""
-    crops = (picture for shown in content.crops.values() for picture in shown)
-    return f"{max((picture.width * picture.pixel_mm[1] for picture in crops), default=1.0):.1f}"
+    """Return the width of the widest crop, mm, because all crops of a page have one scale."""
+    widths_mm = [crop.width * crop.pixel_mm[1] for crops in content.crops.values() for crop in crops]
+    return f"{max(widths_mm, default=1.0):.1f}"
 
 
 def _sources(pictures: Sequence[Picture]) -> Mapping[str, str]:
-    """Return the line styles that occur and what they mean, the surest first."""
+    """Return the line styles that occur and their meanings, the most certain first."""
     drawn = {outline.source for picture in pictures for outline in picture.outlines}
     return {source: words for source, words in SOURCE_NAMES.items() if source in drawn}
 
 
 def _series(series: SeriesResult, content: StudyContent) -> SeriesView:
-    named = content.identity
+    identity = content.identity
     return SeriesView(
         role=ROLE_NAMES.get(series.role, str(series.role)),
         evidence=series.evidence,
         stacks=series.stacks,
         slices=series.slices,
         refused=None if series.reason is None else REASONS[series.reason],
-        path="" if named is None else series.path,
-        description="" if named is None else named.series.get(series.path, ""),
+        path="" if identity is None else series.path,
+        description="" if identity is None else identity.series.get(series.path, ""),
     )
 
 

@@ -1,4 +1,4 @@
-"""When the studies of a run were done, counted in steps of round length."""
+"""Counts the finished studies of a run over time, in steps of round length."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from math import ceil, floor
 from typing import Final
 
 MOST_STEPS: Final = 60
-"""Bars that can still be told apart on a phone."""
+"""Largest number of bars that can be told apart on a phone."""
 _STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timeline:
-    """Studies done in each step of a run.
+    """The finished studies in each step of a run.
 
     Attributes:
-        first, last: when the first and the last study was done, UTC; the last without a date on the same day.
+        first, last: times when the first and the last study finished, UTC; the last without a date on the same day.
         step_s: length of a step.
-        counts: studies done in each step, from that of the first study on.
-        longest_pause_s: the longest time in which no study was done.
+        counts: studies finished in each step, beginning with the first study's.
+        longest_pause_s: the longest time in which no study finished.
     """
 
     first: str
@@ -33,12 +33,12 @@ class Timeline:
 
     @property
     def most(self) -> float:
-        """Studies a minute in the busiest step."""
+        """The studies per minute in the busiest step."""
         return max(self.counts) * 60 / self.step_s
 
 
 def timeline(finished: Iterable[float | None]) -> Timeline | None:
-    """Return the timeline of times in seconds since 1970; None where none is known."""
+    """Return the timeline of times in seconds since 1970; None if no time is known."""
     times = sorted(time for time in finished if time is not None)
     if not times:
         return None
@@ -58,7 +58,7 @@ def timeline(finished: Iterable[float | None]) -> Timeline | None:
 
 
 def _clock(time: float, after: float | None = None) -> str:
-    """Return a time, without its date where that is the date of the time before it."""
+    """Return a time in words, without its date if ``after`` has the same date."""
     moment = datetime.fromtimestamp(time, UTC)
     same_day = after is not None and datetime.fromtimestamp(after, UTC).date() == moment.date()
     return moment.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S")

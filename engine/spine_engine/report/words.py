@@ -1,6 +1,6 @@
-"""Every code of the results in words for people. ``docs/reasons.md`` says the same; a test compares them cell by cell.
+"""Words for every code of the results. ``docs/reasons.md`` has the same words; a test compares them cell by cell.
 
-Backticks mark code; a page shows it as such.
+Backticks mark code, which pages show as such.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from spine_engine.results import AlternativeResult, Status
 
 
 class Words(NamedTuple):
-    """A code in words: a title of a few words, what it means, and what a person can do about it."""
+    """A code in words: a title of a few words, its meaning, and what a person can do about it."""
 
     title: str
     meaning: str
@@ -26,7 +26,7 @@ DEMONSTRATION: Final = (
     "nothing of real disease."
 )
 DEMONSTRATION_BUNDLE: Final = "lumbar-small"
-"""The name of the bundle that comes with the package (its ``bundle.json`` says the same of its grades)."""
+"""Name of the bundle in the package (its ``bundle.json`` also states that its grades are a demonstration)."""
 
 STATUS_NAMES: Final[Mapping[Status, str]] = {
     Status.GRADED: "Graded",
@@ -324,7 +324,7 @@ WARNINGS: Final[Mapping[Warn, Words]] = {
 
 
 def code_words(code: str) -> Words:
-    """Return the words of a reason's code; those of a code that this version does not know say so."""
+    """Return the words of a reason's code; an unknown code gets words that say so."""
     try:
         return REASONS[Reason(code)]
     except ValueError:
@@ -332,7 +332,7 @@ def code_words(code: str) -> Words:
 
 
 def points(share: float) -> str:
-    """Return a share in whole hundredths; never 0 or 100 for what is neither."""
+    """Return a share in whole hundredths; only an exact 0 or 1 becomes 0 or 100."""
     text = f"{share * 100:.0f}"
     if text == "0" and share > 0:
         return "<1"
@@ -340,7 +340,7 @@ def points(share: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share in whole percent, as ``points`` has it."""
+    """Return a share in whole percent, rounded as in ``points``."""
     return f"{points(share)}\u202f%"
 
 
@@ -350,7 +350,7 @@ def many(number: int, one: str, more: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it."""
+    """Return a duration in words, in a suitable unit."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 120:
@@ -363,13 +363,11 @@ def other_numbering(alternative: AlternativeResult) -> str:
     """Return what another numbering of the discs would mean, in two sentences (``docs/results.md``)."""
     steps = abs(alternative.shift)
     way = "higher" if alternative.shift > 0 else "lower"
-    called = LEVELS[-1] if alternative.shift > 0 else LEVELS[0]
-    really = LEVELS.index(called) - alternative.shift
-    example = (
-        f": what is called {LEVEL_NAMES[called]} here would be {LEVEL_NAMES[LEVELS[really]]}"
-        if (0 <= really < len(LEVELS))
-        else ""
-    )
+    named = len(LEVELS) - 1 if alternative.shift > 0 else 0
+    real = named - alternative.shift
+    example = ""
+    if 0 <= real < len(LEVELS):
+        example = f": what is called {LEVEL_NAMES[LEVELS[named]]} here would be {LEVEL_NAMES[LEVELS[real]]}"
     return (
         f"The discs may be numbered wrongly: with a probability of {percent(alternative.probability)} the name of each "
         f"should lie {'one level' if steps == 1 else f'{steps} levels'} {way}{example}. "

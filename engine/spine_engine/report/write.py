@@ -1,4 +1,4 @@
-"""``OUT/report``: the page of a run and one of each study, written by worker processes from what the ledger holds."""
+"""Writes ``OUT/report``, the page of a run and of each study, from the ledger, by worker processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STUDIES_FOLDER: Final = "studies"
 _BACK: Final = f"../{INDEX_FILE}"
 
 PAGE_TIMEOUT_S: Final = 300.0
-"""Reading a study and drawing its page takes a tenth of a second; this is for a disk that hangs."""
+"""Time limit of a page, which takes a tenth of a second: it ends the wait for a disk that hangs."""
 
 _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "bundle": ("name", "version", "digest", "path"),
@@ -43,15 +43,15 @@ _NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
     "options": ("series_descriptions", "schedule"),
     "studies": ("total",),
 }
-"""What of ``run.json`` is needed; what else is missing is left out of the pages."""
+"""Fields of ``run.json`` that a report needs; other missing fields are left out of the pages."""
 
 _UID: Final = re.compile(r"[0-9][0-9.]{0,63}")
-"""Study ids that are file names as they are (PS3.5 9.1)."""
+"""Study ids that can be file names without a change (PS3.5 9.1)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was written: the page of the run, how many studies it has, how many of them without pictures."""
+    """A written report: the page of the run, the number of studies, and of those without pictures."""
 
     index: Path
     studies: int
@@ -61,7 +61,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Moved:
-    """Where what a run used lies by now; None for what has not moved.
+    """New places of what a run used; None for what has not moved.
 
     Attributes:
         root: the input folder.
@@ -84,22 +84,22 @@ def write_report(
 ) -> Report:
     """Write ``output/report``: ``index.html`` and a page for each study, self-contained, from a finished run.
 
-    The studies' files are read again for the pictures; what has changed since, or cannot be read, has a page without.
-    ``index.html`` is written last and is gone meanwhile: where it is, every page is there and of the same report.
+    The studies' files are read again for the pictures; a study whose files have changed or cannot be read gets a page
+    without pictures. ``index.html`` is removed first and written last: if it exists, every page is of the same report.
 
     Args:
         output: the output folder of the run.
         moved: what has moved since the run, if anything.
         with_identity: show names, descriptions and paths; without it nothing on the pages names a patient.
-        workers: processes that draw pages; one for each usable CPU if not given.
-        on_page: told after each page how many are done, of how many.
+        workers: number of processes that draw pages; by default one for each usable CPU.
+        on_page: called after each page with the number of written pages and of all pages.
 
     Raises:
         UsageError: the input is no folder, the bundle is not the one of the run, the table cannot be read, or another
             version of the engine made the results.
         BundleError: the bundle is missing or damaged.
         OutputError: ``output`` is not the output folder of a run, or cannot be written.
-        OutputBusyError: a run, or another report, is writing to it.
+        OutputBusyError: a run, or another report, is writing to ``output``.
     """
     begun = time.monotonic()
     run = _run_record(output)
@@ -165,7 +165,7 @@ def _source(reader: LedgerReader, run: Mapping[str, Any], moved: Moved, *, with_
 
 
 def _overrides(root: Path, given: Path | None, stated: str | None) -> RoleOverrides:
-    """Return the roles that the run was told; what differs by now costs the studies it concerns their pictures."""
+    """Return the roles that were stated for the run; studies whose roles have changed since get no pictures."""
     if given is not None:
         return RoleOverrides.from_csv(given)
     if not root.is_dir():
@@ -187,18 +187,20 @@ def _provenance(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def page_name(study_id: str) -> str:
-    """Return the file name of a study's page: its id where that is a UID, else a digest of it."""
-    plain = study_id if _UID.fullmatch(study_id) else hashlib.sha256(study_id.encode()).hexdigest()[:32]
-    return f"{plain}.html"
+    """Return the file name of a study's page: the study's id if that is a UID, else a digest of it."""
+    stem = study_id if _UID.fullmatch(study_id) else hashlib.sha256(study_id.encode()).hexdigest()[:32]
+    return f"{stem}.html"
 
 
 class _Writing:
-    """The pages of one report, as they are written."""
+    """Writes the pages of one report and counts them."""
 
     def __init__(
         self, output: Path, source: StudySource, run: Mapping[str, Any], on_page: Callable[[int, int], None]
     ) -> None:
-        self._ledger, self._source, self._run = output / LEDGER_FILE, source, run
+        self._ledger = output / LEDGER_FILE
+        self._source = source
+        self._run = run
         self._index = output / REPORT_FOLDER / INDEX_FILE
         self._folder = output / REPORT_FOLDER / STUDIES_FOLDER
         self._on_page = on_page
@@ -206,7 +208,7 @@ class _Writing:
         self.without_pictures = 0
 
     def begin(self) -> None:
-        """Make the folders, and remove the index of an earlier report: its pages are about to change."""
+        """Create the folders, and remove the index of an earlier report, whose pages are about to change."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._index.unlink(missing_ok=True)
 
@@ -225,13 +227,13 @@ class _Writing:
                 result = study.result
                 try:
                     async with pool.slot() as slot:
-                        drawn = await slot.run(result.study_id)
+                        outcome = await slot.run(result.study_id)
                 except WorkerError:  # the files have become dangerous since the run
-                    drawn = _write_without_pictures(study, self._source, self._folder)
-                self.without_pictures += not drawn.pictures
+                    outcome = _write_without_pictures(study, self._source, self._folder)
+                self.without_pictures += not outcome.pictures
                 page = f"{STUDIES_FOLDER}/{page_name(result.study_id)}"
                 self.studies.append(
-                    RunStudy(result=result, page=page, finished=study.finished, identity=drawn.identity)
+                    RunStudy(result=result, page=page, finished=study.finished, identity=outcome.identity)
                 )
                 self._on_page(len(self.studies), total)
 
@@ -245,7 +247,7 @@ class _Writing:
             pool.close()
 
     def finish(self) -> Path:
-        """Write the page of the run and remove pages of studies that are not in it; return its path."""
+        """Remove pages of studies that are not in the run, and write the page of the run; return its path."""
         self.studies.sort(key=lambda study: study.result.study_id)
         names = {page_name(study.result.study_id) for study in self.studies}
         for old in [*self._folder.glob("*.html"), *self._folder.glob(".*.html.part")]:
@@ -259,7 +261,7 @@ class _Writing:
 
 @dataclass(frozen=True, kw_only=True)
 class PageOutcome:
-    """What drawing a page gave: whether it has pictures, and the person it names, where asked for."""
+    """The outcome of drawing a page: whether it has pictures, and the person it names, if asked for."""
 
     pictures: bool
     identity: Identity | None
@@ -277,19 +279,19 @@ def _write_without_pictures(recorded: RecordedStudy, source: StudySource, folder
 
 @dataclass(frozen=True)
 class PageFactory:
-    """Makes the worker that draws pages."""
+    """Creates the worker that draws pages."""
 
     ledger: Path
     folder: Path
     source: StudySource
 
     def __call__(self) -> tuple[PageWorker, Facts]:
-        """Open the ledger."""
+        """Open the ledger and return the worker."""
         return PageWorker(self), {}
 
 
 class PageWorker:
-    """Draws the pages of studies, by their ids."""
+    """Draws the pages of studies, given their ids."""
 
     def __init__(self, plan: PageFactory) -> None:
         self._plan = plan
