@@ -179,4 +179,4 @@ def test_what_would_end_a_run_is_told_with_its_code(call, stage, monkeypatch, er
     done = call("doctor")
     assert done.exit_code == code
     assert "problem: the model is damaged; get another" in done.stdout
-    assert done.stdout.splitlines()[-1] == "a run would not work as things are"
+    assert done.stdout.splitlines()[-1] == "a run would fail"

@@ -149,7 +149,7 @@ def test_a_size_of_memory_counts_in_1024(text, size):
 def test_what_is_no_size_of_memory_is_wrong_usage(spine_engine, root, tmp_path, text):
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", f"--max-memory={text}")
     assert done.exit_code == 2
-    assert "is no size of memory: write it like 4GiB or 1500MiB" in " ".join(done.stderr.replace("│", "").split())
+    assert "is not a memory size: write it like 4GiB or 1500MiB" in " ".join(done.stderr.replace("│", "").split())
 
 
 def summary(**changed):
@@ -184,13 +184,13 @@ RESULTS = "Results: r/predictions.csv, studies.jsonl, run.json"
             ["6 studies: 1 graded, 3 prior, 2 failed (no_sagittal 3, timeout 2)",
              "5 files or folders not used (not_an_image 4, unreadable 1)",
              "4 walked in 1.9 s, 2 done earlier; peak memory 689 MB", RESULTS,
-             "Interrupted: the same command again goes on from here.", OWN],
+             "Interrupted: the same command resumes the run.", OWN],
         ),
         (
             {"statuses": {}, "walked": 0},
             True,
             ["0 studies: 0 graded, 0 prior, 0 failed",
-             "No MR study was found in the input; 'spine-engine inspect DIR' says what lies there.",
+             "No MR study was found in the input; 'spine-engine inspect DIR' shows what it holds.",
              "0 walked in 1.9 s; peak memory 689 MB", RESULTS, PACKAGED],
         ),
     ],

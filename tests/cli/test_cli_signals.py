@@ -44,7 +44,7 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_study_in_flight_is
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert b"finishing the studies in flight; once more to end now\n" in said
+    assert b"finishing the studies in flight; interrupt again to stop at once\n" in said
     assert b"Traceback" not in said
     assert opened(root) == ["f0"]
     (line,) = (out / "studies.jsonl").read_text().splitlines()
@@ -73,7 +73,7 @@ def test_the_first_signal_stops_a_run_and_the_second_aborts_it(first, second, ca
     with stopping_on_signals(work):
         signal.raise_signal(first)
         assert work.told == ["stop"]
-        assert capsys.readouterr() == ("", "finishing the studies in flight; once more to end now\n")
+        assert capsys.readouterr() == ("", "finishing the studies in flight; interrupt again to stop at once\n")
         signal.raise_signal(second)
         assert work.told == ["stop", "abort"]
         assert capsys.readouterr() == ("", "")

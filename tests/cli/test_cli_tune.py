@@ -59,7 +59,7 @@ def test_the_settings_are_told_as_they_are_measured_and_then_sorted_with_the_kep
     assert done.exit_code == 0, done.output
     assert done.stderr.splitlines() == LINES
     assert done.stdout.splitlines() == [
-        f"{LINES[1]:72} 1.25 x the default <- kept",
+        f"{LINES[1]:72} 1.25 x the default <- chosen",
         f"{LINES[0]:72} 1.00 x the default",
         f"{LINES[2]:72} 0.50 x the default",
         f"{LINES[3]:72} 0.00 x the default",
@@ -88,7 +88,7 @@ def test_the_backend_and_device_named_are_measured_and_the_default_rounds_are_th
 def test_a_default_that_cannot_run_has_no_ratios(call, stage, tmp_path):
     stage["rates"][4, "auto"] = None
     done = call("tune", "--input", tmp_path)
-    assert done.stdout.splitlines()[0] == f"{LINES[1]:72}  <- kept"
+    assert done.stdout.splitlines()[0] == f"{LINES[1]:72}  <- chosen"
 
 
 def test_where_nothing_can_run_the_command_ends_with_its_code_and_keeps_nothing(call, stage, tmp_path):
@@ -106,7 +106,7 @@ def test_a_cache_that_keeps_nothing_is_told(call, stage, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "open"))
     done = call("tune", "--input", tmp_path)
     assert done.stdout.splitlines()[-1] == (
-        "It could not be kept: there is no safe cache folder (see 'spine-engine doctor')."
+        "It could not be saved: there is no safe cache folder (see 'spine-engine doctor')."
     )
 
 

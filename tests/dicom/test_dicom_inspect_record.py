@@ -189,7 +189,7 @@ def test_a_table_beside_the_input_is_used_unless_another_is_named(tmp_path: Path
 def test_persons_are_named_on_a_page_only(folder: Path) -> None:
     app = typer.Typer()
     app.command()(inspect)
-    with pytest.raises(UsageError, match="--with-identity belongs to --html FILE"):
+    with pytest.raises(UsageError, match="--with-identity needs --html FILE"):
         CliRunner().invoke(app, [str(folder), "--with-identity"], catch_exceptions=False)
 
 

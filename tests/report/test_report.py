@@ -182,7 +182,7 @@ def test_what_is_no_output_folder_is_said(tmp_path):
 @pytest.mark.parametrize("text", ["[]", "null", "{}", '{"bundle": {}}', '{"bundle": 1}'])
 def test_a_record_of_something_else_is_said(output, text):
     (output / "run.json").write_text(text)
-    with pytest.raises(OutputError, match="no record of a run"):
+    with pytest.raises(OutputError, match="not a record of a run"):
         write_report(output)
 
 

@@ -106,7 +106,7 @@ def test_the_sentence_of_a_run():
         "2 studies, all graded; 1 with a place whose likeliest grade is severe."
     )
     assert sentence([normal, failed("3")], interrupted=True) == (
-        "2 studies: 1 graded, 1 failed. The run was interrupted; the same command goes on with it."
+        "2 studies: 1 graded, 1 failed. The run was interrupted; the same command resumes it."
     )
 
 

@@ -117,7 +117,7 @@ def test_a_level_without_a_place_has_no_grid_and_the_others_each_have_one(monkey
         view._write_grids(a_study(), detection, SimpleNamespace(layout=None), some_levels(), tmp_path, pictures=True)
     )
     assert written == [Level.L2_L3, Level.L3_L4, Level.L5_S1]
-    assert lines == ["no grid of l1_l2, l4_l5: only the field of view says where they are, the grader does not look"]
+    assert lines == ["no grid of l1_l2, l4_l5: only the field of view places them, and the grader skips them"]
 
 
 def test_a_grid_lies_at_its_offset_from_the_disc_in_the_disc_s_own_frame(monkeypatch, tmp_path):
@@ -168,12 +168,12 @@ def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(
     monkeypatch.setattr("spine_engine.pipeline.study_pipeline.PipelineModels", Models)
     monkeypatch.setattr("spine_engine.pipeline.models.in_two_stages", lambda *_: False)
     assert view._detected(a_study(), None) == (None, None)
-    assert "grades without looking for levels" in capsys.readouterr().out
+    assert "the bundle has no detector" in capsys.readouterr().out
     assert closed == []
     monkeypatch.setattr("spine_engine.pipeline.models.in_two_stages", lambda *_: True)
     assert view._detected(a_study(), None) == ("found", "grader")
     assert view._detected(Study("1", ()), None) == (None, None)
-    assert "no levels were looked for (no_sagittal)" in capsys.readouterr().out
+    assert "the levels were not located (no_sagittal)" in capsys.readouterr().out
     assert closed == [True, True], "the models are closed either way"
 
 

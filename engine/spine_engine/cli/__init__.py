@@ -1,7 +1,7 @@
-"""The command ``spine-engine``. Subcommands are imported when they are called, so ``--help`` needs none of them.
+"""The command ``spine-engine``. Subcommands are imported only when they are called, so ``--help`` imports none of them.
 
-Other packages add commands through the entry-point group ``spine_engine.commands``: the name is the command's, the
-object a ``typer.Typer`` or a function.
+Other packages add commands through the entry-point group ``spine_engine.commands``: the entry point's name is the
+command's name, its object is a ``typer.Typer`` or a function.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ COMMAND_GROUP: Final = "spine_engine.commands"
 _OWN: Final[dict[str, tuple[str, str]]] = {
     "run": ("spine_engine.cli.run:run", "Grade a folder of DICOM studies."),
     "demo": ("spine_engine.cli.demo:demo", "Make three phantom studies, grade them and show the grades."),
-    "inspect": ("spine_engine.cli.inspect:inspect", "Show what the engine sees in a folder, and why."),
-    "report": ("spine_engine.cli.report:report", "Write pages of a run and its studies to look at."),
+    "inspect": (
+        "spine_engine.cli.inspect:inspect",
+        "Show the studies, series and stacks in a folder, and their roles.",
+    ),
+    "report": ("spine_engine.cli.report:report", "Write HTML pages of a run and its studies."),
     "view": ("spine_engine.cli.view:view", "Write one study in 3-D: point cloud, level boxes, voxel grids."),
-    "doctor": ("spine_engine.cli.doctor:doctor", "Say what this machine can run, and what is missing."),
-    "tune": ("spine_engine.cli.tune:tune", "Measure how this machine runs a bundle fastest, and remember it."),
+    "doctor": ("spine_engine.cli.doctor:doctor", "Show what this machine can run, and what is missing."),
+    "tune": ("spine_engine.cli.tune:tune", "Measure the fastest settings of this machine for a bundle and save them."),
     "bundle": ("spine_engine.cli.bundle:app", "Verify or describe a bundle of models."),
     "phantom": ("spine_engine.cli.phantom:phantom", "Write phantom studies with known anatomy and grades."),
 }
-"""The engine's own commands: where each lives, and its line in the help."""
+"""The engine's own commands: the function of each, and its line in the help."""
 
 _EXTRAS: Final[dict[str, tuple[str, str]]] = {
     "train": ("train", "Train a detector, a level grader or a whole-study grader; fit their calibration."),
@@ -38,19 +41,19 @@ _EXTRAS: Final[dict[str, tuple[str, str]]] = {
     "export": ("export", "Turn checkpoints into ONNX models and bundles."),
     "bench": ("bench", "Measure how fast studies are graded, beside what people use today."),
 }
-"""Commands that come with an extra: which one, and the line in the help."""
+"""Commands that come with an extra: the name of the extra, and the command's line in the help."""
 
 
 class _LazyGroup(typer.core.TyperGroup):
     """Finds commands in the tables above and among the entry points; turns the engine's errors into exit codes."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of the commands that are there to be called."""
-        joined = (name for name in _entry_points() if name not in _OWN)
-        return [*_OWN, *sorted(joined)]
+        """Return the names of the available commands."""
+        added = (name for name in _entry_points() if name not in _OWN)
+        return [*_OWN, *sorted(added)]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command, or a stand-in that has its help line while only the help is wanted."""
+        """Return the command if it is called, else a stand-in with the command's help line."""
         if ctx.meta.get(_CALLED) == cmd_name:
             return _loaded(cmd_name)
         if cmd_name in _OWN:
@@ -60,13 +63,13 @@ class _LazyGroup(typer.core.TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Load the command that is called, and only that."""
+        """Mark the command that is called, so that only that one is imported."""
         if args and (args[0] in _OWN or args[0] in _EXTRAS or args[0] in _entry_points()):
             ctx.meta[_CALLED] = args[0]
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; an error that a user can meet becomes one line and its exit code."""
+        """Run the command; print a user's error as one line and return its exit code."""
         try:
             return super().invoke(ctx)
         except SpineEngineError as error:
@@ -82,7 +85,7 @@ def _entry_points() -> dict[str, EntryPoint]:
 
 
 def _loaded(name: str) -> Any:
-    """Import a command and return it as the command-line library wants it."""
+    """Import a command and return it as a command of the command-line library."""
     if name in _OWN:
         module, _, attribute = _OWN[name][0].partition(":")
         return _as_command(name, getattr(import_module(module), attribute))
@@ -119,7 +122,7 @@ app = typer.Typer(
     "Research use only; not a medical device.",
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_enable=False,  # its tracebacks show local values, and those may name a patient
+    pretty_exceptions_enable=False,  # such tracebacks show local values, which may name a patient
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -141,5 +144,5 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line; the entry point of ``spine-engine``."""
+    """Run the command line of ``spine-engine``."""
     app()

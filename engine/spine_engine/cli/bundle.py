@@ -1,4 +1,4 @@
-"""``spine-engine bundle verify|show``: is a bundle sound, and what does it say about itself."""
+"""``spine-engine bundle verify|show``: verifies or describes a bundle."""
 
 from __future__ import annotations
 
@@ -19,23 +19,27 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Verify or describe a bundle."
 )
 
-Folder = Annotated[Path | None, typer.Argument(metavar="[DIR]", help="The bundle; the packaged one if not given.")]
+Folder = Annotated[
+    Path | None, typer.Argument(metavar="[DIR]", help="Folder of the bundle; by default the packaged one.")
+]
 
 
 @app.command()
 def verify(
     folder: Folder = None,
-    backend: Annotated[str, typer.Option(help="Runtime to load the models with.")] = "openvino",
-    device: Annotated[str, typer.Option(help="Device to load them on.")] = "cpu",
-    precision: Annotated[str, typer.Option(help=f"{', '.join(get_args(AskedPrecision))}.")] = "auto",
-    parity: Annotated[bool, typer.Option("--parity", help="Compare the answers with float32's, on phantoms.")] = False,
-    reference: Annotated[str, typer.Option(help="Runtime, on the CPU in f32, to compare with.")] = "openvino",
-    studies: Annotated[int, typer.Option(min=1, help="Phantoms to compare on.")] = 8,
+    backend: Annotated[str, typer.Option(help="Runtime that loads the models.")] = "openvino",
+    device: Annotated[str, typer.Option(help="Device that the models are loaded on.")] = "cpu",
+    precision: Annotated[str, typer.Option(help=f"Precision: {', '.join(get_args(AskedPrecision))}.")] = "auto",
+    parity: Annotated[
+        bool, typer.Option("--parity", help="Also compare the models' outputs with those in float32, on phantoms.")
+    ] = False,
+    reference: Annotated[str, typer.Option(help="Runtime to compare with, on the CPU in f32.")] = "openvino",
+    studies: Annotated[int, typer.Option(min=1, help="Number of phantoms to compare on.")] = 8,
     worst: Annotated[Path | None, typer.Option(help="Folder for the worst case of each model, as .npz.")] = None,
 ) -> None:
-    """Check the manifest, every digest, and each model's real inputs and outputs; with --parity also the answers.
+    """Check the manifest, every digest, and each model's inputs and outputs; with --parity also the outputs' values.
 
-    Exit 1 when answers differ by more than a precision may move them.
+    The exit code is 1 when outputs differ by more than the precision's tolerance.
 
     Example: spine-engine bundle verify ./my-bundle --parity --reference onnxruntime
     """
@@ -53,20 +57,20 @@ def verify(
     if parity:
         from spine_engine.pipeline.parity import bundle_parity  # numba takes a second that only this should pay
 
-        asked = RunOptions(backend=backend, device=device, precision=precision)
-        found = bundle_parity(bundle, RunOptions(backend=reference, precision="f32"), asked, studies, worst)
-        for role, one in found.items():
-            typer.echo(f"{role}: {one}: {'passed' if one.passed else 'REFUSED'}")
-        if not all(one.passed for one in found.values()):
+        tested = RunOptions(backend=backend, device=device, precision=precision)
+        verdicts = bundle_parity(bundle, RunOptions(backend=reference, precision="f32"), tested, studies, worst)
+        for role, verdict in verdicts.items():
+            typer.echo(f"{role}: {verdict}: {'passed' if verdict.passed else 'REFUSED'}")
+        if not all(verdict.passed for verdict in verdicts.values()):
             raise typer.Exit(1)
 
 
 @app.command()
 def show(
     folder: Folder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The manifest as it is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest unchanged.")] = False,
 ) -> None:
-    """Show what a bundle says: models, inputs, licence, training data, held-out results.
+    """Show a bundle's manifest: models, inputs, licence, training data, held-out results.
 
     Example: spine-engine bundle show
     """
@@ -92,8 +96,9 @@ def _described(entry: ModelEntry) -> list[str]:
     """Return the lines that describe one model."""
     lines = [f"{entry.file}, {entry.size_bytes / 1e6:.1f} MB, runs in {', '.join(entry.precisions)}"]
     for precision, figures in entry.parity.items():
-        said = "passed" if precision in entry.precisions else "refused"
-        lines.append(f"{precision} {said}: {', '.join(f'{name} {value:g}' for name, value in figures.items())}")
+        verdict = "passed" if precision in entry.precisions else "refused"
+        values = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+        lines.append(f"{precision} {verdict}: {values}")
     if isinstance(entry, DetectorEntry):
         size = f", pixels of {entry.spec.pixel_mm:g} mm" if entry.spec else ""
         lines.append(f"{entry.decoder}, {len(entry.output_channels)} maps{size}")

@@ -1,8 +1,9 @@
-"""``spine-engine demo``: from nothing to grades in one command."""
+"""``spine-engine demo``: makes phantom studies, grades them and compares the grades with the truth."""
 
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,14 +33,18 @@ _HEADS = {
 
 def demo(
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to work in, new or empty; a temporary one if not given.")
+        Path | None, typer.Option(metavar="DIR", help="Folder to work in, new or empty; by default a temporary one.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(metavar="N", help="Worker processes; one for each usable CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", help="Number of worker processes; by default one for each usable CPU.")
+    ] = None,
 ) -> None:
     """Make three phantom studies, grade them and show the grades beside the truth.
 
     Example: spine-engine demo --output demo
     """
+    from rich.console import Console
+
     from spine_engine.cli.progress import shown
     from spine_engine.cli.report import write_with_progress
     from spine_engine.cli.run import DEMONSTRATION, stopping_on_signals
@@ -55,7 +60,7 @@ def demo(
     with stopping_on_signals(work), shown(work.progress):
         results = sorted(work, key=lambda result: result.study_id)
     assert work.summary is not None
-    _print_table(results, truth)
+    Console(highlight=False).print(grades_table(results, truth))
     for line in agreement(results, truth):
         typer.echo(line)
     typer.echo(f"Results: {folder}/results/predictions.csv, studies.jsonl, run.json; the studies: {studies}")
@@ -85,14 +90,8 @@ def _make_phantoms(folder: Path) -> dict[str, Any]:
     return truth
 
 
-def _print_table(results: Iterable[StudyResult], truth: Mapping[str, Any]) -> None:
-    from rich.console import Console
-
-    Console(highlight=False).print(grades_table(results, truth))
-
-
 def grades_table(results: Iterable[StudyResult], truth: Mapping[str, Any]) -> Table:
-    """Return one row a study and level: the likeliest grade of each condition, and the truth where it is another."""
+    """Return a row for each study and level: the likeliest grade of each condition, and the true one if it differs."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -109,28 +108,29 @@ def grades_table(results: Iterable[StudyResult], truth: Mapping[str, Any]) -> Ta
 
 
 def _cell(result: StudyResult, condition: Condition, level: Level, truth: Mapping[str, Any]) -> str:
-    graded, true = _grade(result, condition, level), _true_grade(truth, result.study_id, condition, level)
-    return _SHORT[graded] if graded == true else f"{_SHORT[graded]} ({_SHORT[true]})"
+    grade = _grade(result, condition, level)
+    true = _true_grade(truth, result.study_id, condition, level)
+    return _SHORT[grade] if grade == true else f"{_SHORT[grade]} ({_SHORT[true]})"
 
 
 def agreement(results: Iterable[StudyResult], truth: Mapping[str, Any]) -> list[str]:
-    """Return what to say about how near the grades and the places are to the truth."""
+    """Return lines that compare the grades and the places of the discs with the truth."""
     equal = rows = 0
-    distances = []
+    distances_mm = []
     for result in results:
         for level in LEVELS:
-            entry = result.levels.get(level)
-            if entry is not None and entry.center_mm is not None:
-                true = truth[result.study_id]["levels"][str(level)]["center_mm"]
-                distances.append(sum((a - b) ** 2 for a, b in zip(entry.center_mm, true, strict=True)) ** 0.5)
+            place = result.levels.get(level)
+            if place is not None and place.center_mm is not None:
+                true_mm = truth[result.study_id]["levels"][str(level)]["center_mm"]
+                distances_mm.append(math.dist(place.center_mm, true_mm))
             for condition in CONDITIONS:
                 rows += 1
                 equal += _grade(result, condition, level) == _true_grade(truth, result.study_id, condition, level)
-    lines = [f"{equal} of {rows} grades are the phantom's own."]
-    if distances:
-        mean, worst = sum(distances) / len(distances), max(distances)
-        lines[0] += f" Discs lie {mean:.1f} mm from the truth on average, {worst:.1f} mm at most."
-    return lines
+    line = f"{equal} of {rows} grades are the phantom's own."
+    if distances_mm:
+        mean_mm = sum(distances_mm) / len(distances_mm)
+        line += f" Discs lie {mean_mm:.1f} mm from the truth on average, {max(distances_mm):.1f} mm at most."
+    return [line]
 
 
 def _grade(result: StudyResult, condition: Condition, level: Level) -> int:

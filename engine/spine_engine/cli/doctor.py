@@ -1,4 +1,4 @@
-"""``spine-engine doctor``: what this machine can run, what is missing, and what to do about it."""
+"""``spine-engine doctor``: shows what this machine can run, what is missing, and what to do about it."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ PACKAGES: Final = (
     "cuda-bindings",
 )
 INSTRUCTION_SETS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "bf16")
-"""Those that change which kernels the runtimes choose."""
+"""Instruction sets by which the runtimes choose their kernels."""
 
 _ANY_SIZE = 64
-"""What a dimension that may vary is set to in the trial run: a multiple of every stride of the models shipped."""
+"""Size of a variable dimension in the trial run: a multiple of every stride of the packaged models."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One model of the packaged bundle, run once on zeros: what it ran on and how long it took."""
+    """The trial run of one model of the packaged bundle on zeros: its device, precision and times."""
 
     role: str
     device: str
@@ -60,7 +60,7 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Everything ``doctor`` found. ``exit_code`` is 0 when ``spine-engine run`` would work as it is."""
+    """The findings of ``doctor``. ``exit_code`` is 0 if ``spine-engine run`` would work."""
 
     engine: str
     python: str
@@ -78,8 +78,8 @@ class Report:
     exit_code: int
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False) -> None:
-    """Say what this machine can run and what is missing; the exit code is 0 when a run would work.
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show what this machine can run and what is missing; the exit code is 0 when a run would work.
 
     Example: spine-engine doctor --json
     """
@@ -92,17 +92,20 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
 
 
 def examine() -> Report:
-    """Look at the machine, the packages and the packaged bundle, and run its models once."""
-    problems, trials, facts, tuned, code = [], [], None, None, 0
+    """Examine the machine, the packages and the packaged bundle, and run the bundle's models once."""
+    problems = []
+    trials = []
+    facts = None
+    setting = None
+    exit_code = 0
     try:
         bundle = Bundle.open()
         facts = bundle.facts
-        found = remembered(bundle, RunOptions())
-        tuned = found.words if found is not None else None
+        setting = remembered(bundle, RunOptions())
         trials = [_try(bundle, role, entry) for role, entry in bundle.manifest.models.by_role().items()]
     except SpineEngineError as error:
         problems.append(str(error))
-        code = error.exit_code
+        exit_code = error.exit_code
     folder = cache_folder()
     if folder is None:
         problems.append(
@@ -119,10 +122,10 @@ def examine() -> Report:
         backends=available_backends(),
         bundle=facts,
         trials=tuple(trials),
-        tuned=tuned,
+        tuned=setting.words if setting is not None else None,
         cache=str(folder) if folder else None,
         problems=tuple(problems),
-        exit_code=code,
+        exit_code=exit_code,
     )
 
 
@@ -154,7 +157,8 @@ def _print(report: Report) -> None:
     machine.add_row("processor", f"{report.cpus} of {os.cpu_count()} cores usable; {' '.join(report.instruction_sets)}")
     machine.add_row("computes bf16", "yes" if has_native_bf16() else "no: models run in f32")
     machine.add_row("memory", f"{report.memory_gb} GB")
-    machine.add_row("packages", ", ".join(f"{name} {found}" for name, found in report.packages.items() if found))
+    installed = [f"{name} {number}" for name, number in report.packages.items() if number]
+    machine.add_row("packages", ", ".join(installed))
     for backend in report.backends:
         state = f"{backend.version} on {', '.join(backend.devices)}" if backend.available else backend.reason
         machine.add_row(backend.name, state.strip())
@@ -170,7 +174,7 @@ def _print(report: Report) -> None:
     console.print(machine)
     for problem in report.problems:
         console.print(f"problem: {problem}")
-    console.print("ready to run" if report.exit_code == 0 else "a run would not work as things are")
+    console.print("ready to run" if report.exit_code == 0 else "a run would fail")
 
 
 def _version(package: str) -> str | None:

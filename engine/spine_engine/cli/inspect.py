@@ -1,4 +1,4 @@
-"""``spine-engine inspect DIR``: what the engine sees in a folder, and why, without grading anything."""
+"""``spine-engine inspect DIR``: shows what the engine sees in a folder, and why, without grading anything."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ def inspect(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with DICOM files, in any layout.")],
     series_descriptions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Which series plays which part; one beside the input is found by itself."),
+        typer.Option(metavar="CSV", help="Table of the series' roles; one beside the input is used by default."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a study, one a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per study, one per line.")] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page: pictures, and the stacks drawn in space."),
+        typer.Option("--html", metavar="FILE", help="Also write a page with pictures, and the stacks drawn in space."),
     ] = None,
     with_identity: Annotated[
-        bool,
-        typer.Option("--with-identity", help="Say on the page who the patients are: names, descriptions, paths."),
+        bool, typer.Option("--with-identity", help="Show patients' names, descriptions and paths on the page.")
     ] = False,
 ) -> None:
-    """Show the studies of a folder: series, roles, stacks, and why.
+    """Show the studies of a folder: series, roles, the evidence for each role, and stacks.
 
     Example: spine-engine inspect ./studies --html seen.html
     """
     if with_identity and html is None:
-        raise UsageError("--with-identity belongs to --html FILE; add the page, or leave it out")
+        raise UsageError("--with-identity needs --html FILE: add --html, or leave --with-identity out")
     overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else RoleOverrides.find(folder)
     shown = _Shown(as_json=as_json)
     studies = shown.studies(_studies(folder, overrides))
@@ -53,37 +52,37 @@ def inspect(
 
 
 class _Shown:
-    """What has been shown of a folder: each study as it is met, the counts at the end."""
+    """Shows each study of a folder when it is read, and the counts at the end."""
 
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._console = Console(highlight=False)
-        self._met: Counter[str] = Counter()
+        self._shown: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
 
-    def studies(self, found: Iterator[tuple[WorkUnit, Study] | RefusedFile]) -> Iterator[tuple[WorkUnit, Study]]:
-        """Show and yield the studies, and count what is refused."""
-        for one in found:
-            if isinstance(one, RefusedFile):
-                self.refused[one.reason] += 1
+    def studies(self, items: Iterator[tuple[WorkUnit, Study] | RefusedFile]) -> Iterator[tuple[WorkUnit, Study]]:
+        """Show and yield the studies, and count the refused files."""
+        for item in items:
+            if isinstance(item, RefusedFile):
+                self.refused[item.reason] += 1
                 continue
-            self._show(one[1])
-            yield one
+            self._show(item[1])
+            yield item
 
     def _show(self, study: Study) -> None:
         if self._as_json:
             typer.echo(json.dumps(study_record(study), allow_nan=False))
         else:
             self._console.print(study_table(study))
-            if self._met[study.study_id]:
-                twice = "this study also has files in a folder shown above; a run reads them together"
-                self._console.print(f"[yellow]{twice}[/]")
-        self._met[study.study_id] += 1
+            if self._shown[study.study_id]:
+                note = "this study also has files in a folder shown above; a run reads them together"
+                self._console.print(f"[yellow]{note}[/]")
+        self._shown[study.study_id] += 1
 
     def end(self, page: Path | None) -> None:
-        """Show how many studies there were, what was refused, and where the page is."""
+        """Show the number of studies, the refused files by reason, and the path of the page."""
         counts = {reason: self.refused[reason] for reason in sorted(self.refused)}
-        total = self._met.total()
+        total = self._shown.total()
         if self._as_json:
             typer.echo(json.dumps({"studies": total, "refused": counts}))
             return
@@ -102,10 +101,10 @@ def _write_page(
     *,
     with_identity: bool,
 ) -> None:
-    """Write the page of ``studies`` as they come; ``refused`` is complete once they have.
+    """Write the page of ``studies`` while they are read; ``refused`` is complete after the last one.
 
     Raises:
-        OutputError: the page cannot be written; it is opened before the first study is read.
+        OutputError: the page cannot be written; it is created before the first study is read.
     """
     from spine_engine.report.identity import identity_of
     from spine_engine.report.inspect_page import inspect_page
@@ -117,18 +116,20 @@ def _write_page(
 
 def _put(page: Path, text: str) -> None:
     try:
-        page.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names may hold bytes that are no text
+        page.write_text(
+            text, encoding="utf-8", errors="backslashreplace"
+        )  # file names may hold bytes that are not text
     except OSError as error:
         raise OutputError(f"cannot write {page}: {error.strerror}; name another file with --html") from error
 
 
 def _studies(folder: Path, overrides: RoleOverrides) -> Iterator[tuple[WorkUnit, Study] | RefusedFile]:
-    """Yield studies, each with its unit, and refused files as they are met, one study in memory at a time."""
-    for found in discover(folder):
-        if isinstance(found, RefusedFile):
-            yield found
+    """Yield studies, each with its unit, and refused files in the order of discovery; hold one study in memory."""
+    for item in discover(folder):
+        if isinstance(item, RefusedFile):
+            yield item
             continue
-        waiting: list[WorkUnit] = [found]
+        waiting: list[WorkUnit] = [item]
         while waiting:
             unit = waiting.pop(0)
             reading = read_unit(folder, unit, overrides)
@@ -145,8 +146,10 @@ def _stack_words(stack: Stack) -> str:
 
 
 def study_table(study: Study) -> Table:
-    """Return a table of one study's series for a terminal. Everything from the input is shown as plain text, and what
-    UTF-8 cannot hold as escapes."""
+    """Return a table of one study's series for a terminal.
+
+    Text from the input is shown as plain text; characters that UTF-8 cannot hold are escaped.
+    """
     title = Text(f"study {study_key(study.study_id)}")
     if study.reason is not None:
         title.append(f"  cannot be graded: {study.reason}", style="red")

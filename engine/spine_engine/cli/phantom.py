@@ -1,4 +1,4 @@
-"""``spine-engine phantom``: write synthetic studies in the layout of the RSNA 2024 data."""
+"""``spine-engine phantom``: writes synthetic studies in the layout of the RSNA 2024 data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from spine_engine.errors import OutputError, UsageError
 
 
 def phantom(
-    studies: Annotated[int, typer.Option(min=1, help="How many studies to write.")] = 3,
-    output: Annotated[Path, typer.Option(help="Folder to write to; new or empty.")] = Path("phantoms"),
-    seed: Annotated[int, typer.Option(min=0, help="The same seed writes the same bytes.")] = 0,
+    studies: Annotated[int, typer.Option(min=1, help="Number of studies to write.")] = 3,
+    output: Annotated[Path, typer.Option(help="Folder for the studies, new or empty.")] = Path("phantoms"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all studies; the same seed writes the same bytes.")] = 0,
     shuffled: Annotated[bool, typer.Option("--shuffled", help="Number the instances in random order.")] = False,
-    rle: Annotated[bool, typer.Option("--rle", help="RLE Lossless pixels, as RSNA ships them (slower).")] = False,
+    rle: Annotated[bool, typer.Option("--rle", help="Write RLE Lossless pixels, as RSNA does (slower).")] = False,
 ) -> None:
     """Write synthetic lumbar MR studies with known anatomy and severity. Research use only.
 
-    OUTPUT gets train_images/<study>/<series>/<n>.dcm, train.csv, train_series_descriptions.csv,
+    OUTPUT gets train_images/<study>/<series>/<n>.dcm, train.csv, train_series_descriptions.csv and
     train_label_coordinates.csv as in the RSNA 2024 data, and truth.json with disc centres, continuous narrowings and
     the reader's probabilities.
 

@@ -1,4 +1,4 @@
-"""What a long run shows while it runs: one bar on a terminal, a plain line every so often elsewhere."""
+"""Shows the progress of a long run: one bar on a terminal, a plain line at intervals elsewhere."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def shown(progress: Progress) -> Iterator[None]:
 
 def _lines(progress: Progress, ended: threading.Event) -> None:
     begun = time.monotonic()
-    last = ""
+    last_line = ""
     while not ended.wait(LINE_EVERY_S):
         line = _state(progress, time.monotonic() - begun)
-        if line != last:
+        if line != last_line:
             print(line, file=sys.stderr, flush=True)
-            last = line
+            last_line = line
 
 
 def _state(progress: Progress, seconds: float) -> str:
@@ -48,7 +48,7 @@ def _state(progress: Progress, seconds: float) -> str:
 
 
 def not_graded(progress: Progress) -> int:
-    """Return how many of this run's studies have not been graded."""
+    """Return the number of this run's studies that have not been graded."""
     return progress.statuses[Status.PRIOR] + progress.statuses[Status.FAILED]
 
 

@@ -1,4 +1,4 @@
-"""``spine-engine report OUT``: pages of a run and of its studies."""
+"""``spine-engine report OUT``: writes pages of a run and of its studies."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ def report(
     folder: Annotated[
         Path | None, typer.Option("--input", metavar="DIR", help="Folder with the DICOM files, if it has moved.")
     ] = None,
-    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's bundle, if it has moved.")] = None,
+    bundle: Annotated[Path | None, typer.Option(metavar="DIR", help="Bundle of the run, if it has moved.")] = None,
     series_descriptions: Annotated[
-        Path | None, typer.Option(metavar="CSV", help="The table of series that the run was given, if it has moved.")
+        Path | None, typer.Option(metavar="CSV", help="Table of series that the run used, if it has moved.")
     ] = None,
     with_identity: Annotated[
         bool, typer.Option("--with-identity", help="Show patients' names, descriptions and paths on the pages.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(metavar="N", min=1, help="Processes; one for each usable CPU.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Number of processes; by default one for each usable CPU.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print paths and counts of the report as JSON.")] = False,
 ) -> None:
-    """Write OUT/report: a page of the run, worst studies first, and one of each study with what the models saw.
+    """Write OUT/report: a page of the run, worst studies first, and a page of each study with what the models saw.
 
     The pages are single files that fetch nothing. They name no patient unless --with-identity is given.
 
@@ -39,25 +41,19 @@ def report(
 
     moved = Moved(root=folder, bundle=bundle, series_descriptions=series_descriptions)
     written = write_with_progress(output, moved=moved, with_identity=with_identity, workers=workers)
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {
-                    "index": str(written.index),
-                    "studies": written.studies,
-                    "without_pictures": written.without_pictures,
-                    "wall_s": round(written.wall_s, 3),
-                }
-            )
-        )
-    else:
-        typer.echo(closing_line(written))
+    record = {
+        "index": str(written.index),
+        "studies": written.studies,
+        "without_pictures": written.without_pictures,
+        "wall_s": round(written.wall_s, 3),
+    }
+    typer.echo(json.dumps(record) if as_json else closing_line(written))
 
 
 def write_with_progress(output: Path, **asked: Any) -> Report:
-    """Write the report of a run with a bar on standard error, where that is a terminal.
+    """Write the report of a run with a progress bar on standard error if that is a terminal.
 
-    ``asked`` and errors are those of ``write_report``; Ctrl-C ends the command with a line and the exit code 130.
+    ``asked`` and errors are those of ``write_report``; Ctrl-C ends the command with a message and the exit code 130.
     """
     from spine_engine.report.write import write_report
 
@@ -70,9 +66,9 @@ def write_with_progress(output: Path, **asked: Any) -> Report:
 
 
 def closing_line(written: Report) -> str:
-    """Say where the report is."""
-    bare = f", {written.without_pictures} without pictures" if written.without_pictures else ""
-    return f"Report: {written.index} ({written.studies} studies{bare}; {written.wall_s:.1f} s)"
+    """Return the line that names the report's index and counts its studies."""
+    without = f", {written.without_pictures} without pictures" if written.without_pictures else ""
+    return f"Report: {written.index} ({written.studies} studies{without}; {written.wall_s:.1f} s)"
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``spine-engine run``."""
+"""``spine-engine run``: grades every study under a folder."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DEMONSTRATION = "Research use only; the grades of the packaged bundle are a demo
 
 
 def memory_size(text: str) -> int:
-    """Return the bytes that a size such as ``4GiB``, ``4G`` or ``4096MB`` means; the prefixes count in 1024.
+    """Parse a memory size such as ``4GiB``, ``4G`` or ``4096MB`` into bytes; prefixes are powers of 1024.
 
     Raises:
-        typer.BadParameter: it is no size.
+        typer.BadParameter: ``text`` is not a memory size.
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is no size of memory: write it like 4GiB or 1500MiB")
+        raise typer.BadParameter(f"{text!r} is not a memory size: write it like 4GiB or 1500MiB")
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
@@ -39,46 +39,49 @@ def run(
     folder: Annotated[Path, typer.Option("--input", metavar="DIR", help="Folder with the DICOM files, any layout.")],
     output: Annotated[Path, typer.Option("--output", metavar="OUT", help="Folder for the results; made if missing.")],
     bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle of models; the packaged one if not given.")
+        Path | None, typer.Option(metavar="DIR", help="Bundle of models; by default the packaged one.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Worker processes; as tuned, or one for each usable CPU.")
+        int | None, typer.Option(metavar="N", help="Worker processes; by default as tuned, or one per usable CPU.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Threads of a model on a CPU; as tuned, or 1 (all CPUs if shared).")
+        int | None,
+        typer.Option(metavar="N", help="CPU threads of a model; by default as tuned, or 1 (all CPUs if shared)."),
     ] = None,
     schedule: Annotated[
         str,
         typer.Option(help="study: each worker has its own models; batch: they share them (GPUs; last digits vary)."),
     ] = "auto",
-    max_batch: Annotated[int, typer.Option(metavar="N", help="Slices or levels in one call of a shared model.")] = 32,
-    max_delay_ms: Annotated[float, typer.Option(metavar="MS", help="How long a batch may wait to fill up.")] = 2.0,
+    max_batch: Annotated[
+        int, typer.Option(metavar="N", help="Largest number of slices or levels in one call of a shared model.")
+    ] = 32,
+    max_delay_ms: Annotated[float, typer.Option(metavar="MS", help="Longest wait for a batch to fill up.")] = 2.0,
     max_memory: Annotated[
         int | None,
-        typer.Option(metavar="SIZE", parser=memory_size, help="Ceiling of all processes together, e.g. 4GiB."),
+        typer.Option(metavar="SIZE", parser=memory_size, help="Memory limit of all processes together, e.g. 4GiB."),
     ] = None,
     backend: Annotated[str, typer.Option(help=f"Runtime of the models: {', '.join(BACKENDS)}.")] = "openvino",
-    device: Annotated[str, typer.Option(help="Device asked of the runtime; no other is used instead.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="auto, f32, bf16, f16, or int8 (graders).")] = "auto",
+    device: Annotated[str, typer.Option(help="Device of the runtime; no other is used in its place.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Precision: auto, f32, bf16, f16, or int8 (graders).")] = "auto",
     series_descriptions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Which series plays which part; one beside the input is found by itself."),
+        typer.Option(metavar="CSV", help="Table of the series' roles; one beside the input is used by default."),
     ] = None,
-    timeout_s: Annotated[float, typer.Option(metavar="SECONDS", help="Time one study may take.")] = 300.0,
+    timeout_s: Annotated[float, typer.Option(metavar="SECONDS", help="Time limit of one study.")] = 300.0,
     max_attempts: Annotated[
-        int, typer.Option(metavar="N", help="Attempts at a study that kills its worker or runs out of time.")
+        int, typer.Option(metavar="N", help="Attempts at a study that kills its worker or exceeds the time limit.")
     ] = 2,
     no_detector: Annotated[
-        bool, typer.Option("--no-detector", help="Grade with the whole-study grader alone; no level is looked for.")
+        bool, typer.Option("--no-detector", help="Grade with the whole-study grader alone, without finding levels.")
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report", help="Write OUT/report too: pages to look at, as 'spine-engine report' does.")
+        bool, typer.Option("--report", help="Also write the pages of 'spine-engine report' to OUT/report.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of the summary.")] = False,
 ) -> None:
     """Grade every study under a folder.
 
-    Writes predictions.csv, studies.jsonl and run.json. The same command again goes on where it was interrupted.
+    The run writes predictions.csv, studies.jsonl and run.json. The same command resumes an interrupted run.
 
     Example: spine-engine run --input exams --output results
 
@@ -121,25 +124,25 @@ def run(
 
 @contextmanager
 def stopping_on_signals(work: Run) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) end the run in good order and the second end it at once."""
+    """Make the first Ctrl-C (or SIGTERM) finish the studies in flight and the second end the run at once."""
 
     def on_signal(number: int, frame: Any) -> None:
         if work.progress.stopped:
             work.abort()
         else:
-            typer.echo("finishing the studies in flight; once more to end now", err=True)
+            typer.echo("finishing the studies in flight; interrupt again to stop at once", err=True)
             work.stop()
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def closing_lines(summary: RunSummary, output: Path, *, packaged: bool) -> Iterator[str]:
-    """Yield what a person wants to know at the end, in at most eight lines."""
+    """Yield the summary of a run in at most eight lines."""
     from spine_engine.results import Status
 
     record = summary.record()
@@ -148,7 +151,7 @@ def closing_lines(summary: RunSummary, output: Path, *, packaged: bool) -> Itera
     if summary.incomplete:
         yield f"{summary.incomplete} incomplete: files could not be read; the same command tries these studies again"
     if not summary.studies:
-        yield "No MR study was found in the input; 'spine-engine inspect DIR' says what lies there."
+        yield "No MR study was found in the input; 'spine-engine inspect DIR' shows what it holds."
     if record["refused_files"]["total"]:
         yield f"{record['refused_files']['total']} files or folders not used{_listed(summary.refused_files)}"
     resumed = f", {summary.resumed} done earlier" if summary.resumed else ""
@@ -160,9 +163,10 @@ def closing_lines(summary: RunSummary, output: Path, *, packaged: bool) -> Itera
     for why in summary.series_tables.get("left_out", {}).values():
         yield f"Not used: {why}"
     if summary.interrupted:
-        yield "Interrupted: the same command again goes on from here."
+        yield "Interrupted: the same command resumes the run."
     yield DEMONSTRATION if packaged else "Research use only; not a medical device."
 
 
 def _listed(numbers: Any) -> str:
-    return " (" + ", ".join(f"{name} {number}" for name, number in sorted(numbers.items())) + ")" if numbers else ""
+    listed = ", ".join(f"{name} {number}" for name, number in sorted(numbers.items()))
+    return f" ({listed})" if listed else ""

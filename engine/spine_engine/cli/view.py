@@ -1,4 +1,4 @@
-"""``spine-engine view STUDY``: one study in space, as files to look at and to work with."""
+"""``spine-engine view STUDY``: writes one study in space: a page, point clouds and pictures."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def view(
     folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder with the DICOM files of one study.")],
     output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the files.")] = Path("view"),
     bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle of models; the packaged one if not given.")
+        Path | None, typer.Option(metavar="DIR", help="Bundle of models; by default the packaged one.")
     ] = None,
     study_id: Annotated[
-        str | None, typer.Option("--study", metavar="ID", help="Which study, where the folder holds several.")
+        str | None, typer.Option("--study", metavar="ID", help="Id of the study, if the folder holds several.")
     ] = None,
     series_descriptions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Which series plays which part; one beside the input is found by itself."),
+        typer.Option(metavar="CSV", help="Table of the series' roles; one beside the input is used by default."),
     ] = None,
     no_png: Annotated[bool, typer.Option("--no-png", help="Write no pictures.")] = False,
     window: Annotated[bool, typer.Option("--window", help="Also open Open3D's window.")] = False,
@@ -71,15 +71,15 @@ def view(
 
 
 def _shown_study(folder: Path, study_id: str | None, overrides: RoleOverrides | None) -> Study:
-    """Read the one study of a folder, or the one that is named; one with nothing to show is refused."""
+    """Read the only study of a folder, or the one that is named; refuse a study without a series to show."""
     from spine_engine.dicom import read_study
     from spine_engine.report.cloud import shown_series
 
     study = read_study(folder, study_id, overrides=overrides)
     if not shown_series(study):
         raise UsageError(
-            f"study {study.study_id} has no series to show ({study.reason or 'none plays a role'}): "
-            "'spine-engine inspect' says why"
+            f"study {study.study_id} has no series to show ({study.reason or 'none has a role'}): "
+            "'spine-engine inspect' shows why"
         )
     return study
 
@@ -93,18 +93,18 @@ def _detected(study: Study, folder: Path | None) -> tuple[Detection | None, Grad
 
     bundle, options = Bundle.open(folder), RunOptions()
     if not in_two_stages(bundle, options):
-        typer.echo("the bundle grades without looking for levels: there are no boxes and no level grids")
+        typer.echo("the bundle has no detector: there are no boxes and no level grids")
         return None, None
     try:
         with StudyPipeline.open(bundle, options) as pipeline:
             return pipeline.locate(study), bundle.grader
     except StudyError as error:
-        typer.echo(f"no levels were looked for ({error.reason}): there are no boxes and no level grids")
+        typer.echo(f"the levels were not located ({error.reason}): there are no boxes and no level grids")
         return None, None
 
 
 def _write(study: Study, levels: Mapping[Level, LevelResult], output: Path, *, pictures: bool) -> Iterator[str]:
-    """Write the page, the cloud, the boxes and the picture of the whole; yield a line about each."""
+    """Write the page, the cloud, the boxes and the picture of the study; yield a line about each file."""
     from spine_engine.report.cloud import study_cloud
     from spine_engine.report.offscreen import PACKAGES, picture
     from spine_engine.report.page import render
@@ -140,7 +140,7 @@ def _write_grids(
     *,
     pictures: bool,
 ) -> Iterator[str]:
-    """Write the grid of each level that has a place, as voxels and as a picture; yield a line about each file."""
+    """Write the grid of each level that was located, as voxels and as a picture; yield a line about each file."""
     from spine_engine.anatomy import LEVELS
     from spine_engine.pipeline.level_grids import level_grids
     from spine_engine.study import Source
@@ -148,7 +148,7 @@ def _write_grids(
     grids, coverage = level_grids(study, detection.levels, entry.layout)
     unplaced = [level for level in LEVELS if detection.levels[level].source == Source.PRIOR]
     if unplaced:
-        yield f"no grid of {', '.join(unplaced)}: only the field of view says where they are, the grader does not look"
+        yield f"no grid of {', '.join(unplaced)}: only the field of view places them, and the grader skips them"
     for grid, share, level in zip(grids, coverage, LEVELS, strict=True):
         if level not in unplaced:
             yield from _write_grid(grid, share, entry, level, detection, levels[level], output, pictures=pictures)

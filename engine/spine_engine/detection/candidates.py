@@ -154,8 +154,7 @@ def candidates_from_peaks(peaks: Peaks, frame: F64) -> list[Candidate]:
         return []
     place = peaks.position_mm @ frame[:2].T
     order = np.lexsort((peaks.position_mm @ frame[2], place[:, 1], place[:, 0], -peaks.height))
-    clusters = join_peaks(place, peaks.height, order, JOIN_MM)
-    return _candidates(peaks, clusters)
+    return _candidates(peaks, join_peaks(place, peaks.height, order, JOIN_MM))
 
 
 def clear_candidates(candidates: Sequence[Candidate], frame: F64) -> list[Candidate]:
@@ -204,15 +203,3 @@ def _candidates(peaks: Peaks, number: NDArray[np.int64]) -> list[Candidate]:
     mass = sums[:, -1] / len(series)
     rows = zip(means, heights.tolist(), mass.tolist(), votes, strict=True)
     return [Candidate(mean[:3], peak, mass_mm, mean[3:], vote) for mean, peak, mass_mm, vote in rows]
-
-
-__all__ = [
-    "BODY",
-    "DISC",
-    "Candidate",
-    "Peaks",
-    "candidates_from_peaks",
-    "clear_candidates",
-    "joined",
-    "peaks_from_maps",
-]

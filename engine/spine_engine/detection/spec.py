@@ -53,5 +53,8 @@ class DetectorSpec:
         return self.pixel_mm * self.stride
 
 
-DISC, BODY, DIRECTION, FIRST_LEVEL = 0, 1, 2, 4
+DISC = 0
+BODY = 1
+DIRECTION = 2
+FIRST_LEVEL = 4
 """Output channels: disc heat, body heat, the first of the direction's two channels, and the first level bin."""

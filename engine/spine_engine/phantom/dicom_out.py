@@ -16,9 +16,44 @@ from spine_engine.phantom.render import PhantomSeries, PhantomStudy
 from spine_engine.study import Stack
 
 IMPLEMENTATION_UID: Final = UID("2.25.251874017234880113")
-FIELD_STRENGTH_T: Final = 1.5
 
 _SCANNING: Final = {"t1": ("SE", "SK"), "t2": ("SE", "SK"), "stir": (["SE", "IR"], "SK")}
+"""ScanningSequence and SequenceVariant of each contrast."""
+
+_SAME_IN_ALL: Final = {
+    "SpecificCharacterSet": "ISO_IR 192",
+    "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND"],
+    "SOPClassUID": MRImageStorage,
+    "StudyDate": "20260101",
+    "SeriesDate": "20260101",
+    "AcquisitionDate": "20260101",
+    "StudyTime": "120000",
+    "AccessionNumber": "",
+    "Modality": "MR",
+    "Manufacturer": "PHANTOM",
+    "ManufacturerModelName": "spine-engine phantom",
+    "StudyDescription": "MR LUMBAR SPINE PHANTOM",
+    "PatientBirthDate": "",
+    "PatientSex": "O",
+    "PatientIdentityRemoved": "YES",
+    "BodyPartExamined": "LSPINE",
+    "ScanOptions": "",
+    "MRAcquisitionType": "2D",
+    "NumberOfAverages": "2",
+    "ImagingFrequency": "63.87",
+    "MagneticFieldStrength": "1.5",
+    "FlipAngle": "150",
+    "PatientPosition": "HFS",
+    "StudyID": "1",
+    "PositionReferenceIndicator": "",
+    "SamplesPerPixel": 1,
+    "PhotometricInterpretation": "MONOCHROME2",
+    "BitsAllocated": 16,
+    "BitsStored": 12,
+    "HighBit": 11,
+    "PixelRepresentation": 0,
+}
+"""Elements that are the same in all phantom images; everything about the patient is plainly synthetic."""
 
 
 def write_study(study: PhantomStudy, root: Path, *, shuffled: bool = False, rle: bool = False) -> Path:
@@ -72,53 +107,26 @@ def _entropy(*parts: str) -> int:
 
 
 def _series_elements(study: PhantomStudy, series: PhantomSeries, number: int) -> Dataset:
-    """Return the elements that all images of a series share; everything about the patient is plainly synthetic."""
+    """Return the elements that all images of a series share."""
     sequence = series.sequence
     ds = Dataset()
-    ds.SpecificCharacterSet = "ISO_IR 192"
-    ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND"]
-    ds.SOPClassUID = MRImageStorage
-    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = "20260101"
-    ds.StudyTime = "120000"
-    ds.AccessionNumber = ""
-    ds.Modality = "MR"
-    ds.Manufacturer = "PHANTOM"
-    ds.StudyDescription = "MR LUMBAR SPINE PHANTOM"
+    for keyword, value in _SAME_IN_ALL.items():
+        setattr(ds, keyword, value)
     ds.SeriesDescription = series.description
-    ds.ManufacturerModelName = "spine-engine phantom"
     ds.PatientName = f"PHANTOM^{study.spine.seed}"
     ds.PatientID = f"PHANTOM-{study.spine.seed}"
-    ds.PatientBirthDate = ""
-    ds.PatientSex = "O"
-    ds.PatientIdentityRemoved = "YES"
-    ds.BodyPartExamined = "LSPINE"
     ds.ScanningSequence, ds.SequenceVariant = _SCANNING[sequence.contrast]
-    ds.ScanOptions = ""
-    ds.MRAcquisitionType = "2D"
     ds.SliceThickness = f"{series.thickness_mm:.2f}"
     ds.RepetitionTime = f"{sequence.tr_ms:g}"
     ds.EchoTime = f"{sequence.te_ms:g}"
     if sequence.ti_ms > 0:
         ds.InversionTime = f"{sequence.ti_ms:g}"
-    ds.NumberOfAverages = "2"
-    ds.ImagingFrequency = "63.87"
-    ds.MagneticFieldStrength = f"{FIELD_STRENGTH_T}"
     ds.EchoTrainLength = 4 if sequence.contrast == "t1" else 18
-    ds.FlipAngle = "150"
     ds.ProtocolName = series.description.lower().replace(" ", "_") + "_tse"
-    ds.PatientPosition = "HFS"
     ds.StudyInstanceUID = study.study_id
     ds.SeriesInstanceUID = series_uid(study, series)
-    ds.StudyID = "1"
     ds.SeriesNumber = number
     ds.FrameOfReferenceUID = _uid(study.study_id, "frame of reference")
-    ds.PositionReferenceIndicator = ""
-    ds.SamplesPerPixel = 1
-    ds.PhotometricInterpretation = "MONOCHROME2"
-    ds.BitsAllocated = 16
-    ds.BitsStored = 12
-    ds.HighBit = 11
-    ds.PixelRepresentation = 0
     return ds
 
 

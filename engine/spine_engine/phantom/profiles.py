@@ -110,31 +110,35 @@ def _along(spine: PhantomSpine) -> FloatArray:
     middles = (curve.tops + curve.bottoms) / 2
     disc = np.argmin(np.abs(s[:, None] - curve.discs), axis=1)
     body = np.argmin(np.abs(s[:, None] - middles), axis=1)
-    out = np.zeros((len(s), COLUMNS))
-    out[:, Column.DISC_S] = curve.discs[disc]
-    out[:, Column.DISC_HALF] = shape.disc_height[disc] / 2
-    out[:, Column.HYDRATION] = shape.hydration[disc]
-    out[:, Column.SCHMORL] = shape.schmorl_mm[disc]
     waist = np.clip(1 - ((s - middles[body]) / (shape.body_height[body] / 2)) ** 2, 0, 1)
-    out[:, Column.A] = np.interp(s, middles, shape.half_depth) * (1 - 0.085 * waist)
-    out[:, Column.WALL] = np.interp(s, middles, shape.half_depth) * (1 - 0.02 * waist)
-    out[:, Column.B] = np.interp(s, middles, shape.half_width) * (1 - 0.13 * waist)
-    out[:, Column.X] = curve.x
-    out[:, Column.LEAN] = curve.lean
-    out[:, Column.COS_TURN] = np.cos(curve.turn)
-    out[:, Column.SIN_TURN] = np.sin(curve.turn)
-    out[:, Column.CANAL_WIDTH] = np.interp(s, middles, shape.canal_half_width)
-    out[:, Column.CANAL_DEPTH] = np.interp(s, middles, shape.canal_depth)
-    _add_narrowing(out, spine, s)
-    _add_posterior(out, spine, s, body, disc)
-    out[:, Column.PSOAS] = np.interp(s, middles[[4, 6, 8, 9, 10, 12]], [2, 12, 19, 20, 17, 12])
     conus = middles[5] + shape.conus_mm
-    out[:, Column.CORD] = 4.6 * np.clip((conus - s) / 28, 0, 1) ** 0.6
-    out[:, Column.SAC] = np.clip((middles[11] + 12 - s) / 20, 0, 1)
-    out[:, Column.SACRUM] = np.interp(s, [curve.tops[10] - 2, *middles[10:]], [0, 52, 45, 34, 24, 12])
-    out[:, Column.BODY_S] = middles[body]
-    out[:, Column.MARROW] = shape.marrow[body]
-    out[:, Column.AORTA] = np.interp(s, [middles[8], middles[8] + 14], [9, 5.5])
+    columns = {
+        Column.DISC_S: curve.discs[disc],
+        Column.DISC_HALF: shape.disc_height[disc] / 2,
+        Column.HYDRATION: shape.hydration[disc],
+        Column.SCHMORL: shape.schmorl_mm[disc],
+        Column.A: np.interp(s, middles, shape.half_depth) * (1 - 0.085 * waist),
+        Column.WALL: np.interp(s, middles, shape.half_depth) * (1 - 0.02 * waist),
+        Column.B: np.interp(s, middles, shape.half_width) * (1 - 0.13 * waist),
+        Column.X: curve.x,
+        Column.LEAN: curve.lean,
+        Column.COS_TURN: np.cos(curve.turn),
+        Column.SIN_TURN: np.sin(curve.turn),
+        Column.CANAL_WIDTH: np.interp(s, middles, shape.canal_half_width),
+        Column.CANAL_DEPTH: np.interp(s, middles, shape.canal_depth),
+        Column.PSOAS: np.interp(s, middles[[4, 6, 8, 9, 10, 12]], [2, 12, 19, 20, 17, 12]),
+        Column.CORD: 4.6 * np.clip((conus - s) / 28, 0, 1) ** 0.6,
+        Column.SAC: np.clip((middles[11] + 12 - s) / 20, 0, 1),
+        Column.SACRUM: np.interp(s, [curve.tops[10] - 2, *middles[10:]], [0, 52, 45, 34, 24, 12]),
+        Column.BODY_S: middles[body],
+        Column.MARROW: shape.marrow[body],
+        Column.AORTA: np.interp(s, [middles[8], middles[8] + 14], [9, 5.5]),
+        **_posterior(spine, s, body, disc),
+    }
+    out = np.zeros((len(s), COLUMNS))
+    for column, values in columns.items():
+        out[:, column] = values
+    _add_narrowing(out, spine, s)
     return out
 
 
@@ -156,24 +160,26 @@ def _add_narrowing(out: FloatArray, spine: PhantomSpine, s: FloatArray) -> None:
             out[:, column] = np.maximum(out[:, column], narrowing[level, CONDITIONS.index(condition)] * window)
 
 
-def _add_posterior(
-    out: FloatArray, spine: PhantomSpine, s: FloatArray, body: NDArray[np.int64], disc: NDArray[np.int64]
-) -> None:
-    """Tabulate the ranges of pedicles, laminae, spinous processes, facets and roots as signed distances, mm."""
+def _posterior(
+    spine: PhantomSpine, s: FloatArray, body: NDArray[np.int64], disc: NDArray[np.int64]
+) -> dict[Column, FloatArray]:
+    """Return the ranges of pedicles, laminae, spinous processes, facets and roots as signed distances, mm."""
     curve = spine.curve
     top = curve.tops[body]
     height = spine.shape.body_height[body]
-    free = np.where(body >= 10, 0.6, 1.0)
-    out[:, Column.PEDICLE] = np.minimum(s - (top + 0.04 * height), top + 0.50 * height - s)
     lamina = np.minimum(s - (top + 0.30 * height), top + 0.98 * height - s)
-    out[:, Column.LAMINA] = np.where(body >= 10, 3.0, lamina)
-    out[:, Column.SPINOUS] = np.minimum(s - (top + 0.28 * height), top + 1.02 * height - s) * free
+    spinous = np.minimum(s - (top + 0.28 * height), top + 1.02 * height - s)
     center = curve.discs[disc]
-    out[:, Column.FACET] = np.where(disc >= 10, -9.0, np.minimum(s - (center - 15), center + 11 - s))
-    ends = curve.bottoms[np.clip(disc, 0, 13)]
-    out[:, Column.ROOT_S] = ends - 0.30 * spine.shape.body_height[np.clip(disc, 0, 13)]
+    above = np.clip(disc, 0, 13)
     middles = (curve.tops + curve.bottoms) / 2
-    out[:, Column.SPINOUS_LENGTH] = np.interp(s, middles[[0, 4, 6, 8, 9, 10, 11]], [20, 26, 31, 30, 24, 11, 6])
+    return {
+        Column.PEDICLE: np.minimum(s - (top + 0.04 * height), top + 0.50 * height - s),
+        Column.LAMINA: np.where(body >= 10, 3.0, lamina),
+        Column.SPINOUS: spinous * np.where(body >= 10, 0.6, 1.0),
+        Column.FACET: np.where(disc >= 10, -9.0, np.minimum(s - (center - 15), center + 11 - s)),
+        Column.ROOT_S: curve.bottoms[above] - 0.30 * spine.shape.body_height[above],
+        Column.SPINOUS_LENGTH: np.interp(s, middles[[0, 4, 6, 8, 9, 10, 11]], [20, 26, 31, 30, 24, 11, 6]),
+    }
 
 
 def _soft(spine: PhantomSpine) -> Float32Array:

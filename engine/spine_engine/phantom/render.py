@@ -39,6 +39,11 @@ class PhantomSeries:
     thickness_mm: float
     stacks: tuple[Stack, ...]
 
+    def as_series(self) -> Series:
+        """Return the series as the reader would return it, without writing files."""
+        slices = sum(len(stack.pixels) for stack in self.stacks)
+        return Series(self.name, self.role, "phantom", self.stacks, slices, self.sequence.contrast)
+
 
 @dataclass(frozen=True, eq=False)
 class PhantomStudy:
@@ -50,11 +55,7 @@ class PhantomStudy:
 
     def as_study(self) -> Study:
         """Return the study as the reader would return it, without writing files."""
-        series = []
-        for rendered in sorted(self.series, key=lambda rendered: rendered.name):
-            slices = sum(len(stack.pixels) for stack in rendered.stacks)
-            contrast = rendered.sequence.contrast
-            series.append(Series(rendered.name, rendered.role, "phantom", rendered.stacks, slices, contrast))
+        series = sorted((rendered.as_series() for rendered in self.series), key=lambda series: series.path)
         return Study(self.study_id, tuple(series))
 
 

@@ -23,7 +23,7 @@ from spine_engine.run.ledger import RecordedStudy
 from spine_engine.study import Role, Source, Study
 
 NOT_READ: Final = "There are no pictures: the run failed at this study."
-CHANGED: Final = "There are no pictures: the study's files have changed since the run, or are not there any more."
+CHANGED: Final = "There are no pictures: the study's files have changed since the run, or are missing."
 NO_ROLE: Final = "There are no pictures: no series of the study has a role."
 LOST: Final = "There are no pictures: the files could not be read and drawn again."
 

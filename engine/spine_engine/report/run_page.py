@@ -212,7 +212,7 @@ def _sentence(run: Mapping[str, Any], rows: Sequence[StudyRow]) -> str:
     counts = ", all graded" if by_status[Status.GRADED] == len(rows) else f": {', '.join(parts)}"
     severe = sum(row.worst is not None and "2" in row.digits for row in rows)
     likely = f"; {severe:,} with a place whose likeliest grade is severe" if severe else ""
-    stopped = " The run was interrupted; the same command goes on with it." if run.get("interrupted") else ""
+    stopped = " The run was interrupted; the same command resumes it." if run.get("interrupted") else ""
     return f"{many(len(rows), 'study', 'studies')}{counts}{likely}.{stopped}"
 
 

@@ -127,8 +127,8 @@ def _run_record(output: Path) -> dict[str, Any]:
         record: Any = json.loads((output / RUN_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise OutputError(
-            f"{output} holds no {RUN_FILE}: name the output folder of a run that has ended; the same 'spine-engine "
-            "run' goes on with one that has not"
+            f"{output} holds no {RUN_FILE}: name the output folder of a finished run; to finish an interrupted one, "
+            "repeat its 'spine-engine run' command"
         ) from None
     except (OSError, ValueError) as error:
         raise OutputError(f"cannot read {output / RUN_FILE}: {error}; run again") from error
@@ -136,7 +136,7 @@ def _run_record(output: Path) -> dict[str, Any]:
     for name, fields in _NEEDED.items():
         part = parts.get(name)
         if not isinstance(part, dict) or not all(field in part for field in fields):
-            raise OutputError(f"{output / RUN_FILE} lacks {name!r}: it is no record of a run; run again")
+            raise OutputError(f"{output / RUN_FILE} lacks {name!r}: it is not a record of a run; run again")
     return parts
 
 
@@ -144,7 +144,7 @@ def _source(reader: LedgerReader, run: Mapping[str, Any], moved: Moved, *, with_
     made_by = reader.fact("engine version")
     if made_by != __version__:
         raise UsageError(
-            f"the run was done by spine-engine {made_by}, this is {__version__}, which may cut the grids otherwise: "
+            f"the run was done by spine-engine {made_by}, this is {__version__}, which may cut the grids differently: "
             "report with that version, or run again into a new folder"
         )
     used = Bundle.open(moved.bundle or (Path(run["bundle"]["path"]) if run["bundle"]["path"] else None))
@@ -173,7 +173,7 @@ def _overrides(root: Path, given: Path | None, stated: str | None) -> RoleOverri
     if stated is None:
         return RoleOverrides.find(root)
     if not Path(stated).is_file():
-        raise UsageError(f"the run's table of series {stated!r} is not there: name it with --series-descriptions")
+        raise UsageError(f"the run's table of series {stated!r} is missing: name it with --series-descriptions")
     return RoleOverrides.from_csv(Path(stated))
 
 

@@ -84,9 +84,7 @@ def rescale_of(stack_input: StackInput) -> tuple[int, NDArray[np.float32], tuple
     sign_bit = 0x8000 if stack.pixels.dtype == np.int16 else 0
     gain = stack.slope * scale
     offset = (stack.intercept.astype(np.float64) - low) * scale
-    rescale = np.empty((2, len(gain)), np.float32)
-    rescale[0] = gain
-    rescale[1] = offset - sign_bit * gain if sign_bit else offset
+    rescale = np.array([gain, offset - sign_bit * gain if sign_bit else offset], np.float32)
     return sign_bit, rescale, clip
 
 
