@@ -20,9 +20,13 @@ if not sys.argv[1:]:
 
 study = read_study(folder)
 with StudyPipeline.open() as pipeline:
-    grids = pipeline.grids(study, pipeline.locate(study))  # (level, channel, D, H, W), 0..1
+    grids = pipeline.grids(
+        study, pipeline.locate(study)
+    )  # (level, channel, D, H, W), 0..1
 
-print("levels, channels, superior-inferior, anterior-posterior, right-left:", grids.shape)
+print(
+    "levels, channels, superior-inferior, anterior-posterior, right-left:", grids.shape
+)
 if find_spec("PIL"):
     from PIL import Image
 

@@ -23,10 +23,16 @@ def mean_of_each_channel() -> bytes:
     import onnx
 
     node = onnx.helper.make_node("GlobalAveragePool", ["grids"], ["means"])
-    source = onnx.helper.make_tensor_value_info("grids", onnx.TensorProto.FLOAT, ["n", 3, 24, 40, 48])
-    target = onnx.helper.make_tensor_value_info("means", onnx.TensorProto.FLOAT, ["n", 3, 1, 1, 1])
+    source = onnx.helper.make_tensor_value_info(
+        "grids", onnx.TensorProto.FLOAT, ["n", 3, 24, 40, 48]
+    )
+    target = onnx.helper.make_tensor_value_info(
+        "means", onnx.TensorProto.FLOAT, ["n", 3, 1, 1, 1]
+    )
     graph = onnx.helper.make_graph([node], "means", [source], [target])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9
+    )
     return bytes(model.SerializeToString())
 
 
@@ -34,8 +40,14 @@ study = read_study(folder)
 with StudyPipeline.open() as pipeline:
     grids = pipeline.grids(study, pipeline.locate(study))
 
-model = open_backend(Path(sys.argv[2]) if sys.argv[2:] else mean_of_each_channel(), name="openvino", precision="f32")
+model = open_backend(
+    Path(sys.argv[2]) if sys.argv[2:] else mean_of_each_channel(),
+    name="openvino",
+    precision="f32",
+)
 print(model.device, *model.inputs, *model.outputs)
 for name, values in model.run({model.inputs[0].name: grids}).items():
-    print(name, values.shape, values.reshape(len(values), -1).round(3).tolist(), sep="\n")
+    print(
+        name, values.shape, values.reshape(len(values), -1).round(3).tolist(), sep="\n"
+    )
 model.close()

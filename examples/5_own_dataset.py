@@ -19,8 +19,13 @@ if not sys.argv[1:]:
     print("phantom studies", *write_studies(folder, count=2, seed=1), "in", folder)
 
 table = []
-for result in Engine.open().run(folder):  # in the order in which studies end; run(folder, output) keeps the results
-    severe = [result.probabilities(Condition.SPINAL_CANAL_STENOSIS, level)["severe"] for level in Level]
+for result in Engine.open().run(
+    folder
+):  # in the order in which studies end; run(folder, output) keeps the results
+    severe = [
+        result.probabilities(Condition.SPINAL_CANAL_STENOSIS, level)["severe"]
+        for level in Level
+    ]
     table.append((result.study_id, result.status, result.reason or "", *severe))
 
 path = Path(sys.argv[2] if sys.argv[2:] else "severe_canal.csv")

@@ -13,9 +13,15 @@ from hypothesis import HealthCheck, settings
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 # The same examples every time: a failure tells of the change. `--hypothesis-profile search` draws others.
-settings.register_profile("steady", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.register_profile(
-    "search", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "steady", deadline=None, derandomize=True, database=None, max_examples=40
+)
+settings.register_profile(
+    "search",
+    deadline=None,
+    max_examples=1000,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 settings.load_profile("steady")
 
@@ -25,9 +31,13 @@ def real_data() -> Path:
     """The folder of real exams (``studies/`` with ``truth.json``, ``lumbar-mri/``, ``spider-slices/``), or a skip."""
     folder = os.environ.get("SPINE_REAL_DATA")
     if not folder:
-        pytest.skip("SPINE_REAL_DATA is not set: the real exams are not part of the repository")
+        pytest.skip(
+            "SPINE_REAL_DATA is not set: the real exams are not part of the repository"
+        )
     path = Path(folder)
-    assert (path / "studies" / "truth.json").is_file(), f"SPINE_REAL_DATA={folder} holds no studies/truth.json"
+    assert (path / "studies" / "truth.json").is_file(), (
+        f"SPINE_REAL_DATA={folder} holds no studies/truth.json"
+    )
     return path
 
 
@@ -39,7 +49,9 @@ def in_process(monkeypatch):
 
     workers = Workers()
     monkeypatch.setattr("spine_engine.scheduler.pool.ProcessPoolExecutor", workers.pool)
-    monkeypatch.setattr("spine_engine.scheduler.pool.limit_memory", workers.limit_memory)
+    monkeypatch.setattr(
+        "spine_engine.scheduler.pool.limit_memory", workers.limit_memory
+    )
     yield workers
     end_all()
 
@@ -47,7 +59,10 @@ def in_process(monkeypatch):
 def pytest_collection_modifyitems(items) -> None:
     """Give runs without processes 40 s: one that waits for ever is noticed soon."""
     for item in items:
-        if "in_process" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+        if (
+            "in_process" in getattr(item, "fixturenames", ())
+            and item.get_closest_marker("timeout") is None
+        ):
             item.add_marker(pytest.mark.timeout(40))
 
 

@@ -53,13 +53,17 @@ def run_example(name, *arguments):
     """Run an example as a script with arguments, in this process; return its variables and what it printed."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as printed:
         patch.setattr(sys, "argv", [name, *map(str, arguments)])
-        return runpy.run_path(str(EXAMPLES / name), run_name="__main__"), printed.getvalue()
+        return runpy.run_path(
+            str(EXAMPLES / name), run_name="__main__"
+        ), printed.getvalue()
 
 
 @pytest.fixture(scope="module")
 def example_4(study):
     """What example 4 leaves behind, with a model it has made."""
-    pytest.importorskip("onnx", reason="onnx is not installed: example 4 cannot make its model")
+    pytest.importorskip(
+        "onnx", reason="onnx is not installed: example 4 cannot make its model"
+    )
     return run_example("4_own_backend.py", study)
 
 
@@ -77,7 +81,9 @@ def ready_phantoms(monkeypatch, phantoms):
 
 
 def test_every_example_is_run_here():
-    names = sorted(path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__")
+    names = sorted(
+        path.name for path in EXAMPLES.iterdir() if path.name != "__pycache__"
+    )
     text = Path(__file__).read_text()
     assert [name[0] for name in names] == ["1", "2", "3", "4", "5", "6"]
     assert all(f'"{name}"' in text for name in names)
@@ -96,7 +102,9 @@ def test_level_grids_and_their_picture(study, tmp_path):
     variables, printed = run_example("2_level_grids.py", study, tmp_path / "grids.png")
     assert variables["grids"].shape == (5, 3, 24, 40, 48)
     assert "(5, 3, 24, 40, 48)" in printed
-    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: example 2 writes no picture")
+    image = pytest.importorskip(
+        "PIL.Image", reason="Pillow is not installed: example 2 writes no picture"
+    )
     with image.open(tmp_path / "grids.png") as picture:
         assert picture.size == (3 * 40, 5 * 24)
         assert np.asarray(picture).std() > 20
@@ -108,7 +116,9 @@ def test_a_ball_of_ones_own_keeps_its_volume():
     ball_mm3 = 4 / 3 * np.pi * 25**3
     assert sampled.values.sum() / 1000 * 8 == pytest.approx(ball_mm3, rel=0.02)
     assert sampled.coverage == (1.0,)
-    assert pooled.coverage[0] == pytest.approx(2 / 3, abs=0.01)  # slices 3 mm apart in voxels of 2 mm
+    assert pooled.coverage[0] == pytest.approx(
+        2 / 3, abs=0.01
+    )  # slices 3 mm apart in voxels of 2 mm
 
 
 def test_an_array_of_ones_own(tmp_path):
@@ -135,8 +145,14 @@ def test_a_dataset_of_ones_own(phantoms, tmp_path):
     run_example("5_own_dataset.py", phantoms, tmp_path / "table.csv")
     with (tmp_path / "table.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [row["study_id"] for row in table] == sorted(path.name for path in (phantoms / "train_images").iterdir())
-    assert all(row["status"] == "graded" and 0 <= float(row[level]) <= 1 for row in table for level in LEVELS)
+    assert [row["study_id"] for row in table] == sorted(
+        path.name for path in (phantoms / "train_images").iterdir()
+    )
+    assert all(
+        row["status"] == "graded" and 0 <= float(row[level]) <= 1
+        for row in table
+        for level in LEVELS
+    )
 
 
 def test_the_notebook(ready_phantoms):
@@ -144,7 +160,9 @@ def test_the_notebook(ready_phantoms):
     variables = {}
     for cell in notebook["cells"]:
         if cell["cell_type"] == "code":
-            assert cell["outputs"] == [], "outputs of cells do not belong into the repository"
+            assert cell["outputs"] == [], (
+                "outputs of cells do not belong into the repository"
+            )
             exec(compile("".join(cell["source"]), cell["id"], "exec"), variables)
     assert variables["result"].status == "graded"
     assert variables["montage"].shape == (5 * 24, 3 * 40)
@@ -152,7 +170,9 @@ def test_the_notebook(ready_phantoms):
 
 def in_python() -> list[str]:
     """The blocks of Python of the README's section, in order."""
-    section = (ROOT / "README.md").read_text().split("\n## In Python\n")[1].split("\n## ")[0]
+    section = (
+        (ROOT / "README.md").read_text().split("\n## In Python\n")[1].split("\n## ")[0]
+    )
     return re.findall(r"^```python\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
 
 
@@ -163,7 +183,10 @@ def snippet(study, tmp_path):
     def run(n):
         shutil.copytree(study, tmp_path / "exams" / "patient7")
         variables = {}
-        exec(compile(in_python()[n], f"README.md, block {n} of In Python", "exec"), variables)
+        exec(
+            compile(in_python()[n], f"README.md, block {n} of In Python", "exec"),
+            variables,
+        )
         return variables
 
     return run
@@ -179,7 +202,10 @@ def test_the_readme_grades_one_study(snippet, study):
 
 
 def test_the_readme_shows_level_grids(snippet):
-    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed: the README's picture is not written")
+    image = pytest.importorskip(
+        "PIL.Image",
+        reason="Pillow is not installed: the README's picture is not written",
+    )
     assert snippet(1)["grids"].shape == (5, 3, 24, 40, 48)
     with image.open("l4_l5.png") as picture:
         assert np.asarray(picture).shape == (24, 40)
@@ -202,14 +228,26 @@ def test_the_readme_grades_many(snippet, study):
 
 
 def test_every_public_name_is_in_the_reference():
-    pages = {path.name: path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")}
-    described = {line.rsplit(".", 1)[1] for page in pages.values() for line in re.findall(r"^::: (\S+)$", page, re.M)}
+    pages = {
+        path.name: path.read_text() for path in (ROOT / "docs" / "api").glob("*.md")
+    }
+    described = {
+        line.rsplit(".", 1)[1]
+        for page in pages.values()
+        for line in re.findall(r"^::: (\S+)$", page, re.M)
+    }
     assert set(spine_engine.__all__) - {"__version__"} <= described
-    assert all(f"[`{name}`]" in pages["index.md"] for name in spine_engine.__all__ if name != "__version__")
+    assert all(
+        f"[`{name}`]" in pages["index.md"]
+        for name in spine_engine.__all__
+        if name != "__version__"
+    )
 
 
 @pytest.mark.slow
 def test_an_example_as_a_user_starts_it(tmp_path):
     command = [sys.executable, str(EXAMPLES / "1_one_study.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=300, cwd=tmp_path
+    )
     assert "\ngraded" in done.stdout

@@ -29,21 +29,35 @@ print(json.dumps(new))
 def imported() -> dict[str, list[str]]:
     """The modules that each import added, in a process that imports one after the other."""
     command = [sys.executable, "-c", PROBE, *(f"spine_engine.{room}" for room in ROOMS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=300
+    )
     modules: dict[str, list[str]] = json.loads(done.stdout)
     return modules
 
 
 def test_importing_the_package_pulls_in_no_other_package(imported):
     """That is what keeps it at some 30 ms: each public name is loaded when it is first used."""
-    others = {name for name in imported["spine_engine"] if name.split(".")[0] not in sys.stdlib_module_names}
+    others = {
+        name
+        for name in imported["spine_engine"]
+        if name.split(".")[0] not in sys.stdlib_module_names
+    }
     assert others == {"spine_engine", "spine_engine._version"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_no_runtime_module_imports_a_training_or_plotting_library(imported, room):
     packages = {name.split(".")[0] for name in imported[f"spine_engine.{room}"]}
-    assert not packages & {"torch", "torchvision", "onnx", "onnxruntime", "matplotlib", "pandas", "open3d"}
+    assert not packages & {
+        "torch",
+        "torchvision",
+        "onnx",
+        "onnxruntime",
+        "matplotlib",
+        "pandas",
+        "open3d",
+    }
 
 
 def test_the_public_names_are_sorted_and_exist():
@@ -57,5 +71,7 @@ def test_dir_lists_the_public_names():
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
-    with pytest.raises(AttributeError, match=r"'spine_engine' has no attribute 'Enigne'"):
+    with pytest.raises(
+        AttributeError, match=r"'spine_engine' has no attribute 'Enigne'"
+    ):
         spine_engine.Enigne  # noqa: B018

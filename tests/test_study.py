@@ -82,7 +82,10 @@ def test_what_cannot_be_placed_is_refused(changes, message):
 
 def test_axes_may_be_off_by_a_ten_thousandth():
     sound = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
-    assert stack(axes=sound + np.array([[0, 0.9e-4, 0], [0, 0, 0], [0, 0, 0]])).axes[0, 1] == 0.9e-4
+    assert (
+        stack(axes=sound + np.array([[0, 0.9e-4, 0], [0, 0, 0], [0, 0, 0]])).axes[0, 1]
+        == 0.9e-4
+    )
     with pytest.raises(ValueError, match="orthonormal"):
         stack(axes=sound + np.array([[0, 1.1e-4, 0], [0, 0, 0], [0, 0, 0]]))
 
@@ -91,7 +94,12 @@ def test_a_study_knows_its_series_by_their_roles():
     assert list(Role) == ["sagittal_t1", "sagittal_t2", "axial_t2"]
     series = [
         Series(path, role, "", (), 0)
-        for path, role in (("a", Role.AXIAL_T2), ("b", None), ("c", Role.SAGITTAL_T1), ("d", Role.AXIAL_T2))
+        for path, role in (
+            ("a", Role.AXIAL_T2),
+            ("b", None),
+            ("c", Role.SAGITTAL_T1),
+            ("d", Role.AXIAL_T2),
+        )
     ]
     study = Study("1.2", tuple(series))
     assert [one.path for one in study.with_role(Role.AXIAL_T2)] == ["a", "d"]

@@ -32,7 +32,13 @@ import typer
 from spine_bench.findings import Findings, Table, progress
 from spine_bench.harness.interfaces import F64
 from spine_engine._version import __version__
-from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, SEVERITIES, row_id
+from spine_engine.anatomy import (
+    CONDITIONS,
+    LEVELS,
+    MIRRORED_CONDITION,
+    SEVERITIES,
+    row_id,
+)
 from spine_engine.phantom import PhantomSpine, Protocol, draw_spine, render, write_study
 
 # Phantoms from here on are for measurement only: detectors train on seeds from 700,000, graders from 10,000,000.
@@ -80,7 +86,9 @@ def command(folder: Path, output: Path, *options: str) -> list[str]:
     ]
 
 
-def run(folder: Path, output: Path, *options: str, **environment: str) -> dict[str, Any]:
+def run(
+    folder: Path, output: Path, *options: str, **environment: str
+) -> dict[str, Any]:
     """Run the engine and return its ``run.json``; keywords are variables of the environment.
 
     Raises:
@@ -94,7 +102,9 @@ def run(folder: Path, output: Path, *options: str, **environment: str) -> dict[s
         check=False,
     )
     if done.returncode not in (0, 8):
-        raise RuntimeError(f"the run ended with {done.returncode}: {done.stderr[-2000:]}")
+        raise RuntimeError(
+            f"the run ended with {done.returncode}: {done.stderr[-2000:]}"
+        )
     record: dict[str, Any] = json.loads((output / "run.json").read_text())
     return record
 
@@ -102,16 +112,25 @@ def run(folder: Path, output: Path, *options: str, **environment: str) -> dict[s
 def predictions(output: Path) -> dict[str, F64]:
     """Return ``predictions.csv`` as row id -> the three probabilities."""
     with (output / "predictions.csv").open(newline="") as file:
-        return {row["row_id"]: np.array([float(row[str(s)]) for s in SEVERITIES]) for row in csv.DictReader(file)}
+        return {
+            row["row_id"]: np.array([float(row[str(s)]) for s in SEVERITIES])
+            for row in csv.DictReader(file)
+        }
 
 
 def study_lines(output: Path) -> list[dict[str, Any]]:
     """Return the lines of ``studies.jsonl``."""
-    return [json.loads(line) for line in (output / "studies.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (output / "studies.jsonl").read_text().splitlines()
+    ]
 
 
 def write_phantoms(
-    folder: Path, spines: Iterable[PhantomSpine], *, scan: int = 0, follow_patient: bool = True
+    folder: Path,
+    spines: Iterable[PhantomSpine],
+    *,
+    scan: int = 0,
+    follow_patient: bool = True,
 ) -> list[str]:
     """Render and write phantoms below ``folder``; return their study ids.
 
@@ -169,7 +188,10 @@ def _errors_mm(line: dict[str, Any], truth: dict[str, Any]) -> F64:
     nowhere = [np.inf] * 3
     errors: F64 = np.linalg.norm(
         np.subtract(
-            [line["levels"].get(level, {}).get("center_mm") or nowhere for level in truth[folder]],
+            [
+                line["levels"].get(level, {}).get("center_mm") or nowhere
+                for level in truth[folder]
+            ],
             list(truth[folder].values()),
         ),
         axis=1,
@@ -186,8 +208,17 @@ def mirror(work: Path, count: int) -> list[Figure]:
     )
     followed, clear = _worse_side_follows(here, there)
     return [
-        _small(f"{count} mirrored phantom studies: mean probability difference", here, there),
-        Figure("their worse side follows the mirror", f"{followed} of {clear}", "all", followed == clear > 0),
+        _small(
+            f"{count} mirrored phantom studies: mean probability difference",
+            here,
+            there,
+        ),
+        Figure(
+            "their worse side follows the mirror",
+            f"{followed} of {clear}",
+            "all",
+            followed == clear > 0,
+        ),
     ]
 
 
@@ -199,13 +230,22 @@ def pose(work: Path, count: int) -> list[Figure]:
 
 def upright(work: Path, count: int) -> list[Figure]:
     """How much it changes when the planes do not follow the patient: every slice then cuts the spine askew."""
-    return [_small("the same with planes that stay upright", *_graded_pairs(work, _posed(count), follow_patient=False))]
+    return [
+        _small(
+            "the same with planes that stay upright",
+            *_graded_pairs(work, _posed(count), follow_patient=False),
+        )
+    ]
 
 
 def scan_again(work: Path, count: int) -> list[Figure]:
     """How much another scan of the same patient changes: the noise that the other differences stand beside."""
     name = f"{count} patients scanned a second time (other noise, coil, tilts): mean probability difference"
-    return [Figure(name, _small(name, *_graded_pairs(work, phantoms(count), scan=1)).measured)]
+    return [
+        Figure(
+            name, _small(name, *_graded_pairs(work, phantoms(count), scan=1)).measured
+        )
+    ]
 
 
 def _small(name: str, here: F64, there: F64) -> Figure:
@@ -215,7 +255,10 @@ def _small(name: str, here: F64, there: F64) -> Figure:
 
 def _posed(count: int) -> list[PhantomSpine]:
     rng = np.random.default_rng(FIRST_SEED)
-    return [spine.posed(_rotation(rng), rng.uniform(-30, 30, 3)) for spine in phantoms(count)]
+    return [
+        spine.posed(_rotation(rng), rng.uniform(-30, 30, 3))
+        for spine in phantoms(count)
+    ]
 
 
 def _rotation(rng: np.random.Generator) -> F64:
@@ -230,12 +273,18 @@ def _rotation(rng: np.random.Generator) -> F64:
             [-y, x, 0],
         ]
     )
-    rotation: F64 = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    rotation: F64 = (
+        np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    )
     return rotation
 
 
 def _graded_pairs(
-    work: Path, others: Sequence[PhantomSpine], *, mirrored: bool = False, **scanned: Any
+    work: Path,
+    others: Sequence[PhantomSpine],
+    *,
+    mirrored: bool = False,
+    **scanned: Any,
 ) -> tuple[F64, F64]:
     """Grade the phantoms as drawn, and in another form; return both ``(studies, conditions, levels, 3)``.
 
@@ -247,14 +296,20 @@ def _graded_pairs(
     }
     conditions = {
         "one": CONDITIONS,
-        "two": [MIRRORED_CONDITION[condition] if mirrored else condition for condition in CONDITIONS],
+        "two": [
+            MIRRORED_CONDITION[condition] if mirrored else condition
+            for condition in CONDITIONS
+        ],
     }
     grades = []
     for name, studies in identifiers.items():
         run(work / name, work / f"{name}-out")
         rows = predictions(work / f"{name}-out")
         ids = [
-            row_id(study, condition, level) for study in studies for condition in conditions[name] for level in LEVELS
+            row_id(study, condition, level)
+            for study in studies
+            for condition in conditions[name]
+            for level in LEVELS
         ]
         grades.append(
             np.reshape(
@@ -271,9 +326,14 @@ def _worse_side_follows(here: F64, there: F64) -> tuple[int, int]:
 
     Both are ``(studies, conditions, levels, 3)`` with the mirrored study's conditions already swapped back.
     """
-    opposite = [CONDITIONS.index(MIRRORED_CONDITION[condition]) for condition in CONDITIONS]
+    opposite = [
+        CONDITIONS.index(MIRRORED_CONDITION[condition]) for condition in CONDITIONS
+    ]
     left = [own for own, other in enumerate(opposite) if own < other]
-    one, two = ((grades - grades[:, opposite])[:, left] @ np.arange(3.0) for grades in (here, there))
+    one, two = (
+        (grades - grades[:, opposite])[:, left] @ np.arange(3.0)
+        for grades in (here, there)
+    )
     differs = np.abs(one) > CLEAR_DIFFERENCE
     return int((differs & (np.sign(one) == np.sign(two))).sum()), int(differs.sum())
 
@@ -287,18 +347,33 @@ def same_bytes(work: Path, count: int) -> list[Figure]:
     wanted = (work / "one" / "predictions.csv").read_bytes()
     run(folder, work / "two", "--workers", "2")
     run(work / "shuffled", work / "shuffled-out", "--workers", "2")
-    killed_after = kill_in_the_middle(folder, work / "killed", at_least=max(1, count // 4))
+    killed_after = kill_in_the_middle(
+        folder, work / "killed", at_least=max(1, count // 4)
+    )
     run(folder, work / "killed")
     return [
         _equal(f"{count} phantoms, 2 workers against 1", wanted, work / "two"),
-        _equal("files and instance numbers shuffled into one folder a study", wanted, work / "shuffled-out"),
-        _equal(f"kill -9 after {killed_after} studies, then the same command", wanted, work / "killed"),
+        _equal(
+            "files and instance numbers shuffled into one folder a study",
+            wanted,
+            work / "shuffled-out",
+        ),
+        _equal(
+            f"kill -9 after {killed_after} studies, then the same command",
+            wanted,
+            work / "killed",
+        ),
     ]
 
 
 def _equal(name: str, wanted: bytes, output: Path) -> Figure:
     same = (output / "predictions.csv").read_bytes() == wanted
-    return Figure(f"predictions.csv: {name}", "same bytes" if same else "different bytes", "same bytes", same)
+    return Figure(
+        f"predictions.csv: {name}",
+        "same bytes" if same else "different bytes",
+        "same bytes",
+        same,
+    )
 
 
 def shuffle(folder: Path, target: Path) -> None:
@@ -321,20 +396,29 @@ def kill_in_the_middle(folder: Path, output: Path, *, at_least: int) -> int:
         RuntimeError: the run ended before it could be killed.
     """
     process = subprocess.Popen(
-        command(folder, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(folder, output),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     while _recorded(output) < at_least and process.poll() is None:
         time.sleep(0.05)
     process.kill()
     process.wait()
     if process.returncode != -signal.SIGKILL or (output / "predictions.csv").exists():
-        raise RuntimeError("the run had ended when it was killed; measure with more studies")
+        raise RuntimeError(
+            "the run had ended when it was killed; measure with more studies"
+        )
     return _recorded(output)
 
 
 def _recorded(output: Path) -> int:
     try:
-        with closing(sqlite3.connect(f"file:{output / 'ledger.sqlite'}?mode=ro", timeout=30, uri=True)) as ledger:
+        with closing(
+            sqlite3.connect(
+                f"file:{output / 'ledger.sqlite'}?mode=ro", timeout=30, uri=True
+            )
+        ) as ledger:
             return int(ledger.execute("SELECT count(*) FROM outcomes").fetchone()[0])
     except sqlite3.OperationalError:  # it is not there yet, or its tables are not
         return 0
@@ -347,7 +431,9 @@ def memory(work: Path, small: int, large: int) -> list[Figure]:
         shutil.copytree(study, work / "small" / study.name, copy_function=os.link)
     few = run(work / "small", work / "small-out")
     many = run(work / "large", work / "large-out")
-    peak, peak_many = (record["peak_memory_bytes"]["total"] / 1e6 for record in (few, many))
+    peak, peak_many = (
+        record["peak_memory_bytes"]["total"] / 1e6 for record in (few, many)
+    )
     growth = peak_many / peak - 1
     return [
         Figure(
@@ -356,7 +442,10 @@ def memory(work: Path, small: int, large: int) -> list[Figure]:
             "within 10 %",
             abs(growth) <= 0.10,
         ),
-        Figure(f"studies a second, {large} phantom studies, all cores", f"{many['studies_per_s']:.2f}"),
+        Figure(
+            f"studies a second, {large} phantom studies, all cores",
+            f"{many['studies_per_s']:.2f}",
+        ),
     ]
 
 
@@ -364,7 +453,9 @@ def memory(work: Path, small: int, large: int) -> list[Figure]:
 
 
 def measure(
-    phantom_studies: Annotated[int, typer.Option("--phantoms", help="Phantoms for mirror and pose.")] = 20,
+    phantom_studies: Annotated[
+        int, typer.Option("--phantoms", help="Phantoms for mirror and pose.")
+    ] = 20,
     many: Annotated[int, typer.Option(help="Phantoms for the memory figure.")] = 200,
 ) -> Findings:
     """Measure what the engine promises, on files; on the real exams too where SPINE_REAL_DATA names their folder."""
@@ -387,14 +478,21 @@ def measure(
     table = Table(
         title="Promises",
         columns=("promise", "measured", "wanted", "met"),
-        rows=[(figure.name, figure.measured, figure.wanted, figure.verdict) for figure in figures],
+        rows=[
+            (figure.name, figure.measured, figure.wanted, figure.verdict)
+            for figure in figures
+        ],
     )
     return Findings(
         tables=[table],
-        notes=[] if real_data else ["SPINE_REAL_DATA is not set: the real exams are left out"],
+        notes=[]
+        if real_data
+        else ["SPINE_REAL_DATA is not set: the real exams are left out"],
         record=[asdict(figure) for figure in figures],
         page=page(table),
-        failure="a promise is not kept" if any(figure.met is False for figure in figures) else "",
+        failure="a promise is not kept"
+        if any(figure.met is False for figure in figures)
+        else "",
     )
 
 

@@ -16,7 +16,16 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from spine_bench.findings import AsJson, BundleFolder, Findings, Input, Markdown, Out, progress, tell
+from spine_bench.findings import (
+    AsJson,
+    BundleFolder,
+    Findings,
+    Input,
+    Markdown,
+    Out,
+    progress,
+    tell,
+)
 from spine_bench.harness import figures
 from spine_bench.harness.chart import draw
 from spine_bench.harness.interfaces import FOLDER_STUDIES, PHANTOMS, library_of
@@ -52,18 +61,54 @@ class Trial:
 
 
 TRIALS: Final = {
-    "acceptance": Trial("spine_bench.acceptance:measure", "What the engine promises, on files; docs/acceptance.md."),
-    "bundles": Trial("spine_bench.baselines.bundles:measure", "Make bundles of the size that others run."),
-    "decode": Trial("spine_bench.decode:measure", "How fast studies are read, beside pydicom and dicomsdl."),
-    "families": Trial("spine_bench.families:measure", "Which backbones export, and how far they stray."),
-    "faults": Trial("spine_bench.faults:measure", "Runs in which workers die, raise and hang, by the hundred."),
-    "models": Trial("spine_bench.baselines.models:measure", "Each network in every runtime, beside the roof."),
-    "pictures": Trial("spine_bench.pictures:measure", "Make the pictures of the README and of docs/report.md."),
-    "report": Trial("spine_bench.report:measure", "How long the report of a run takes, and how large it is."),
-    "same": Trial("spine_bench.same:measure", "The same bytes as another git revision, and how fast."),
-    "scale": Trial("spine_bench.scale:measure", "Whether the 5,000th study costs what the 50th does."),
-    "seconds": Trial("spine_bench.baselines.seconds:measure", "Seconds a study of each system, and where they go."),
-    "voxelizer": Trial("spine_bench.voxelizer:measure", "How fast the voxelizer is, beside what people use."),
+    "acceptance": Trial(
+        "spine_bench.acceptance:measure",
+        "What the engine promises, on files; docs/acceptance.md.",
+    ),
+    "bundles": Trial(
+        "spine_bench.baselines.bundles:measure",
+        "Make bundles of the size that others run.",
+    ),
+    "decode": Trial(
+        "spine_bench.decode:measure",
+        "How fast studies are read, beside pydicom and dicomsdl.",
+    ),
+    "families": Trial(
+        "spine_bench.families:measure",
+        "Which backbones export, and how far they stray.",
+    ),
+    "faults": Trial(
+        "spine_bench.faults:measure",
+        "Runs in which workers die, raise and hang, by the hundred.",
+    ),
+    "models": Trial(
+        "spine_bench.baselines.models:measure",
+        "Each network in every runtime, beside the roof.",
+    ),
+    "pictures": Trial(
+        "spine_bench.pictures:measure",
+        "Make the pictures of the README and of docs/report.md.",
+    ),
+    "report": Trial(
+        "spine_bench.report:measure",
+        "How long the report of a run takes, and how large it is.",
+    ),
+    "same": Trial(
+        "spine_bench.same:measure",
+        "The same bytes as another git revision, and how fast.",
+    ),
+    "scale": Trial(
+        "spine_bench.scale:measure",
+        "Whether the 5,000th study costs what the 50th does.",
+    ),
+    "seconds": Trial(
+        "spine_bench.baselines.seconds:measure",
+        "Seconds a study of each system, and where they go.",
+    ),
+    "voxelizer": Trial(
+        "spine_bench.voxelizer:measure",
+        "How fast the voxelizer is, beside what people use.",
+    ),
 }
 
 
@@ -96,23 +141,34 @@ def trial_command(name: str) -> Any:
     try:
         measure = getattr(import_module(module), function)
     except ImportError as error:
-        raise UsageError(f"'{name}' needs {error.name}: in a clone, pip install '.[all]'") from error
+        raise UsageError(
+            f"'{name}' needs {error.name}: in a clone, pip install '.[all]'"
+        ) from error
 
-    def run(out: Out = None, markdown: Markdown = None, as_json: AsJson = False, **options: Any) -> None:
+    def run(
+        out: Out = None,
+        markdown: Markdown = None,
+        as_json: AsJson = False,
+        **options: Any,
+    ) -> None:
         tell(measure(**options), out, markdown, as_json)
 
     own = inspect.signature(measure, eval_str=True).parameters.values()
     *shared, _ = inspect.signature(run, eval_str=True).parameters.values()
     setattr(run, "__signature__", inspect.Signature([*own, *shared]))  # noqa: B010 - a function declares no such name
     run.__doc__ = measure.__doc__
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app = typer.Typer(
+        add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+    )
     app.command(name)(run)
     return typer.main.get_command(app)
 
 
 app = typer.Typer(cls=TrialGroup, add_completion=False, rich_markup_mode=None)
 
-Chart = Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the chart: .svg or .png.")]
+Chart = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the chart: .svg or .png.")
+]
 
 
 class Scenarios(StrEnum):
@@ -136,21 +192,41 @@ def bench(
     context: typer.Context,
     folder: Input = None,
     systems: Annotated[
-        str, typer.Option(help="Which systems, with commas; one of your own as module:function.")
+        str,
+        typer.Option(
+            help="Which systems, with commas; one of your own as module:function."
+        ),
     ] = DEFAULT_SYSTEMS,
     scenario: Annotated[
-        Scenarios, typer.Option(help="How studies come; 'server' and 'all' measure the others too.")
+        Scenarios,
+        typer.Option(
+            help="How studies come; 'server' and 'all' measure the others too."
+        ),
     ] = Scenarios.ALL,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each system has its turn.")] = 5,
-    seconds: Annotated[float, typer.Option(min=0.01, help="Of a turn, for each system and scenario.")] = 10.0,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="How often each system has its turn.")
+    ] = 5,
+    seconds: Annotated[
+        float, typer.Option(min=0.01, help="Of a turn, for each system and scenario.")
+    ] = 10.0,
     studies: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help=f"Studies: {PHANTOMS} phantoms, {FOLDER_STUDIES} of DIR."),
+        typer.Option(
+            min=1,
+            metavar="N",
+            help=f"Studies: {PHANTOMS} phantoms, {FOLDER_STUDIES} of DIR.",
+        ),
     ] = None,
     server_queries: Annotated[
-        int, typer.Option(min=FEWEST_SERVER_QUERIES, help="Studies of each of the two server runs.")
+        int,
+        typer.Option(
+            min=FEWEST_SERVER_QUERIES, help="Studies of each of the two server runs."
+        ),
     ] = SERVER_QUERIES,
-    stages: Annotated[bool, typer.Option("--stages/--no-stages", help="Measure the engine's stages too.")] = True,
+    stages: Annotated[
+        bool,
+        typer.Option("--stages/--no-stages", help="Measure the engine's stages too."),
+    ] = True,
     bundle: BundleFolder = None,
     out: Out = None,
     chart: Chart = None,
@@ -163,7 +239,9 @@ def bench(
     """
     if context.invoked_subcommand is not None:
         return
-    names = tuple(dict.fromkeys(name.strip() for name in systems.split(",") if name.strip()))
+    names = tuple(
+        dict.fromkeys(name.strip() for name in systems.split(",") if name.strip())
+    )
     if not names:
         raise UsageError(f"--systems names none; choose from {DEFAULT_SYSTEMS}")
     for name in names:
@@ -180,7 +258,15 @@ def bench(
     progress(f"takes about {plan.minutes} min on 2 cores")
     tell(
         _found(
-            measure(library_of(folder, studies), bundle, Bundle.open(bundle).facts, plan, progress), chart, markdown
+            measure(
+                library_of(folder, studies),
+                bundle,
+                Bundle.open(bundle).facts,
+                plan,
+                progress,
+            ),
+            chart,
+            markdown,
         ),
         out,
         markdown,
@@ -239,7 +325,9 @@ def _found(result: Result, chart: Path | None, markdown: Path | None) -> Finding
     beside = None
     if chart is not None:
         draw(result, chart)
-        beside = Path(os.path.relpath(chart, markdown.parent if markdown else ".")).as_posix()
+        beside = Path(
+            os.path.relpath(chart, markdown.parent if markdown else ".")
+        ).as_posix()
     command = shlex.join(["spine-engine", *without_folders(sys.argv[1:])])
     failures, answers = figures.failed(result, figures.ENGINE)
     failure = "" if result.turns else "nothing was measured"
@@ -258,10 +346,16 @@ def without_folders(words: Sequence[str]) -> list[str]:
     """Return a command's words with only the file names of --input, --bundle, and whatever lies outside this folder."""
     shown: list[str] = []
     for word in words:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option, equals, value = (
+            word.partition("=") if word.startswith("--") else ("", "", word)
+        )
         named = option if equals else shown[-1] if shown else ""
         path = Path(value)
-        if named in ("--input", "--bundle") or path.is_absolute() or path.parts[:1] in (("..",), ("~",)):
+        if (
+            named in ("--input", "--bundle")
+            or path.is_absolute()
+            or path.parts[:1] in (("..",), ("~",))
+        ):
             value = path.name or path.resolve().name
         shown.append(option + equals + value)
     return shown

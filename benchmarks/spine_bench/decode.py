@@ -40,8 +40,21 @@ REFERENCE_ROUNDS: Final = 2
 CHECKED: Final = 20
 # What a reader of studies needs of a classic image at the very least; the engine looks for 47.
 USED: Final = (
-    *("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("PixelSpacing", "Rows", "Columns", "BitsStored", "PixelRepresentation", "PhotometricInterpretation"),
+    *(
+        "StudyInstanceUID",
+        "SeriesInstanceUID",
+        "PatientID",
+        "ImagePositionPatient",
+        "ImageOrientationPatient",
+    ),
+    *(
+        "PixelSpacing",
+        "Rows",
+        "Columns",
+        "BitsStored",
+        "PixelRepresentation",
+        "PhotometricInterpretation",
+    ),
     *("InstanceNumber", "EchoTime", "RepetitionTime", "ImageType", "SeriesDescription"),
 )
 
@@ -69,19 +82,28 @@ def compare(root: Path) -> dict[str, float]:
     """
     library = folder_library(root)
     paths = [library.root / file.path for unit in library.units for file in unit.files]
-    decoders: dict[str, Decode] = {"engine, decode": engine_decode, **dicomsdl_contestants()}
+    decoders: dict[str, Decode] = {
+        "engine, decode": engine_decode,
+        **dicomsdl_contestants(),
+    }
     for name, decode in decoders.items():
         for path in paths[:: max(1, len(paths) // CHECKED)]:
             if not np.array_equal(decode(path), pydicom_decode(path)):
-                raise UsageError(f"{name} reads other pixels than pydicom, of {path.name}")
+                raise UsageError(
+                    f"{name} reads other pixels than pydicom, of {path.name}"
+                )
     contestants: dict[str, Callable[[], object]] = {
         "the file's bytes": partial(_each, read_file, paths),
         "engine, header": partial(_each, engine_header, paths),
         **{name: partial(_each, decode, paths) for name, decode in decoders.items()},
-        "engine, read_unit": partial(_each, partial(read_unit, library.root), library.units),
+        "engine, read_unit": partial(
+            _each, partial(read_unit, library.root), library.units
+        ),
         "pydicom": partial(_each, pydicom_decode, paths),
     }
-    times = take_turns(contestants, ROUNDS, thread_time, spared={"pydicom": REFERENCE_ROUNDS})
+    times = take_turns(
+        contestants, ROUNDS, thread_time, spared={"pydicom": REFERENCE_ROUNDS}
+    )
     return {name: 1e3 * min(seconds) / len(paths) for name, seconds in times.items()}
 
 
@@ -117,7 +139,10 @@ def dicomsdl_contestants() -> dict[str, Decode]:
     """Return dicomsdl's two ways, pixels alone and with the attributes; nothing when it is not installed."""
     if importlib.util.find_spec("dicomsdl") is None:
         return {}
-    return {"dicomsdl, pixels": _dicomsdl_decode, "dicomsdl, 16 attributes": partial(_dicomsdl_decode, attributes=USED)}
+    return {
+        "dicomsdl, pixels": _dicomsdl_decode,
+        "dicomsdl, 16 attributes": partial(_dicomsdl_decode, attributes=USED),
+    }
 
 
 def _dicomsdl_decode(path: Path, attributes: Sequence[str] = ()) -> NDArray[Any]:
@@ -138,7 +163,10 @@ def _found(best: dict[str, dict[str, float]]) -> Findings:
             Table(
                 title=title,
                 columns=("reader", "ms a file", f"x {yard}"),
-                rows=[(name, f"{ms:.3f}", f"{ms / times[yard]:.2f}") for name, ms in times.items()],
+                rows=[
+                    (name, f"{ms:.3f}", f"{ms / times[yard]:.2f}")
+                    for name, ms in times.items()
+                ],
             )
         )
     return Findings(tables=tables, record=best)

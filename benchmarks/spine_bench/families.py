@@ -77,7 +77,15 @@ WAYS: Final[tuple[tuple[str, AskedPrecision], ...]] = (
     ("openvino", "f32"),
     ("openvino", "bf16"),
 )
-PACKAGES: Final = ("torch", "timm-3d", "onnx", "onnxscript", "onnxruntime", "openvino", "tensorrt-rtx-cu13-bindings")
+PACKAGES: Final = (
+    "torch",
+    "timm-3d",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "openvino",
+    "tensorrt-rtx-cu13-bindings",
+)
 
 
 @dataclass
@@ -102,7 +110,12 @@ class Row:
     def passed(self) -> bool:
         """Whether it exported, agrees in float32 everywhere, and its engine was built."""
         f32 = [value for way, value in self.largest.items() if way.endswith("f32")]
-        return not self.fault and bool(f32) and max(f32) <= F32_LIMIT and self.engine.endswith("MB")
+        return (
+            not self.fault
+            and bool(f32)
+            and max(f32) <= F32_LIMIT
+            and self.engine.endswith("MB")
+        )
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -123,17 +136,25 @@ class Row:
 
 
 def measure(
-    models: Annotated[str, typer.Option(help="Names of timm_3d, with commas.")] = ",".join(MODELS),
+    models: Annotated[
+        str, typer.Option(help="Names of timm_3d, with commas.")
+    ] = ",".join(MODELS),
 ) -> Findings:
     """Export models of every family and run them in every runtime here."""
     layout = _config("unused").layout
     samples = phantom_samples(2)
-    grids = np.concatenate([level_grids(sample.study, sample.levels, layout)[0] for sample in samples])[: max(BATCHES)]
+    grids = np.concatenate(
+        [level_grids(sample.study, sample.levels, layout)[0] for sample in samples]
+    )[: max(BATCHES)]
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
-        os.environ["XDG_CACHE_HOME"] = cache  # an engine that is kept takes no time to build
+        os.environ["XDG_CACHE_HOME"] = (
+            cache  # an engine that is kept takes no time to build
+        )
         for name in models.split(","):
-            with lone_worker() as worker:  # a process each: what one leaves behind is not the next one's
+            with (
+                lone_worker() as worker
+            ):  # a process each: what one leaves behind is not the next one's
                 rows.append(worker.submit(measured, name, grids).result())
             progress(" | ".join(rows[-1].cells))
     table = table_of(rows)
@@ -196,7 +217,12 @@ def _compare(
         if precision == "f32":
             raise
         return  # this processor does not compute in it
-    answers = [backend.run({"image": np.ascontiguousarray(grids[: len(rows)])})["probabilities"] for rows in wanted]
+    answers = [
+        backend.run({"image": np.ascontiguousarray(grids[: len(rows)])})[
+            "probabilities"
+        ]
+        for rows in wanted
+    ]
     backend.close()
     found = [compare_probabilities(*pair) for pair in zip(wanted, answers, strict=True)]
     row.largest[" ".join(way)] = max(parity.largest for parity in found)
@@ -208,7 +234,9 @@ def _exactly(grader: Grader, grids: F32) -> F64:
     with torch.inference_mode():
         features = grader.double().backbone(torch.from_numpy(grids).double())
         exact: F64 = grader.grade(
-            torch.cat([head.get_submodule("0")(features) for head in grader.heads], dim=1)
+            torch.cat(
+                [head.get_submodule("0")(features) for head in grader.heads], dim=1
+            )
         ).numpy()
     return exact
 
@@ -221,7 +249,9 @@ def _engine(content: bytes, shape: tuple[int, ...]) -> str:
     )
     began = time.perf_counter()
     try:
-        engine = build_engine(content, runtime="tensorrt-rtx", capability=CAPABILITY, profile=profile)
+        engine = build_engine(
+            content, runtime="tensorrt-rtx", capability=CAPABILITY, profile=profile
+        )
     except BackendError as error:
         return str(error)[:80]
     return f"{time.perf_counter() - began:.0f} s, {len(engine) / 1e6:.0f} MB"

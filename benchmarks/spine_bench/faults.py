@@ -98,7 +98,10 @@ class _FaultyModel:
 
 def opener(seed: int, working: Path) -> Callable[[str], tuple[Any, BatchPolicy]]:
     """Return what opens the shared model."""
-    return lambda role: (_FaultyModel(seed, working), BatchPolicy(sizes=(1, 2, 4), max_delay_ms=5.0))
+    return lambda role: (
+        _FaultyModel(seed, working),
+        BatchPolicy(sizes=(1, 2, 4), max_delay_ms=5.0),
+    )
 
 
 class _FaultyWorker:
@@ -118,11 +121,15 @@ class _FaultyWorker:
         if self._model is not None:
             number = np.array([[float(task.key)]], np.float32)
             if not np.array_equal(self._model.run({"x": number})["y"], number):
-                (self._working / MIXED_UP).touch()  # an answer to somebody else's question
+                (
+                    self._working / MIXED_UP
+                ).touch()  # an answer to somebody else's question
         return UnitOutcome(results=(graded(task.key),)), FACTS
 
 
-def faulty_worker(seed: int, working: Path, address: str | None) -> tuple[_FaultyWorker, Facts]:
+def faulty_worker(
+    seed: int, working: Path, address: str | None
+) -> tuple[_FaultyWorker, Facts]:
     """Make the worker in its process."""
     return _FaultyWorker(seed, working, address), FACTS
 
@@ -132,22 +139,33 @@ def graded(study_id: str) -> StudyResult:
     return StudyResult(
         study_id=study_id,
         status=Status.GRADED,
-        rows=tuple(in_millionths((1 + int(study_id), 7 + row, 3)) for row in range(len(ROW_ORDER))),
-        series=(SeriesResult(path="s", role="sagittal_t2", evidence="made up", stacks=1, slices=15),),
+        rows=tuple(
+            in_millionths((1 + int(study_id), 7 + row, 3))
+            for row in range(len(ROW_ORDER))
+        ),
+        series=(
+            SeriesResult(
+                path="s", role="sagittal_t2", evidence="made up", stacks=1, slices=15
+            ),
+        ),
     )
 
 
 def discover(root: Path) -> Iterator[WorkUnit]:
     """Yield the studies of the input: a file each."""
     for path in sorted(root.iterdir()):
-        yield WorkUnit(path.name, (InputFile(path.name, path.stat().st_size),), path.name)
+        yield WorkUnit(
+            path.name, (InputFile(path.name, path.stat().st_size),), path.name
+        )
 
 
 def kill_at_random(dice: random.Random, working: Path, ended: threading.Event) -> None:
     """Kill one of the run's processes now and then: workers that have begun to walk, and the shared models."""
     while not ended.wait(dice.expovariate(1 / KILL_EVERY_S)):
         begun = {int(path.name) for path in working.iterdir() if path.name.isdecimal()}
-        processes = [child for child in multiprocessing.active_children() if child.pid in begun]
+        processes = [
+            child for child in multiprocessing.active_children() if child.pid in begun
+        ]
         if processes:
             dice.choice(processes).kill()
 
@@ -155,12 +173,20 @@ def kill_at_random(dice: random.Random, working: Path, ended: threading.Event) -
 def one_run(seed: int, folder: Path, stop_after: int | None) -> list[str]:
     """Run over the studies, to the end or until ``stop_after`` results; return the ids of the results that came."""
     working = folder / "working"
-    server = ModelServer(partial(opener, seed, working), call_timeout_s=TIMEOUT_S / 2) if seed % 2 else None
-    options = RunOptions(workers=WORKERS, timeout_s=TIMEOUT_S, schedule="batch" if server else "study")
+    server = (
+        ModelServer(partial(opener, seed, working), call_timeout_s=TIMEOUT_S / 2)
+        if seed % 2
+        else None
+    )
+    options = RunOptions(
+        workers=WORKERS, timeout_s=TIMEOUT_S, schedule="batch" if server else "study"
+    )
     plan = RunPlan(
         root=folder / "in",
         discover=discover,
-        factory=partial(faulty_worker, seed, working, server.address if server else None),
+        factory=partial(
+            faulty_worker, seed, working, server.address if server else None
+        ),
         resources=Resources(workers=WORKERS, memory=None),
         timeout_s=TIMEOUT_S,
         max_attempts=options.max_attempts,
@@ -171,7 +197,10 @@ def one_run(seed: int, folder: Path, stop_after: int | None) -> list[str]:
         options=options,
         series_descriptions="none",
     )
-    return [result.study_id for result in islice(Run(plan, folder / "out", identity=identity), stop_after)]
+    return [
+        result.study_id
+        for result in islice(Run(plan, folder / "out", identity=identity), stop_after)
+    ]
 
 
 def trial(seed: int, folder: Path) -> Counter[str]:
@@ -191,34 +220,53 @@ def trial(seed: int, folder: Path) -> Counter[str]:
     killer = threading.Thread(target=kill_at_random, args=(dice, working, ended))
     killer.start()
     try:
-        came = one_run(seed, folder, stop_after=dice.randrange(1, STUDIES)) if seed % 4 < 2 else []
+        came = (
+            one_run(seed, folder, stop_after=dice.randrange(1, STUDIES))
+            if seed % 4 < 2
+            else []
+        )
         came += one_run(seed, folder, None)
     finally:
         ended.set()
         killer.join()
-    assert not (working / MIXED_UP).exists(), "a shared model's answer went to another study"
+    assert not (working / MIXED_UP).exists(), (
+        "a shared model's answer went to another study"
+    )
     return checked(names, came, folder / "out")
 
 
 def checked(names: list[str], came: list[str], out: Path) -> Counter[str]:
     """Compare the files of a trial with what was to be recorded."""
-    lines = [json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()]
-    assert [line["study_id"] for line in lines] == names, "studies.jsonl lost a study or has one twice"
+    lines = [
+        json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()
+    ]
+    assert [line["study_id"] for line in lines] == names, (
+        "studies.jsonl lost a study or has one twice"
+    )
     twice = [name for name, number in Counter(came).items() if number > 1]
     assert not twice, f"{twice} came twice"
     _, *table = (out / "predictions.csv").read_text().splitlines()
     rows = Counter(row.partition("_")[0] for row in table)
-    assert rows == dict.fromkeys(names, len(ROW_ORDER)), "predictions.csv lost a row or has one twice"
+    assert rows == dict.fromkeys(names, len(ROW_ORDER)), (
+        "predictions.csv lost a row or has one twice"
+    )
     for line in lines:
         name = line["study_id"]
-        assert line["status"] == "graded" or line["reason"] in RECORDED, f"{name}: {line['reason']}"
+        assert line["status"] == "graded" or line["reason"] in RECORDED, (
+            f"{name}: {line['reason']}"
+        )
         own = {row for row in table if row.startswith(f"{name}_")}
         right = own == set(prediction_rows(name, graded(name).rows))
-        assert right == (line["status"] == "graded"), f"the rows of {name} are not its own"
+        assert right == (line["status"] == "graded"), (
+            f"the rows of {name} are not its own"
+        )
     return Counter(line["reason"] or line["status"] for line in lines)
 
 
-def measure(trials: int = 200, first: Annotated[int, typer.Option(help="Seed of the first trial.")] = 0) -> Findings:
+def measure(
+    trials: int = 200,
+    first: Annotated[int, typer.Option(help="Seed of the first trial.")] = 0,
+) -> Findings:
     """Run the trials, until one fails, and count how their studies ended."""
     total: Counter[str] = Counter()
     failure = ""
@@ -238,7 +286,9 @@ def measure(trials: int = 200, first: Annotated[int, typer.Option(help="Seed of 
                 rows=[(end, str(number)) for end, number in sorted(total.items())],
             )
         ],
-        notes=[] if failure else [f"{trials} trials, {sum(total.values())} studies, none lost, none twice"],
+        notes=[]
+        if failure
+        else [f"{trials} trials, {sum(total.values())} studies, none lost, none twice"],
         record=dict(total),
         failure=failure,
     )

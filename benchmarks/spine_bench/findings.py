@@ -14,17 +14,38 @@ from spine_engine.errors import UsageError
 from spine_engine.results import write_lines
 
 Input = Annotated[
-    Path | None, typer.Option("--input", metavar="DIR", help="Folder of studies; phantoms are made if not given.")
+    Path | None,
+    typer.Option(
+        "--input",
+        metavar="DIR",
+        help="Folder of studies; phantoms are made if not given.",
+    ),
 ]
 Work = Annotated[
-    Path | None, typer.Option("--folder", metavar="DIR", help="Where studies are written and kept; nowhere by default.")
+    Path | None,
+    typer.Option(
+        "--folder",
+        metavar="DIR",
+        help="Where studies are written and kept; nowhere by default.",
+    ),
 ]
 BundleFolder = Annotated[
-    Path | None, typer.Option("--bundle", metavar="DIR", help="Bundle of models; the packaged one if not given.")
+    Path | None,
+    typer.Option(
+        "--bundle",
+        metavar="DIR",
+        help="Bundle of models; the packaged one if not given.",
+    ),
 ]
-Out = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")]
-Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as a page.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON instead of tables.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the result as JSON.")
+]
+Markdown = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the result as a page.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON instead of tables.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +59,10 @@ class Table:
     def markdown(self) -> str:
         """Return the table as Markdown, its title not included."""
         return "\n".join(
-            [*[_line(self.columns), "|---|" + "--:|" * (len(self.columns) - 1)], *(_line(row) for row in self.rows)]
+            [
+                *[_line(self.columns), "|---|" + "--:|" * (len(self.columns) - 1)],
+                *(_line(row) for row in self.rows),
+            ]
         )
 
 
@@ -117,7 +141,9 @@ def _print(findings: Findings) -> None:
     for table in findings.tables:
         drawn = RichTable(title=table.title, title_justify="left", title_style="bold")
         for place, column in enumerate(table.columns):
-            drawn.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
+            drawn.add_column(
+                column, justify="left" if place == 0 else "right", overflow="fold"
+            )
         for row in table.rows:
             drawn.add_row(*row)
         console.print(drawn)
@@ -136,10 +162,14 @@ def chosen(words: str, known: Iterable[str], what: str) -> list[str]:
     Raises:
         UsageError: one of them is not known, or there is none.
     """
-    names = list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
+    names = list(
+        dict.fromkeys(word.strip() for word in words.split(",") if word.strip())
+    )
     unknown = [name for name in names if name not in known]
     if unknown or not names:
-        raise UsageError(f"no {what} {', '.join(unknown)!r}: choose from {', '.join(known)}")
+        raise UsageError(
+            f"no {what} {', '.join(unknown)!r}: choose from {', '.join(known)}"
+        )
     return names
 
 

@@ -30,16 +30,31 @@ SPACE: Final = "document.querySelector('[data-open]').click(); document.querySel
 
 
 def measure(
-    folder: Annotated[Path, typer.Option("--folder", metavar="DIR", help="Where the pictures go.")] = Path(
-        "docs/pictures"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--folder", metavar="DIR", help="Where the pictures go.")
+    ] = Path("docs/pictures"),
 ) -> Findings:
     """Make phantoms, run the commands on them, photograph what they wrote."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as made, chromium(*FLAGS) as browser:
         place = Path(made)
-        spine_engine("phantom", "--studies", STUDIES, "--seed", SEED, "--output", place / "studies")
-        spine_engine("run", "--input", place / "studies", "--output", place / "results", "--report")
+        spine_engine(
+            "phantom",
+            "--studies",
+            STUDIES,
+            "--seed",
+            SEED,
+            "--output",
+            place / "studies",
+        )
+        spine_engine(
+            "run",
+            "--input",
+            place / "studies",
+            "--output",
+            place / "results",
+            "--report",
+        )
         study, *_ = sorted((place / "studies" / "train_images").iterdir())
         spine_engine("view", study, "--output", place / "view")
         spine_engine("inspect", study, "--html", place / "inspect.html")
@@ -57,7 +72,10 @@ def measure(
         small(place / "view" / "grid_l4_l5.png", folder / "view-grid.webp")
     return figures_found(
         "Size, kB",
-        {path.name: path.stat().st_size / 1000 for path in sorted(folder.glob("*.webp"))},
+        {
+            path.name: path.stat().st_size / 1000
+            for path in sorted(folder.glob("*.webp"))
+        },
     )
 
 
@@ -87,7 +105,9 @@ def shot(
     tab.goto(page.resolve().as_uri())
     if before:
         tab.evaluate(before)
-        tab.wait_for_timeout(8000)  # three dimensions without a graphics card take a while
+        tab.wait_for_timeout(
+            8000
+        )  # three dimensions without a graphics card take a while
     raw = picture.with_suffix(".raw.png")
     tab.screenshot(path=raw)
     tab.close()

@@ -30,7 +30,11 @@ performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? 0]"""
 
 def measure(studies: int = 1000, folder: Work = None) -> Findings:
     """Measure the report of a run: seconds, the sizes of its pages, opening in a browser."""
-    with nullcontext(folder) if folder else TemporaryDirectory(prefix="spine-report-") as place:
+    with (
+        nullcontext(folder)
+        if folder
+        else TemporaryDirectory(prefix="spine-report-") as place
+    ):
         return figures_found("Report", measured(Path(place), studies))
 
 
@@ -49,8 +53,12 @@ def measured(folder: Path, studies: int) -> dict[str, float]:
     written = write_report(output)
     seconds = time.perf_counter() - began
     if summary.statuses["graded"] != studies or written.without_pictures:
-        raise RuntimeError(f"{summary.statuses}, {written.without_pictures} pages without pictures")
-    sizes = sorted(page.stat().st_size for page in (output / "report" / "studies").glob("*.html"))
+        raise RuntimeError(
+            f"{summary.statuses}, {written.without_pictures} pages without pictures"
+        )
+    sizes = sorted(
+        page.stat().st_size for page in (output / "report" / "studies").glob("*.html")
+    )
     return {
         f"report over {studies} studies, s": seconds,
         "a study, ms": 1e3 * seconds / studies,
@@ -63,7 +71,11 @@ def measured(folder: Path, studies: int) -> dict[str, float]:
 
 def chromium_path() -> str | None:
     """Return where Chromium lies; None where there is none on the path."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 @contextmanager
@@ -72,7 +84,9 @@ def chromium(*flags: str) -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=["--no-sandbox", *flags])
+        browser = playwright.chromium.launch(
+            executable_path=chromium_path(), args=["--no-sandbox", *flags]
+        )
         try:
             yield browser
         finally:

@@ -23,10 +23,15 @@ HERE: Final = Path(__file__).parents[2]
 
 
 def measure(
-    base: Annotated[str, typer.Option(metavar="REV", help="The git revision to compare with.")],
+    base: Annotated[
+        str, typer.Option(metavar="REV", help="The git revision to compare with.")
+    ],
     studies: Annotated[int, typer.Option(help="Phantoms.")] = 40,
     data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Studies; $SPINE_REAL_DATA/studies by default.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Studies; $SPINE_REAL_DATA/studies by default."
+        ),
     ] = None,
     rounds: int = 3,
 ) -> Findings:
@@ -35,28 +40,48 @@ def measure(
     if data is None and real_data:
         data = Path(real_data) / "studies"
     found: dict[str, tuple[bool, float]] = {}
-    with revision(base) as old, tempfile.TemporaryDirectory(prefix="spine-same-") as made:
+    with (
+        revision(base) as old,
+        tempfile.TemporaryDirectory(prefix="spine-same-") as made,
+    ):
         phantoms = Path(made) / "phantoms"
         deque(write_studies(phantoms, studies, SEED), maxlen=0)
-        folders = {"phantoms": phantoms} if data is None else {"phantoms": phantoms, "data": data}
+        folders = (
+            {"phantoms": phantoms}
+            if data is None
+            else {"phantoms": phantoms, "data": data}
+        )
         for name, folder in folders.items():
-            runs = [(graded(old, folder), graded(HERE, folder)) for _ in range(rounds + 1)]
+            runs = [
+                (graded(old, folder), graded(HERE, folder)) for _ in range(rounds + 1)
+            ]
             contents = {content for pair in runs for content, _ in pair}
-            ratios = [new_rate / old_rate for (_, old_rate), (_, new_rate) in runs[1:]]  # the first compiles kernels
+            ratios = [
+                new_rate / old_rate for (_, old_rate), (_, new_rate) in runs[1:]
+            ]  # the first compiles kernels
             found[name] = (len(contents) == 1, median(ratios))
     return Findings(
         tables=[
             Table(
                 title=f"The present tree against {base}",
-                columns=("studies", "predictions.csv", "studies a second, new over old"),
+                columns=(
+                    "studies",
+                    "predictions.csv",
+                    "studies a second, new over old",
+                ),
                 rows=[
                     (name, "same bytes" if same else "different bytes", f"{ratio:.3f}")
                     for name, (same, ratio) in found.items()
                 ],
             )
         ],
-        record={name: {"same": same, "ratio": ratio} for name, (same, ratio) in found.items()},
-        failure="" if all(same for same, _ in found.values()) else "predictions.csv differs",
+        record={
+            name: {"same": same, "ratio": ratio}
+            for name, (same, ratio) in found.items()
+        },
+        failure=""
+        if all(same for same, _ in found.values())
+        else "predictions.csv differs",
     )
 
 
@@ -86,6 +111,6 @@ def revision(name: str) -> Iterator[Path]:
 def graded(tree: Path, folder: Path) -> tuple[bytes, float]:
     """Run the engine of a tree over a folder; return its ``predictions.csv`` and the studies a second."""
     with tempfile.TemporaryDirectory(prefix="spine-same-") as out:
-        return (Path(out) / "predictions.csv").read_bytes(), run(folder, Path(out), PYTHONPATH=str(tree / "engine"))[
-            "studies_per_s"
-        ]
+        return (Path(out) / "predictions.csv").read_bytes(), run(
+            folder, Path(out), PYTHONPATH=str(tree / "engine")
+        )["studies_per_s"]

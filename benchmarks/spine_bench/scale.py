@@ -48,11 +48,17 @@ class Walked(NamedTuple):
 def measure(
     few: int = 50,
     many: int = 5000,
-    rounds: Annotated[int, typer.Option(help="Runs over the few; their median counts.")] = 5,
+    rounds: Annotated[
+        int, typer.Option(help="Runs over the few; their median counts.")
+    ] = 5,
     folder: Work = None,
 ) -> Findings:
     """Compare runs over few and over many thin studies: rate, memory, first result, resuming."""
-    with nullcontext(folder) if folder else TemporaryDirectory(prefix="spine-scale-") as place:
+    with (
+        nullcontext(folder)
+        if folder
+        else TemporaryDirectory(prefix="spine-scale-") as place
+    ):
         return figures_found("Scale", measured(Path(place), few, many, rounds))
 
 
@@ -67,7 +73,9 @@ def measured(
         if not (folder / name).exists():
             write_thin(folder / name, count)
     shutil.rmtree(folder / "out", ignore_errors=True)
-    small = [in_process(folder / "few", None) for _ in range(rounds + 1)][1:]  # the first compiles what is not cached
+    small = [in_process(folder / "few", None) for _ in range(rounds + 1)][
+        1:
+    ]  # the first compiles what is not cached
     large = in_process(folder / "many", folder / "out")
     began = time.perf_counter()
     again = in_process(folder / "many", folder / "out")
@@ -108,7 +116,9 @@ def walked(folder: Path, out: Path | None, began: float) -> Walked:
     assert run.summary is not None
     return Walked(
         studies=len(times),
-        studies_per_s=(len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0,
+        studies_per_s=(len(times) - 1) / (times[-1] - times[0])
+        if len(times) > 1
+        else 0.0,
         first_result_s=times[0] - began if times else 0.0,
         peak_bytes=run.summary.peak_memory_bytes["total"],
     )
@@ -117,14 +127,20 @@ def walked(folder: Path, out: Path | None, began: float) -> Walked:
 def discovery_ms(folder: Path) -> float:
     """Return the milliseconds a file that finding the studies takes."""
     began = time.perf_counter()
-    files = sum(len(item.files) if isinstance(item, WorkUnit) else 1 for item in discover(folder))
+    files = sum(
+        len(item.files) if isinstance(item, WorkUnit) else 1
+        for item in discover(folder)
+    )
     return 1e3 * (time.perf_counter() - began) / files
 
 
 def ledger_ms() -> float:
     """Return the milliseconds of processor time that the ledger takes for a study: met, begun, finished."""
     rows = tuple(in_millionths((1, 2, 3)) for _ in ROW_ORDER)
-    series = tuple(SeriesResult(path=f"s{k}", role=None, evidence="none", stacks=1, slices=15) for k in range(3))
+    series = tuple(
+        SeriesResult(path=f"s{k}", role=None, evidence="none", stacks=1, slices=15)
+        for k in range(3)
+    )
     with TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite", {"made": "up"})
         began = time.process_time()
@@ -132,14 +148,21 @@ def ledger_ms() -> float:
             name = f"2.25.{number:039}"
             unit = WorkUnit(
                 name,
-                tuple(InputFile(f"{name}/series/{index:04}.dcm", 250_000) for index in range(UNIT_FILES)),
+                tuple(
+                    InputFile(f"{name}/series/{index:04}.dcm", 250_000)
+                    for index in range(UNIT_FILES)
+                ),
                 name,
             )
             ledger.meet(unit)
             ledger.begin(unit)
             ledger.finish(
                 unit,
-                [StudyResult(study_id=name, status=Status.GRADED, rows=rows, series=series)],
+                [
+                    StudyResult(
+                        study_id=name, status=Status.GRADED, rows=rows, series=series
+                    )
+                ],
                 [],
             )
         ledger.close()

@@ -26,7 +26,15 @@ from spine_bench.findings import Findings, Table
 from spine_bench.harness.interfaces import F32, F64
 from spine_bench.harness.turns import take_turns
 from spine_engine.study import Stack
-from spine_engine.voxels import GridPose, GridSpec, WindowedStack, prepared, scatter, voxelize, windowed
+from spine_engine.voxels import (
+    GridPose,
+    GridSpec,
+    WindowedStack,
+    prepared,
+    scatter,
+    voxelize,
+    windowed,
+)
 
 SPEC: Final = GridSpec((128, 128, 128), (1.3, 1.0, 0.5))
 # Open3D's voxels are cubes: 1 mm over the same box, as the second notebook has them (fewer voxels than ours).
@@ -67,7 +75,11 @@ TARGETS: Final = (
 )
 
 
-def measure(rounds: Annotated[int, typer.Option(help="Rounds of the quick contestants.")] = ROUNDS) -> Findings:
+def measure(
+    rounds: Annotated[
+        int, typer.Option(help="Rounds of the quick contestants.")
+    ] = ROUNDS,
+) -> Findings:
     """Compare how fast a study becomes voxels."""
     out = np.empty((3, *SPEC.shape), np.float32)
     channels = study()
@@ -84,14 +96,21 @@ def measure(rounds: Annotated[int, typer.Option(help="Rounds of the quick contes
         spared=dict.fromkeys(slow, SLOW_ROUNDS),
     )
     middle = {name: 1e3 * median(seconds) for name, seconds in times.items()}
-    reached = [_reached(target, middle) for target in TARGETS if target.slower in middle]
+    reached = [
+        _reached(target, middle) for target in TARGETS if target.slower in middle
+    ]
     return Findings(
         tables=[
             Table(
                 title="Voxelizers",
                 columns=("one thread each", "median ms", "best ms", "x any pose"),
                 rows=[
-                    (name, f"{middle[name]:.2f}", f"{1e3 * min(seconds):.2f}", f"{middle[name] / middle[ANY]:.2f}")
+                    (
+                        name,
+                        f"{middle[name]:.2f}",
+                        f"{1e3 * min(seconds):.2f}",
+                        f"{middle[name] / middle[ANY]:.2f}",
+                    )
                     for name, seconds in times.items()
                 ],
             ),
@@ -99,7 +118,12 @@ def measure(rounds: Annotated[int, typer.Option(help="Rounds of the quick contes
                 title="Targets",
                 columns=("ratio", "measured", "wanted", ""),
                 rows=[
-                    (f"{one['slower']} / {one['faster']}", f"{one['got']:.2f}", f"{one['factor']:g}", one["verdict"])
+                    (
+                        f"{one['slower']} / {one['faster']}",
+                        f"{one['got']:.2f}",
+                        f"{one['factor']:g}",
+                        one["verdict"],
+                    )
                     for one in reached
                 ],
             ),
@@ -107,7 +131,10 @@ def measure(rounds: Annotated[int, typer.Option(help="Rounds of the quick contes
         notes=[f"{name}: not installed" for name in absent],
         record={
             "median_ms": middle,
-            "ms": {name: [1e3 * value for value in seconds] for name, seconds in times.items()},
+            "ms": {
+                name: [1e3 * value for value in seconds]
+                for name, seconds in times.items()
+            },
             "not_installed": absent,
             "targets": reached,
         },
@@ -134,7 +161,10 @@ def study() -> list[list[WindowedStack]]:
     channels = []
     for rows, slices in ((SAGITTAL, 15), (AXIAL, 44), (SAGITTAL, 15)):
         axes = np.array(rows)
-        corner = -(axes[1] + axes[2]) * PIXEL_MM * (MATRIX - 1) / 2 - axes[0] * PITCH_MM * (slices - 1) / 2
+        corner = (
+            -(axes[1] + axes[2]) * PIXEL_MM * (MATRIX - 1) / 2
+            - axes[0] * PITCH_MM * (slices - 1) / 2
+        )
         origins = corner + np.arange(slices)[:, None] * PITCH_MM * axes[0]
         pixels = rng.integers(0, 4096, (slices, MATRIX, MATRIX)).astype(np.uint16)
         ones = np.ones(slices, np.float32)
@@ -157,7 +187,9 @@ def study() -> list[list[WindowedStack]]:
     return channels
 
 
-def uneven(channels: list[list[WindowedStack]], sideways_mm: float = 0.0) -> list[list[WindowedStack]]:
+def uneven(
+    channels: list[list[WindowedStack]], sideways_mm: float = 0.0
+) -> list[list[WindowedStack]]:
     """Return the study with each second slice 0.3 mm late, and maybe moved sideways: work for the slower kernels."""
     late = []
     for (placed,) in channels:
@@ -208,15 +240,21 @@ def quick_contestants(channels: list[list[WindowedStack]], out: F32) -> dict[str
     return {
         ANY: partial(voxelize, channels, SPEC, oblique, out=out),
         ALIGNED: partial(voxelize, channels, SPEC, rotated((0.0, 0.0, 0.0)), out=out),
-        "voxelize, uneven slices": partial(voxelize, uneven(channels), SPEC, oblique, out=out),
-        "voxelize, staggered slices": partial(voxelize, uneven(channels, 0.2), SPEC, oblique, out=out),
+        "voxelize, uneven slices": partial(
+            voxelize, uneven(channels), SPEC, oblique, out=out
+        ),
+        "voxelize, staggered slices": partial(
+            voxelize, uneven(channels, 0.2), SPEC, oblique, out=out
+        ),
         SCATTER_MEAN: partial(scatter, channels, SPEC, oblique, pool="mean", out=out),
         "scatter, max": partial(scatter, channels, SPEC, oblique, pool="max", out=out),
         FLOOR: floor,
     }
 
 
-def slow_contestants(stacks: list[Stack], pose: GridPose, out: F32) -> tuple[dict[str, Run], list[str]]:
+def slow_contestants(
+    stacks: list[Stack], pose: GridPose, out: F32
+) -> tuple[dict[str, Run], list[str]]:
     """Return what people use, and the names of what is not installed."""
     makers: dict[str, Callable[[list[Stack], GridPose, F32], Run]] = {
         "scipy map_coordinates": scipy_coordinates,
@@ -250,7 +288,9 @@ def each(resample: Callable[[Any, F32], object], given: list[Any], out: F32) -> 
 def scipy_affine(stacks: list[Stack], pose: GridPose, out: F32) -> Run:
     """Resample with ``affine_transform``, which works the coordinates out itself."""
     return each(
-        lambda stack, grid: affine_transform(stack.pixels, *index_map(stack, pose), SPEC.shape, grid, order=1),
+        lambda stack, grid: affine_transform(
+            stack.pixels, *index_map(stack, pose), SPEC.shape, grid, order=1
+        ),
         stacks,
         out,
     )
@@ -260,8 +300,12 @@ def scipy_coordinates(stacks: list[Stack], pose: GridPose, out: F32) -> Run:
     """Resample with ``map_coordinates`` at coordinates worked out with NumPy."""
 
     def resample(stack: Stack, grid: F32) -> None:
-        matrix, offset = (values.astype(np.float32) for values in index_map(stack, pose))
-        coordinates = matrix @ np.indices(SPEC.shape, np.float32).reshape(3, -1) + offset[:, None]
+        matrix, offset = (
+            values.astype(np.float32) for values in index_map(stack, pose)
+        )
+        coordinates = (
+            matrix @ np.indices(SPEC.shape, np.float32).reshape(3, -1) + offset[:, None]
+        )
         map_coordinates(stack.pixels, coordinates, grid.reshape(-1), order=1)
 
     return each(resample, stacks, out)
@@ -286,7 +330,9 @@ def simpleitk(stacks: list[Stack], pose: GridPose, out: F32) -> Run:
     resampler.SetOutputPixelType(sitk.sitkFloat32)
     resampler.SetNumberOfThreads(1)
     return each(
-        lambda image, grid: np.copyto(grid, sitk.GetArrayViewFromImage(resampler.Execute(image))),
+        lambda image, grid: np.copyto(
+            grid, sitk.GetArrayViewFromImage(resampler.Execute(image))
+        ),
         images,
         out,
     )
@@ -301,7 +347,9 @@ def torchio(stacks: list[Stack], pose: GridPose, out: F32) -> Run:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     images = [
         library.ScalarImage(
-            tensor=torch.from_numpy(stack.pixels.transpose(2, 1, 0).astype(np.float32)[None].copy()),
+            tensor=torch.from_numpy(
+                stack.pixels.transpose(2, 1, 0).astype(np.float32)[None].copy()
+            ),
             affine=_ras(
                 np.array([PITCH_MM, *stack.spacing_mm])[:, None] * stack.axes,
                 stack.origins_mm[0],
@@ -317,7 +365,9 @@ def torchio(stacks: list[Stack], pose: GridPose, out: F32) -> Run:
         )
     )
     return each(
-        lambda image, grid: np.copyto(grid, resample(image).data[0].numpy().transpose(2, 1, 0)),
+        lambda image, grid: np.copyto(
+            grid, resample(image).data[0].numpy().transpose(2, 1, 0)
+        ),
         images,
         out,
     )
@@ -364,7 +414,9 @@ def grid_sample(stacks: list[Stack], pose: GridPose, out: F32) -> Run:
                 [1, 1, *SPEC.shape],
                 align_corners=False,
             )
-            torch.from_numpy(grid).copy_(functional.grid_sample(volume, points, align_corners=False)[0, 0])
+            torch.from_numpy(grid).copy_(
+                functional.grid_sample(volume, points, align_corners=False)[0, 0]
+            )
 
     return each(resample, given, out)
 
@@ -383,7 +435,9 @@ def open3d(
     def dense(stack: Stack, _: F32) -> None:
         points = points_of(stack) @ pose.axes.T
         inside = np.all(np.abs(points) < half, axis=1)
-        cloud = library.geometry.PointCloud(library.utility.Vector3dVector(points[inside]))
+        cloud = library.geometry.PointCloud(
+            library.utility.Vector3dVector(points[inside])
+        )
         values = stack.pixels.reshape(-1)[inside] / 4095.0
         cloud.colors = library.utility.Vector3dVector(
             np.repeat(

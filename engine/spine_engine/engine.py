@@ -27,7 +27,9 @@ class Engine:
         self.options = options
 
     @classmethod
-    def open(cls, bundle: str | Path | None = None, *, options: RunOptions | None = None) -> Engine:
+    def open(
+        cls, bundle: str | Path | None = None, *, options: RunOptions | None = None
+    ) -> Engine:
         """Verify a bundle, the packaged one where none is named, and return an engine for it.
 
         Raises:
@@ -35,7 +37,10 @@ class Engine:
         """
         from spine_engine.bundle import Bundle
 
-        return cls(Bundle.open(None if bundle is None else Path(bundle)), options or RunOptions())
+        return cls(
+            Bundle.open(None if bundle is None else Path(bundle)),
+            options or RunOptions(),
+        )
 
     def run(self, folder: str | Path, output: str | Path | None = None) -> Run:
         """Return a run over the DICOM files of ``folder``; iterate over it to carry it out.
@@ -51,5 +56,9 @@ class Engine:
         root = check_input(Path(folder))
         options = tuned(self.options, self.bundle)
         plan = plan_run(root, self.bundle, options)
-        identity = RunIdentity(bundle=self.bundle.facts, options=options, series_descriptions=plan.series_descriptions)
+        identity = RunIdentity(
+            bundle=self.bundle.facts,
+            options=options,
+            series_descriptions=plan.series_descriptions,
+        )
         return Run(plan, None if output is None else Path(output), identity=identity)

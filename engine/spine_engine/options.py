@@ -70,17 +70,29 @@ class RunOptions:
         for name in ("workers", "threads"):
             number = getattr(self, name)
             if number is not None and not 1 <= number <= MAX_WORKERS:
-                raise UsageError(f"{name} must be between 1 and {MAX_WORKERS}, got {number}")
+                raise UsageError(
+                    f"{name} must be between 1 and {MAX_WORKERS}, got {number}"
+                )
         if self.schedule not in get_args(Schedule):
-            raise UsageError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
+            raise UsageError(
+                f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}"
+            )
         if not 1 <= self.max_batch <= MAX_BATCH:
-            raise UsageError(f"max_batch must be between 1 and {MAX_BATCH}, got {self.max_batch}")
+            raise UsageError(
+                f"max_batch must be between 1 and {MAX_BATCH}, got {self.max_batch}"
+            )
         if not 0 <= self.max_delay_ms <= 1000:
-            raise UsageError(f"max_delay_ms must be between 0 and 1000, got {self.max_delay_ms}")
+            raise UsageError(
+                f"max_delay_ms must be between 0 and 1000, got {self.max_delay_ms}"
+            )
         if not 0 < self.timeout_s <= 86_400:
-            raise UsageError(f"timeout_s must be above 0 and at most 86400 seconds, got {self.timeout_s}")
+            raise UsageError(
+                f"timeout_s must be above 0 and at most 86400 seconds, got {self.timeout_s}"
+            )
         if not 1 <= self.max_attempts <= 10:
-            raise UsageError(f"max_attempts must be between 1 and 10, got {self.max_attempts}")
+            raise UsageError(
+                f"max_attempts must be between 1 and 10, got {self.max_attempts}"
+            )
         for name in ("backend", "device", "precision"):
             if not getattr(self, name):
                 raise UsageError(f"{name} must not be empty")
@@ -88,7 +100,9 @@ class RunOptions:
     @property
     def batched(self) -> bool:
         """Whether the workers share the models of one process."""
-        return self.schedule == "batch" or (self.schedule == "auto" and self.device.lower() != "cpu")
+        return self.schedule == "batch" or (
+            self.schedule == "auto" and self.device.lower() != "cpu"
+        )
 
     @property
     def worker_count(self) -> int:

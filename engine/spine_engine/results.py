@@ -16,7 +16,15 @@ from math import floor, isfinite
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, prior, row_id
+from spine_engine.anatomy import (
+    CONDITIONS,
+    LEVELS,
+    SEVERITIES,
+    Condition,
+    Level,
+    prior,
+    row_id,
+)
 from spine_engine.errors import OutputError, Reason, Warn
 from spine_engine.study import AXIS_DECIMALS, PLACE_DECIMALS, Source
 
@@ -107,16 +115,24 @@ class StudyResult:
     detail: str | None = None
 
     def __post_init__(self) -> None:
-        if len(self.rows) != len(ROW_ORDER) or any(sum(row) != _UNIT or min(row) < 0 for row in self.rows):
+        if len(self.rows) != len(ROW_ORDER) or any(
+            sum(row) != _UNIT or min(row) < 0 for row in self.rows
+        ):
             raise ValueError(f"a study needs {len(ROW_ORDER)} rows that sum to 1 each")
         if (self.status is Status.GRADED) != (self.reason is None):
             raise ValueError("a graded study has no reason, any other has one")
 
     def __repr__(self) -> str:
-        outcome = self.status if self.reason is None else f"{self.status}, {self.reason}"
-        return f"<StudyResult {self.study_id}: {outcome}, {len(self.warnings)} warnings>"
+        outcome = (
+            self.status if self.reason is None else f"{self.status}, {self.reason}"
+        )
+        return (
+            f"<StudyResult {self.study_id}: {outcome}, {len(self.warnings)} warnings>"
+        )
 
-    def probabilities(self, condition: Condition | str, level: Level | str) -> dict[str, float]:
+    def probabilities(
+        self, condition: Condition | str, level: Level | str
+    ) -> dict[str, float]:
         """Return the probability of each severity, as ``predictions.csv`` gives it.
 
         Args:
@@ -127,7 +143,10 @@ class StudyResult:
             ValueError: there is no such condition or level.
         """
         row = self.rows[ROW_ORDER.index((Condition(condition), Level(level)))]
-        return {str(severity): count / _UNIT for severity, count in zip(SEVERITIES, row, strict=True)}
+        return {
+            str(severity): count / _UNIT
+            for severity, count in zip(SEVERITIES, row, strict=True)
+        }
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Yield the 25 rows in the order of ``predictions.csv``, each as the values of a table's columns."""
@@ -142,7 +161,9 @@ class StudyResult:
             }
 
 
-ROW_ORDER: Final = tuple((condition, level) for condition in CONDITIONS for level in LEVELS)
+ROW_ORDER: Final = tuple(
+    (condition, level) for condition in CONDITIONS for level in LEVELS
+)
 """RSNA's row order inside a study: conditions alphabetical, levels from the top inside each."""
 
 
@@ -154,8 +175,15 @@ def in_millionths(probabilities: Iterable[float]) -> Row:
     """
     values = [float(value) for value in probabilities]
     total = sum(values)
-    if len(values) != len(SEVERITIES) or not isfinite(total) or min(values) < 0 or total <= 0:
-        raise ValueError(f"want {len(SEVERITIES)} finite probabilities >= 0, got {values}")
+    if (
+        len(values) != len(SEVERITIES)
+        or not isfinite(total)
+        or min(values) < 0
+        or total <= 0
+    ):
+        raise ValueError(
+            f"want {len(SEVERITIES)} finite probabilities >= 0, got {values}"
+        )
     exact = [value / total * _UNIT for value in values]
     counts = [floor(value) for value in exact]
     by_remainder = sorted(range(len(values)), key=lambda i: (counts[i] - exact[i], i))
@@ -169,11 +197,17 @@ def row_name(condition: Condition, level: Level) -> str:
     return f"{condition}_{level}"
 
 
-PRIOR_ROWS: Final = tuple(in_millionths(prior(condition, level)) for condition, level in ROW_ORDER)
-ALL_ROW_NAMES: Final = tuple(row_name(condition, level) for condition, level in ROW_ORDER)
+PRIOR_ROWS: Final = tuple(
+    in_millionths(prior(condition, level)) for condition, level in ROW_ORDER
+)
+ALL_ROW_NAMES: Final = tuple(
+    row_name(condition, level) for condition, level in ROW_ORDER
+)
 
 
-def ungraded(study_id: str, status: Status, reason: Reason, **details: Any) -> StudyResult:
+def ungraded(
+    study_id: str, status: Status, reason: Reason, **details: Any
+) -> StudyResult:
     """Return the record of a study that was not graded: the weighted prior in every row, and the reason.
 
     Args:
@@ -213,7 +247,9 @@ def study_line(result: StudyResult) -> str:
             }
             for series in result.series
         ],
-        "levels": {str(level): _level_record(entry) for level, entry in result.levels.items()},
+        "levels": {
+            str(level): _level_record(entry) for level, entry in result.levels.items()
+        },
         "alternative_levels": _alternative_record(result.alternative),
         "not_assessed": list(result.not_assessed),
         "timings_ms": {stage: round(ms, 1) for stage, ms in result.timings_ms.items()},
@@ -225,18 +261,38 @@ def study_line(result: StudyResult) -> str:
 
 def _level_record(entry: LevelResult) -> dict[str, Any]:
     center, box = None, None
-    if entry.center_mm is not None and entry.axes is not None and entry.size_mm is not None:
+    if (
+        entry.center_mm is not None
+        and entry.axes is not None
+        and entry.size_mm is not None
+    ):
         center = _rounded(entry.center_mm, PLACE_DECIMALS)
         axes = [_rounded(axis, AXIS_DECIMALS) for axis in entry.axes]
-        box = {"center": center, "axes": axes, "size": _rounded(entry.size_mm, PLACE_DECIMALS)}
-    return {"center_mm": center, "box_mm": box, "confidence": round(entry.confidence, 4), "source": entry.source}
+        box = {
+            "center": center,
+            "axes": axes,
+            "size": _rounded(entry.size_mm, PLACE_DECIMALS),
+        }
+    return {
+        "center_mm": center,
+        "box_mm": box,
+        "confidence": round(entry.confidence, 4),
+        "source": entry.source,
+    }
 
 
 def _alternative_record(entry: AlternativeResult | None) -> dict[str, Any] | None:
     if entry is None:
         return None
-    levels = {str(level): _rounded(center, PLACE_DECIMALS) for level, center in entry.centers_mm.items()}
-    return {"shift": entry.shift, "probability": round(entry.probability, 4), "levels": levels}
+    levels = {
+        str(level): _rounded(center, PLACE_DECIMALS)
+        for level, center in entry.centers_mm.items()
+    }
+    return {
+        "shift": entry.shift,
+        "probability": round(entry.probability, 4),
+        "levels": levels,
+    }
 
 
 def study_from_line(line: str, rows: Iterable[Sequence[int]]) -> StudyResult:
@@ -251,8 +307,13 @@ def study_from_line(line: str, rows: Iterable[Sequence[int]]) -> StudyResult:
         status=Status(record["status"]),
         reason=_reason(record["reason"]),
         warnings=tuple(Warn(code) for code in record["warnings"]),
-        series=tuple(SeriesResult(**{**series, "reason": _reason(series["reason"])}) for series in record["series"]),
-        levels={Level(name): _level_of(entry) for name, entry in record["levels"].items()},
+        series=tuple(
+            SeriesResult(**{**series, "reason": _reason(series["reason"])})
+            for series in record["series"]
+        ),
+        levels={
+            Level(name): _level_of(entry) for name, entry in record["levels"].items()
+        },
         alternative=_alternative_of(record["alternative_levels"]),
         rows=tuple((row[0], row[1], row[2]) for row in rows),
         not_assessed=tuple(record["not_assessed"]),
@@ -267,7 +328,9 @@ def _reason(code: str | None) -> Reason | None:
 
 def _level_of(entry: Mapping[str, Any]) -> LevelResult:
     box = entry["box_mm"]
-    center, size = (None, None) if box is None else (_point(box["center"]), _point(box["size"]))
+    center, size = (
+        (None, None) if box is None else (_point(box["center"]), _point(box["size"]))
+    )
     axes = None if box is None else tuple(_point(axis) for axis in box["axes"])
     return LevelResult(
         center_mm=center,
@@ -282,7 +345,9 @@ def _alternative_of(entry: Mapping[str, Any] | None) -> AlternativeResult | None
     if entry is None:
         return None
     centers = {Level(name): _point(center) for name, center in entry["levels"].items()}
-    return AlternativeResult(shift=entry["shift"], probability=entry["probability"], centers_mm=centers)
+    return AlternativeResult(
+        shift=entry["shift"], probability=entry["probability"], centers_mm=centers
+    )
 
 
 def _point(values: Sequence[float]) -> tuple[float, float, float]:
@@ -291,24 +356,34 @@ def _point(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _rounded(values: Iterable[float], decimals: int) -> list[float]:
-    return [round(float(value), decimals) + 0.0 for value in values]  # + 0.0 turns -0.0 into 0.0
+    return [
+        round(float(value), decimals) + 0.0 for value in values
+    ]  # + 0.0 turns -0.0 into 0.0
 
 
 def prediction_rows(study_id: str, rows: Iterable[Row]) -> Iterator[str]:
     """Yield the study's 25 lines of ``predictions.csv`` (RFC 4180 quoting), without line ends."""
     for (condition, level), row in zip(ROW_ORDER, rows, strict=True):
-        numbers = ",".join(f"{count // _UNIT}.{count % _UNIT:0{DECIMALS}d}" for count in row)
+        numbers = ",".join(
+            f"{count // _UNIT}.{count % _UNIT:0{DECIMALS}d}" for count in row
+        )
         yield f"{_csv_field(row_id(study_id, condition, level))},{numbers}"
 
 
 def _csv_field(text: str) -> str:
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+    return (
+        '"' + text.replace('"', '""') + '"'
+        if any(mark in text for mark in ',"\r\n')
+        else text
+    )
 
 
 def write_predictions(path: Path, studies: Iterable[tuple[str, Iterable[Row]]]) -> str:
     """Write ``predictions.csv`` from (study id, rows) pairs that come sorted by study id; return its SHA-256."""
     header = ",".join(["row_id", *SEVERITIES])
-    return write_lines(path, (line for part in ([header], _all_rows(studies)) for line in part))
+    return write_lines(
+        path, (line for part in ([header], _all_rows(studies)) for line in part)
+    )
 
 
 def _all_rows(studies: Iterable[tuple[str, Iterable[Row]]]) -> Iterator[str]:
@@ -349,5 +424,7 @@ def write_lines(path: Path, lines: Iterable[str]) -> str:
         finally:
             os.close(folder)
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; free space or choose another output") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}; free space or choose another output"
+        ) from error
     return digest.hexdigest()

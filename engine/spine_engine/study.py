@@ -68,15 +68,28 @@ class Stack:
     def __post_init__(self) -> None:
         slices = self.pixels.shape[0] if self.pixels.ndim == 3 else -1
         if slices < 1 or self.pixels.dtype not in (np.uint16, np.int16):
-            raise ValueError(f"pixels must be (S, R, C) uint16 or int16, got {self.pixels.shape} {self.pixels.dtype}")
-        if self.slope.shape != (slices,) or self.intercept.shape != (slices,) or self.origins_mm.shape != (slices, 3):
-            raise ValueError(f"slope, intercept and origins_mm must have {slices} entries, one a slice")
-        if self.axes.shape != (3, 3) or np.abs(self.axes @ self.axes.T - np.eye(3)).max() > AXES_TOLERANCE:
+            raise ValueError(
+                f"pixels must be (S, R, C) uint16 or int16, got {self.pixels.shape} {self.pixels.dtype}"
+            )
+        if (
+            self.slope.shape != (slices,)
+            or self.intercept.shape != (slices,)
+            or self.origins_mm.shape != (slices, 3)
+        ):
+            raise ValueError(
+                f"slope, intercept and origins_mm must have {slices} entries, one a slice"
+            )
+        if (
+            self.axes.shape != (3, 3)
+            or np.abs(self.axes @ self.axes.T - np.eye(3)).max() > AXES_TOLERANCE
+        ):
             raise ValueError("axes must be three orthonormal rows")
         if min(self.spacing_mm) <= 0:
             raise ValueError(f"spacing_mm must be positive, got {self.spacing_mm}")
         if np.any(np.diff(self.positions_mm) <= 0):
-            raise ValueError("slices must ascend along axes[0], each at a position of its own")
+            raise ValueError(
+                "slices must ascend along axes[0], each at a position of its own"
+            )
 
     def __repr__(self) -> str:
         slices, rows, columns = self.pixels.shape
@@ -91,7 +104,11 @@ class Stack:
     @property
     def slice_spacing_mm(self) -> float:
         """Median distance between neighbouring slices, mm; 0.0 for a single slice."""
-        return float(np.median(np.diff(self.positions_mm))) if len(self.pixels) > 1 else 0.0
+        return (
+            float(np.median(np.diff(self.positions_mm)))
+            if len(self.pixels) > 1
+            else 0.0
+        )
 
     @property
     def center_mm(self) -> NDArray[np.float64]:
@@ -99,7 +116,9 @@ class Stack:
         rows, columns = self.pixels.shape[1:]
         down = self.axes[1] * self.spacing_mm[0] * (rows - 1) / 2
         right = self.axes[2] * self.spacing_mm[1] * (columns - 1) / 2
-        middle: NDArray[np.float64] = (self.origins_mm[0] + self.origins_mm[-1]) / 2 + down + right
+        middle: NDArray[np.float64] = (
+            (self.origins_mm[0] + self.origins_mm[-1]) / 2 + down + right
+        )
         return middle
 
 

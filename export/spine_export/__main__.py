@@ -26,14 +26,25 @@ app = typer.Typer(
 )
 
 Onnx = Annotated[Path, typer.Option(help="The ONNX file to write.")]
-Precision = Annotated[Width, typer.Option(help="Number format of the file: f32, or f16 for GPUs.")]
-Verify = Annotated[
-    bool, typer.Option("--verify", help="Compare the file with PyTorch in every runtime of this machine.")
+Precision = Annotated[
+    Width, typer.Option(help="Number format of the file: f32, or f16 for GPUs.")
 ]
-Worst = Annotated[Path | None, typer.Option(help="Folder for the worst case of each way, as .npz; with --verify.")]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Compare the file with PyTorch in every runtime of this machine.",
+    ),
+]
+Worst = Annotated[
+    Path | None,
+    typer.Option(help="Folder for the worst case of each way, as .npz; with --verify."),
+]
 Described = Annotated[
     Path | None,
-    typer.Option(help="JSON: backbone, shape, pool, spacing_mm, ...; for a file of weights of the older pipelines."),
+    typer.Option(
+        help="JSON: backbone, shape, pool, spacing_mm, ...; for a file of weights of the older pipelines."
+    ),
 ]
 
 
@@ -61,7 +72,10 @@ def detector_command(
 @app.command("grader")
 def grader_command(
     checkpoint: Annotated[
-        Path, typer.Argument(help="Checkpoint of train grader or whole-study, or a file of weights.")
+        Path,
+        typer.Argument(
+            help="Checkpoint of train grader or whole-study, or a file of weights."
+        ),
     ],
     out: Onnx,
     described: Described = None,
@@ -86,7 +100,9 @@ def grader_command(
 @app.command("spinenet")
 def spinenet_command(
     kind: Annotated[SpineNetKind, typer.Argument(help="Kind of the network.")],
-    checkpoint: Annotated[Path, typer.Argument(help="Published checkpoint of the network.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Published checkpoint of the network.")
+    ],
     out: Onnx,
     precision: Precision = "f32",
     check: Verify = False,
@@ -107,22 +123,46 @@ def spinenet_command(
 
 @app.command("bundle")
 def bundle_command(
-    out: Annotated[Path, typer.Option(help="Folder of the bundle; its files are replaced.")],
-    name: Annotated[str, typer.Option(help="Name of the bundle: letters, digits and dashes.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the bundle; its files are replaced.")
+    ],
+    name: Annotated[
+        str, typer.Option(help="Name of the bundle: letters, digits and dashes.")
+    ],
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.1.0",
-    detector: Annotated[Path | None, typer.Option(help="Checkpoint of train detector.")] = None,
-    vfr: Annotated[Path | None, typer.Option(help="SpineNet's detector, in place of --detector.")] = None,
-    appearance: Annotated[Path | None, typer.Option(help="SpineNet's appearance network; with --vfr.")] = None,
-    context: Annotated[Path | None, typer.Option(help="SpineNet's context network; with --vfr.")] = None,
-    grader: Annotated[Path | None, typer.Option(help="Checkpoint of train grader, or weights.")] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="Checkpoint of train detector.")
+    ] = None,
+    vfr: Annotated[
+        Path | None, typer.Option(help="SpineNet's detector, in place of --detector.")
+    ] = None,
+    appearance: Annotated[
+        Path | None, typer.Option(help="SpineNet's appearance network; with --vfr.")
+    ] = None,
+    context: Annotated[
+        Path | None, typer.Option(help="SpineNet's context network; with --vfr.")
+    ] = None,
+    grader: Annotated[
+        Path | None, typer.Option(help="Checkpoint of train grader, or weights.")
+    ] = None,
     grader_described: Described = None,
-    whole_study: Annotated[Path | None, typer.Option(help="Checkpoint of train whole-study, or weights.")] = None,
+    whole_study: Annotated[
+        Path | None, typer.Option(help="Checkpoint of train whole-study, or weights.")
+    ] = None,
     whole_study_described: Described = None,
-    calibration: Annotated[Path | None, typer.Option(help="JSON file that train calibration wrote.")] = None,
-    card: Annotated[Path | None, typer.Option(help="Licence, intended use, training data and metrics, JSON.")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Also try INT8 for the graders.")] = False,
+    calibration: Annotated[
+        Path | None, typer.Option(help="JSON file that train calibration wrote.")
+    ] = None,
+    card: Annotated[
+        Path | None,
+        typer.Option(help="Licence, intended use, training data and metrics, JSON."),
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also try INT8 for the graders.")
+    ] = False,
     phantoms: Annotated[
-        int, typer.Option(min=1, help="Number of phantoms that precisions are compared on.")
+        int,
+        typer.Option(min=1, help="Number of phantoms that precisions are compared on."),
     ] = PHANTOMS,
 ) -> None:
     """Export checkpoints into a bundle, find the precisions they may run in, and open it.
@@ -130,14 +170,21 @@ def bundle_command(
     Example: spine-engine export bundle --detector build/detector/last.pt --grader build/grader/last.pt
     --name mine --out build/bundle
     """
-    described = {"grader": grader_described, "whole_study_grader": whole_study_described}
+    described = {
+        "grader": grader_described,
+        "whole_study_grader": whole_study_described,
+    }
     recipe = BundleRecipe(
         name=name,
         version=version,
         detector=_detector(detector, vfr, appearance, context),
         grader=grader,
         whole_study=whole_study,
-        described={role: PipelineConfig.read(path) for role, path in described.items() if path is not None},
+        described={
+            role: PipelineConfig.read(path)
+            for role, path in described.items()
+            if path is not None
+        },
         calibration=None if calibration is None else read_calibration(calibration),
         card=Card() if card is None else Card.read(card),
         int8=int8,
@@ -145,17 +192,25 @@ def bundle_command(
     )
     bundle = write_bundle(out, recipe)
     size = sum(path.stat().st_size for path in out.iterdir())
-    print(f"{out}: {bundle.manifest.name} {bundle.manifest.version}, {size / 1e6:.1f} MB, digest {bundle.digest[:12]}")
+    print(
+        f"{out}: {bundle.manifest.name} {bundle.manifest.version}, {size / 1e6:.1f} MB, digest {bundle.digest[:12]}"
+    )
 
 
 @app.command("engines")
 def engines_command(
     bundle: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="The bundle; by default the packaged one.")
+        Path | None,
+        typer.Argument(
+            metavar="[DIR]", help="The bundle; by default the packaged one."
+        ),
     ] = None,
-    capability: Annotated[str, typer.Option(help="Compute capability of the GPU that will run them.")] = "sm89",
+    capability: Annotated[
+        str, typer.Option(help="Compute capability of the GPU that will run them.")
+    ] = "sm89",
     runtime: Annotated[
-        Literal["tensorrt-rtx", "tensorrt"], typer.Option(help="tensorrt needs that GPU.")
+        Literal["tensorrt-rtx", "tensorrt"],
+        typer.Option(help="tensorrt needs that GPU."),
     ] = "tensorrt-rtx",
 ) -> None:
     """Build a bundle's engines ahead of time, into the cache that runs look in; TensorRT-RTX needs no GPU for it.
@@ -178,7 +233,9 @@ def _detector(
     if vfr is None and appearance is None and context is None:
         return own
     if own is not None or vfr is None or appearance is None or context is None:
-        raise UsageError("SpineNet's detector is --vfr, --appearance and --context together, without --detector")
+        raise UsageError(
+            "SpineNet's detector is --vfr, --appearance and --context together, without --detector"
+        )
     return SpineNetFiles(
         vfr=vfr,
         appearance=appearance,

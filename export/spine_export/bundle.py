@@ -13,7 +13,13 @@ from typing import Any, Final
 from spine_engine.backends import AskedPrecision
 from spine_engine.backends.base import Model
 from spine_engine.bundle import MANIFEST_FILE, Bundle, write_manifest
-from spine_engine.bundle.manifest import GraderEntry, Manifest, Models, manifest_text, parse_manifest
+from spine_engine.bundle.manifest import (
+    GraderEntry,
+    Manifest,
+    Models,
+    manifest_text,
+    parse_manifest,
+)
 from spine_engine.errors import BundleError, UsageError
 from spine_engine.phantom.samples import Sample, phantom_samples
 from spine_engine.pipeline.parity import grader_inputs
@@ -75,7 +81,10 @@ def _groups(recipe: BundleRecipe) -> Iterator[dict[str, Part]]:
     """Yield the models of a bundle by role, those together that only together give an answer."""
     if isinstance(recipe.detector, SpineNetFiles):
         files = recipe.detector
-        yield {role: spinenet_part(getattr(files, kind), kind) for role, kind in SPINENET_ROLES.items()}
+        yield {
+            role: spinenet_part(getattr(files, kind), kind)
+            for role, kind in SPINENET_ROLES.items()
+        }
     elif recipe.detector is not None:
         yield {"detector": detector_part(recipe.detector)}
     for role, path in recipe.graders.items():
@@ -113,11 +122,19 @@ def _about(recipe: BundleRecipe) -> Manifest:
 def _with_facts(manifest: Manifest, checkpoints: Mapping[str, Path]) -> Manifest:
     """Return a manifest with the training data and metrics of the checkpoints, where the card has none."""
     contents = {role: read_checkpoint(path) for role, path in checkpoints.items()}
-    trained = {role: str(content.get("settings", {}).get("data", "")) for role, content in contents.items()}
-    measured = {f"{role}.{key}": value for role, each in contents.items() for key, value in _figures_of(each).items()}
+    trained = {
+        role: str(content.get("settings", {}).get("data", ""))
+        for role, content in contents.items()
+    }
+    measured = {
+        f"{role}.{key}": value
+        for role, each in contents.items()
+        for key, value in _figures_of(each).items()
+    }
     return replace(
         manifest,
-        training_data=manifest.training_data or tuple(f"{role}: {data}" for role, data in trained.items() if data),
+        training_data=manifest.training_data
+        or tuple(f"{role}: {data}" for role, data in trained.items() if data),
         metrics=manifest.metrics or measured,
     )
 
@@ -126,7 +143,9 @@ def _put(work: Path, out: Path) -> None:
     """Move a finished bundle to its place; files of the former bundle are removed, others stay."""
     out.mkdir(exist_ok=True)
     try:
-        models = parse_manifest((out / MANIFEST_FILE).read_bytes()).models.by_role().values()
+        models = (
+            parse_manifest((out / MANIFEST_FILE).read_bytes()).models.by_role().values()
+        )
         old = {file.file for entry in models for file in entry.files}
     except (OSError, BundleError):
         old = set()
@@ -151,9 +170,16 @@ def _exported(
         for path, width in ((files[role], "f32"), (halves[role], "f16")):
             part.export(path, width)  # type: ignore[arg-type]
             if path.with_name(path.name + BESIDE).exists():
-                raise UsageError(f"{path.name} is beyond the 2 GB that a model of a bundle may have")
-    entries: Entries = {role: part.describe(files[role]) for role, part in group.items()}
-    ways: dict[AskedPrecision, Way] = {"bf16": opened(files, entries, "bf16"), "f16": _in_half(group)}
+                raise UsageError(
+                    f"{path.name} is beyond the 2 GB that a model of a bundle may have"
+                )
+    entries: Entries = {
+        role: part.describe(files[role]) for role, part in group.items()
+    }
+    ways: dict[AskedPrecision, Way] = {
+        "bf16": opened(files, entries, "bf16"),
+        "f16": _in_half(group),
+    }
     variants: dict[AskedPrecision, Mapping[str, Path]] = {"f16": halves}
     first = next(iter(entries.values()))
     if int8 and isinstance(first, GraderEntry):
@@ -167,7 +193,9 @@ def _exported(
             )
         variants["int8"] = own
         ways["int8"] = opened(own, entries, "int8")
-    sizes = [f"{role} {path.stat().st_size / 1e6:.1f} MB" for role, path in files.items()]
+    sizes = [
+        f"{role} {path.stat().st_size / 1e6:.1f} MB" for role, path in files.items()
+    ]
     say(f"{', '.join(sizes)} in f32")
     return prove(entries, out, samples, ways, variants, say)
 
@@ -193,4 +221,8 @@ def _figures_of(content: Mapping[str, Any]) -> dict[str, float]:
     """Return a checkpoint's last figures on held-out data."""
     history = content.get("history", [])
     kept = ("metric", "prior", "best")
-    return {key: round(float(history[-1][key]), 4) for key in kept if history and key in history[-1]}
+    return {
+        key: round(float(history[-1][key]), 4)
+        for key in kept
+        if history and key in history[-1]
+    }

@@ -58,10 +58,19 @@ def build_engines(
         BundleError: a model was changed since the bundle was opened.
     """
     if cache_folder() is None:
-        raise BackendError("no safe cache folder to keep engines in: set XDG_CACHE_HOME to one of your own")
+        raise BackendError(
+            "no safe cache folder to keep engines in: set XDG_CACHE_HOME to one of your own"
+        )
     built = []
     for role, entry in bundle.manifest.models.by_role().items():
-        files = {"f32": entry, **{name: file for name, file in entry.variants.items() if name in entry.precisions}}
+        files = {
+            "f32": entry,
+            **{
+                name: file
+                for name, file in entry.variants.items()
+                if name in entry.precisions
+            },
+        }
         for precision, file in files.items():
             model = read_model(bundle.path, file)
             begun = perf_counter()

@@ -59,7 +59,9 @@ class HalfArithmetic(TorchFunctionMode):
         kwargs: Any = None,
     ) -> Any:
         kwargs = kwargs or {}
-        half = any(isinstance(value, Tensor) and value.dtype is torch.float16 for value in args)
+        half = any(
+            isinstance(value, Tensor) and value.dtype is torch.float16 for value in args
+        )
         if not half or getattr(func, "__name__", "") not in PRODUCTS:
             return func(*args, **kwargs)
         wide = [_wide(value) for value in args]
@@ -103,11 +105,24 @@ def narrowed(model: nn.Module) -> nn.Module:
     Raises:
         UsageError: a weight is too large for float16.
     """
-    cores = [module.get_submodule(CORES[type(module)]) for module in model.modules() if type(module) in CORES]
-    wide = {id(tensor) for module in model.modules() if isinstance(module, WIDE_LAYERS) for tensor in _tensors(module)}
+    cores = [
+        module.get_submodule(CORES[type(module)])
+        for module in model.modules()
+        if type(module) in CORES
+    ]
+    wide = {
+        id(tensor)
+        for module in model.modules()
+        if isinstance(module, WIDE_LAYERS)
+        for tensor in _tensors(module)
+    }
     memo: dict[int, Tensor] = {id(tensor): tensor for tensor in _tensors(model)}
     for core in cores or [model]:
-        memo |= {id(tensor): _half(tensor) for tensor in _tensors(core) if id(tensor) not in wide}
+        memo |= {
+            id(tensor): _half(tensor)
+            for tensor in _tensors(core)
+            if id(tensor) not in wide
+        }
     copied = copy.deepcopy(model, memo)  # a tensor that the memo knows is not copied
     for module in list(copied.modules()):
         for name, child in list(module.named_children()):
@@ -124,15 +139,29 @@ def narrowed(model: nn.Module) -> nn.Module:
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    return [tensor for tensor in chain(module.parameters(), module.buffers()) if tensor.is_floating_point()]
+    return [
+        tensor
+        for tensor in chain(module.parameters(), module.buffers())
+        if tensor.is_floating_point()
+    ]
 
 
 def _wide(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.dtype is torch.float16 else value
+    return (
+        value.float()
+        if isinstance(value, Tensor) and value.dtype is torch.float16
+        else value
+    )
 
 
 def _half(tensor: Tensor) -> Tensor:
     if tensor.numel() and float(tensor.detach().abs().max()) > _LARGEST:
-        raise UsageError(f"a weight is beyond float16's largest number, {_LARGEST:.0f}; export in f32")
+        raise UsageError(
+            f"a weight is beyond float16's largest number, {_LARGEST:.0f}; export in f32"
+        )
     half = tensor.detach().half()
-    return nn.Parameter(half, requires_grad=False) if isinstance(tensor, nn.Parameter) else half
+    return (
+        nn.Parameter(half, requires_grad=False)
+        if isinstance(tensor, nn.Parameter)
+        else half
+    )

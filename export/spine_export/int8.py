@@ -40,18 +40,25 @@ def quantize(model: Path, grids: NDArray[np.float32], out: Path) -> None:
     try:
         import nncf
     except ImportError as error:
-        raise UsageError(f'INT8 needs NNCF ({error}): pip install "spine-mri-engine[int8]"') from None
+        raise UsageError(
+            f'INT8 needs NNCF ({error}): pip install "spine-mri-engine[int8]"'
+        ) from None
     proto = onnx.load(model)
     name = proto.graph.input[0].name
     products = [node for node in proto.graph.node if node.op_type in PRODUCTS]
     kinds = {node.op_type for node in proto.graph.node} - set(PRODUCTS)
     wide = {products[0].name, *_heads(proto)} if products else set()
     if len(wide) >= len(products):
-        raise UsageError(f"{model.name} has no product between its first and last layer: there is nothing to quantise")
+        raise UsageError(
+            f"{model.name} has no product between its first and last layer: there is nothing to quantise"
+        )
     nncf.set_log_level(40)
     quantized = nncf.quantize(
         proto,
-        nncf.Dataset([grid[None] for grid in grids[:MAX_GRIDS]], lambda grid: {name: np.ascontiguousarray(grid)}),
+        nncf.Dataset(
+            [grid[None] for grid in grids[:MAX_GRIDS]],
+            lambda grid: {name: np.ascontiguousarray(grid)},
+        ),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=min(len(grids), MAX_GRIDS),
         ignored_scope=nncf.IgnoredScope(
@@ -68,10 +75,17 @@ def _heads(proto: onnx.ModelProto) -> set[str]:
     """Return the names of the last products: those that no other product follows."""
     makers = {output: node for node in proto.graph.node for output in node.output}
     followed: set[str] = set()
-    waiting = [name for node in proto.graph.node if node.op_type in PRODUCTS for name in node.input]
+    waiting = [
+        name
+        for node in proto.graph.node
+        if node.op_type in PRODUCTS
+        for name in node.input
+    ]
     while waiting:
         node = makers.get(waiting.pop())
         if node is not None and node.name not in followed:
             followed.add(node.name)
             waiting.extend(node.input)
-    return {node.name for node in proto.graph.node if node.op_type in PRODUCTS} - followed
+    return {
+        node.name for node in proto.graph.node if node.op_type in PRODUCTS
+    } - followed

@@ -21,7 +21,12 @@ from spine_export.half import narrowed
 from spine_export.onnx_file import INLINE_BYTES, OPSET, trace, write_onnx
 from spine_export.order import narrow_before_enlarging
 from spine_export.upsampling import SplitUpBlock
-from spine_training.detector.model import Deployed, LevelHeatmapNet, ResidualConvs, UpBlock
+from spine_training.detector.model import (
+    Deployed,
+    LevelHeatmapNet,
+    ResidualConvs,
+    UpBlock,
+)
 from spine_training.grader.model import Grader
 from spine_training.spinenet import SpineNetKind
 
@@ -120,7 +125,9 @@ def export_module(
         dynamic_shapes=face.dynamic,
         opset=opset,
     )
-    if precision == "f32":  # an f16 file computes in the order that its proof in PyTorch did
+    if (
+        precision == "f32"
+    ):  # an f16 file computes in the order that its proof in PyTorch did
         narrow_before_enlarging(graph)
     if isinstance(model, Deployed) and precision == "f32":
         graph = ir.from_proto(half_weights(ir.to_proto(graph)))
@@ -151,7 +158,9 @@ def folded(net: LevelHeatmapNet) -> LevelHeatmapNet:
     net = copy.deepcopy(net).eval()
     for block in net.modules():
         if isinstance(block, ResidualConvs):
-            if not isinstance(block.norm_1, nn.BatchNorm2d) or not isinstance(block.norm_2, nn.BatchNorm2d):
+            if not isinstance(block.norm_1, nn.BatchNorm2d) or not isinstance(
+                block.norm_2, nn.BatchNorm2d
+            ):
                 raise TypeError("the net is folded already")
             block.conv_1 = fuse_conv_bn_eval(block.conv_1, block.norm_1)
             block.conv_2 = fuse_conv_bn_eval(block.conv_2, block.norm_2)
@@ -173,7 +182,9 @@ def half_weights(model: onnx.ModelProto) -> onnx.ModelProto:
         if values.dtype != np.float32 or values.size < MIN_HALF_ELEMENTS:
             continue
         name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
+        tensor.CopyFrom(
+            numpy_helper.from_array(values.astype(np.float16), f"{name}_half")
+        )
         casts.append(
             helper.make_node(
                 "Cast",

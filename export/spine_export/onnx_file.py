@@ -51,7 +51,11 @@ def trace(
         dynamic_shapes: ``torch.export.Dim`` by axis of the input.
         opset: version of ONNX's operators.
     """
-    with _plain_attention(model.eval()), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    with (
+        _plain_attention(model.eval()),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,

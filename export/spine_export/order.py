@@ -24,7 +24,11 @@ def narrow_before_enlarging(model: ir.Model) -> int:
     """
     moved = 0
     for conv in list(model.graph):
-        enlarge = conv.inputs[0].producer() if conv.op_type == "Conv" and conv.inputs[0] is not None else None
+        enlarge = (
+            conv.inputs[0].producer()
+            if conv.op_type == "Conv" and conv.inputs[0] is not None
+            else None
+        )
         if enlarge is not None and _weighs_channels(conv) and _enlarges(enlarge):
             _swap(model.graph, enlarge, conv)
             moved += 1
@@ -34,22 +38,51 @@ def narrow_before_enlarging(model: ir.Model) -> int:
 def _weighs_channels(conv: ir.Node) -> bool:
     """Return whether a convolution looks at one place at a time, and leaves no more channels than it gets."""
     weight, given, made = conv.inputs[1], conv.inputs[0], conv.outputs[0]
-    if weight is None or weight.shape is None or given is None or made.is_graph_output():
+    if (
+        weight is None
+        or weight.shape is None
+        or given is None
+        or made.is_graph_output()
+    ):
         return False
-    outputs, inputs, *sides = weight.shape.numpy() if weight.shape.is_static() else (1, 0)
-    still = not any(conv.attributes.get_ints("pads", [])) and set(conv.attributes.get_ints("strides", [1])) == {1}
-    return still and set(sides) == {1} and conv.attributes.get_int("group", 1) == 1 and outputs <= inputs
+    outputs, inputs, *sides = (
+        weight.shape.numpy() if weight.shape.is_static() else (1, 0)
+    )
+    still = not any(conv.attributes.get_ints("pads", [])) and set(
+        conv.attributes.get_ints("strides", [1])
+    ) == {1}
+    return (
+        still
+        and set(sides) == {1}
+        and conv.attributes.get_int("group", 1) == 1
+        and outputs <= inputs
+    )
 
 
 def _enlarges(resize: ir.Node) -> bool:
     """Return whether a node enlarges a picture by constant factors, its channels left alone, for one reader."""
-    if resize.op_type != "Resize" or len(resize.inputs) != 3 or resize.inputs[2] is None:
+    if (
+        resize.op_type != "Resize"
+        or len(resize.inputs) != 3
+        or resize.inputs[2] is None
+    ):
         return False
     factors = ir.convenience.get_const_tensor(resize.inputs[2])
     attributes = resize.attributes
-    plain = attributes.get_string("mode", "nearest") in _SUM_TO_ONE and not attributes.get_int("antialias", 0)
-    plain = plain and attributes.get_string("coordinate_transformation_mode", "half_pixel") in _PLAIN
-    if factors is None or not plain or len(resize.outputs[0].uses()) != 1 or resize.outputs[0].is_graph_output():
+    plain = attributes.get_string(
+        "mode", "nearest"
+    ) in _SUM_TO_ONE and not attributes.get_int("antialias", 0)
+    plain = (
+        plain
+        and attributes.get_string("coordinate_transformation_mode", "half_pixel")
+        in _PLAIN
+    )
+    if (
+        factors is None
+        or not plain
+        or len(resize.outputs[0].uses()) != 1
+        or resize.outputs[0].is_graph_output()
+    ):
         return False
     by = np.asarray(factors.numpy())
     return by.size > 2 and bool((by[:2] == 1).all() and (by[2:] >= 1).all())

@@ -14,12 +14,27 @@ from torch import nn
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.backends import Profile
 from spine_engine.bundle import file_facts
-from spine_engine.bundle.manifest import Calibration, DetectorEntry, GraderEntry, GridEntry, ModelEntry, TensorEntry
+from spine_engine.bundle.manifest import (
+    Calibration,
+    DetectorEntry,
+    GraderEntry,
+    GridEntry,
+    ModelEntry,
+    TensorEntry,
+)
 from spine_engine.detection.detect import BATCH
 from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import UsageError
 from spine_engine.study import Role
-from spine_export.onnx import DETECTOR, SPINENET_FACES, Face, Width, export_module, folded, grader_face
+from spine_export.onnx import (
+    DETECTOR,
+    SPINENET_FACES,
+    Face,
+    Width,
+    export_module,
+    folded,
+    grader_face,
+)
 from spine_export.pipelines import open_grader
 from spine_export.sources import PipelineConfig
 from spine_training.detector.model import Deployed, load_detector
@@ -94,7 +109,9 @@ def grader_part(
     grader = open_grader(checkpoint, described)
     kind = "grader" if grader.config.task == "level" else "whole_study_grader"
     if role not in (None, kind):
-        raise UsageError(f"{checkpoint} is a {kind}, not a {role}; swap --grader and --whole-study")
+        raise UsageError(
+            f"{checkpoint} is a {kind}, not a {role}; swap --grader and --whole-study"
+        )
     facts: dict[str, Any] = {"calibration": calibration}
     if described is not None:
         facts["normalisation"] = described.normalisation
@@ -137,7 +154,13 @@ def grader_entry(model: Path, config: GraderConfig, **facts: Any) -> GraderEntry
 
 def detector_entry(model: Path, spec: DetectorSpec) -> DetectorEntry:
     """Describe an exported level heat-map detector for the manifest."""
-    channels = ("disc", "body", "direction_row", "direction_column", *(f"level_{name}" for name in spec.bins))
+    channels = (
+        "disc",
+        "body",
+        "direction_row",
+        "direction_column",
+        *(f"level_{name}" for name in spec.bins),
+    )
     side, widest = spec.multiple, int(spec.max_extent_mm / spec.pixel_mm)
     profile = Profile(
         smallest=(1, 1, side, side),
@@ -169,7 +192,11 @@ def spinenet_entry(model: Path, kind: SpineNetKind) -> ModelEntry:
     if kind != "vfr":
         return ModelEntry(**facts)
     corners = ("right_top", "right_bottom", "left_bottom", "left_top")
-    channels = (*corners, "centroid", *(f"{axis}_{corner}" for axis in "xy" for corner in corners))
+    channels = (
+        *corners,
+        "centroid",
+        *(f"{axis}_{corner}" for axis in "xy" for corner in corners),
+    )
     return DetectorEntry(
         **facts,
         decoder="vfr",
@@ -193,5 +220,7 @@ def _tensor(value: onnx.ValueInfoProto) -> TensorEntry:
     sizes = value.type.tensor_type.shape.dim
     return TensorEntry(
         name=value.name,
-        shape=tuple(size.dim_value if size.HasField("dim_value") else None for size in sizes),
+        shape=tuple(
+            size.dim_value if size.HasField("dim_value") else None for size in sizes
+        ),
     )

@@ -24,7 +24,13 @@ from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.errors import UsageError
 from spine_export.sources import PipelineConfig
 from spine_training.backbones import NARROW_BACKBONES, Shape, build_backbone
-from spine_training.checkpoints import Mismatch, differences, fill, nearest, read_weights
+from spine_training.checkpoints import (
+    Mismatch,
+    differences,
+    fill,
+    nearest,
+    read_weights,
+)
 from spine_training.grader.model import Grader, GraderConfig, load_grader
 
 BACKBONE_PREFIXES: Final = ("backbone.", "encoder.")
@@ -83,13 +89,21 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
     """
     state = read_weights(path)
     weights = _backbone_weights(state, path)
-    heads = {name.removeprefix("heads."): tensor for name, tensor in state.items() if name.startswith("heads.")}
+    heads = {
+        name.removeprefix("heads."): tensor
+        for name, tensor in state.items()
+        if name.startswith("heads.")
+    }
     if unknown := len(state) - len(weights) - len(heads):
-        raise UsageError(f"{path.name} has {unknown} tensors that belong to neither backbone nor heads: not a grader")
+        raise UsageError(
+            f"{path.name} has {unknown} tensors that belong to neither backbone nor heads: not a grader"
+        )
     count = len({name.split(".")[0] for name in heads})
     tasks = {len(CONDITIONS): "level", len(CONDITIONS) * len(LEVELS): "whole_study"}
     if count not in tasks:
-        raise UsageError(f"{path.name} has {count} heads; want one of {', '.join(map(str, tasks))}")
+        raise UsageError(
+            f"{path.name} has {count} heads; want one of {', '.join(map(str, tasks))}"
+        )
     backbone, shape = described.backbone, described.shape
     if backbone is None:
         raise UsageError(
@@ -106,7 +120,9 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
     )
     grader = _build(config, path)
     if f"{_CLASSIFIER_NORM}weight" in weights:
-        grader.backbone.classifier = nn.Sequential(nn.LayerNorm(grader.backbone.num_features))
+        grader.backbone.classifier = nn.Sequential(
+            nn.LayerNorm(grader.backbone.num_features)
+        )
     fill(
         grader.backbone,
         weights,
@@ -130,25 +146,41 @@ def require_ascending(grader: Grader, file: Path) -> None:
     Raises:
         UsageError: with the heads and their values.
     """
-    pairs = [[round(cut, 4) for cut in link.cutpoints.tolist()] for link in grader.links()]
-    crossed = [f"head {n}: {low}, {high}" for n, (low, high) in enumerate(pairs) if not low < high]
+    pairs = [
+        [round(cut, 4) for cut in link.cutpoints.tolist()] for link in grader.links()
+    ]
+    crossed = [
+        f"head {n}: {low}, {high}"
+        for n, (low, high) in enumerate(pairs)
+        if not low < high
+    ]
     if crossed:
-        raise UsageError(f"{file.name} has cut-points that do not ascend ({'; '.join(crossed[:5])}): train it again")
+        raise UsageError(
+            f"{file.name} has cut-points that do not ascend ({'; '.join(crossed[:5])}): train it again"
+        )
 
 
 def _backbone_weights(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
     for prefix in BACKBONE_PREFIXES:
-        weights = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        weights = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in state.items()
+            if name.startswith(prefix)
+        }
         if weights:
             return weights
-    raise UsageError(f"{path.name} is no grader: no key begins with {' or '.join(BACKBONE_PREFIXES)}")
+    raise UsageError(
+        f"{path.name} is no grader: no key begins with {' or '.join(BACKBONE_PREFIXES)}"
+    )
 
 
 def _build(config: GraderConfig, path: Path) -> Grader:
     try:
         return Grader(config)
     except ValueError as error:
-        raise UsageError(f"cannot build a grader for {path.name}: {' '.join(str(error).split())}") from None
+        raise UsageError(
+            f"cannot build a grader for {path.name}: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _advice(
@@ -159,14 +191,22 @@ def _advice(
     """Return a hint at what fits: another grid where only its position tables differ, else another architecture."""
     tables = all(_POSITION_TABLE in name for name in mismatch.misshaped)
     if tables and not mismatch.missing and not mismatch.unexpected:
-        cubes = {_sides((n, n, n)): partial(_backbone, config, (n, n, n)) for n in _CUBES}
-        fitting = [grid for grid, left in differences(weights, cubes).items() if not left.count]
+        cubes = {
+            _sides((n, n, n)): partial(_backbone, config, (n, n, n)) for n in _CUBES
+        }
+        fitting = [
+            grid for grid, left in differences(weights, cubes).items() if not left.count
+        ]
         return f"it was trained on another grid; {fitting[0] if fitting else 'no cube'} fits, give its shape"
     return _nearest(weights, config.shape)
 
 
 def _nearest(weights: Mapping[str, Tensor], shape: Shape) -> str:
-    plain = {name: tensor for name, tensor in weights.items() if not name.startswith(_CLASSIFIER_NORM)}
+    plain = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith(_CLASSIFIER_NORM)
+    }
     family = next(
         (family for family, mark in _FAMILY_MARKS.items() if mark in plain),
         None,
@@ -176,15 +216,25 @@ def _nearest(weights: Mapping[str, Tensor], shape: Shape) -> str:
     return nearest(plain, _candidates(family, plain, shape))
 
 
-def _candidates(family: str, weights: Mapping[str, Tensor], shape: Shape) -> dict[str, Callable[[], nn.Module]]:
+def _candidates(
+    family: str, weights: Mapping[str, Tensor], shape: Shape
+) -> dict[str, Callable[[], nn.Module]]:
     """Return every model of a family; TensorFlow's (``tf_``) have the keys and shapes of those without the prefix."""
     plain: dict[str, Any] = {"in_chans": len(GraderConfig().channels), "num_classes": 0}
     known: dict[str, Callable[[], nn.Module]]
     if family == "maxxvit":
-        blocks = {match[1] for name in weights if (match := re.match(r"stages\.(\d+\.blocks\.\d+)\.", name))}
+        blocks = {
+            match[1]
+            for name in weights
+            if (match := re.match(r"stages\.(\d+\.blocks\.\d+)\.", name))
+        }
         stages = Counter(int(block.split(".")[0]) for block in blocks)
         depths = tuple(stages[stage] for stage in sorted(stages))
-        alike = {name: config for name, config in maxxvit_configs.items() if config.depths == depths}
+        alike = {
+            name: config
+            for name, config in maxxvit_configs.items()
+            if config.depths == depths
+        }
         configs = alike or maxxvit_configs  # building all of them takes 8 s
         known = {
             name: partial(
@@ -196,7 +246,11 @@ def _candidates(family: str, weights: Mapping[str, Tensor], shape: Shape) -> dic
             for name, config in configs.items()
         }
     else:
-        names = [name for name in timm_3d.list_models(module=family) if not name.startswith("tf_")]
+        names = [
+            name
+            for name in timm_3d.list_models(module=family)
+            if not name.startswith("tf_")
+        ]
         known = {name: partial(timm_3d.create_model, name, **plain) for name in names}
     if family == "efficientnet":
         known |= {

@@ -75,14 +75,21 @@ def prove(
         except StudyError as error:
             say(f"  {precision} refused: {error}")
             continue
-        say(f"  {precision} {'passed' if parities[precision].passed else 'refused'}: {parities[precision]}")
+        say(
+            f"  {precision} {'passed' if parities[precision].passed else 'refused'}: {parities[precision]}"
+        )
     passed = tuple(precision for precision, parity in parities.items() if parity.passed)
     for own in (own for precision, own in variants.items() if precision not in passed):
         for path in own.values():
             path.unlink()
-    kept = {precision: own for precision, own in variants.items() if precision in passed}
+    kept = {
+        precision: own for precision, own in variants.items() if precision in passed
+    }
     figures = {str(precision): parity.figures for precision, parity in parities.items()}
-    return {role: _said(entry, role, passed, kept, figures) for role, entry in entries.items()}
+    return {
+        role: _said(entry, role, passed, kept, figures)
+        for role, entry in entries.items()
+    }
 
 
 def opened(files: Files, entries: Entries, precision: AskedPrecision) -> Way:
@@ -114,7 +121,10 @@ def _said(
     variants: Mapping[AskedPrecision, Files],
     figures: dict[str, dict[str, float]],
 ) -> ModelEntry:
-    files = {str(precision): ModelFile(**file_facts(own[role])) for precision, own in variants.items()}  # type: ignore[arg-type]
+    files = {
+        str(precision): ModelFile(**file_facts(own[role]))  # type: ignore[arg-type]
+        for precision, own in variants.items()
+    }
     return replace(
         entry,
         precisions=("f32", *passed),  # type: ignore[arg-type]

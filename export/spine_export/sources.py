@@ -132,11 +132,17 @@ class BundleRecipe:
 
     def __post_init__(self) -> None:
         if not self.graders:
-            raise UsageError("a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study")
+            raise UsageError(
+                "a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study"
+            )
         if (self.grader is None) != (self.detector is None):
-            raise UsageError("a level grader and a detector need each other; give both --detector and --grader")
+            raise UsageError(
+                "a level grader and a detector need each other; give both --detector and --grader"
+            )
         if self.grader is None and self.calibration is not None:
-            raise UsageError("a calibration is of a level grader's probabilities; give --grader, or leave it out")
+            raise UsageError(
+                "a calibration is of a level grader's probabilities; give --grader, or leave it out"
+            )
         if unused := sorted(self.described.keys() - self.graders.keys()):
             raise UsageError(f"a {unused[0]} is described, but none is given")
 
@@ -149,8 +155,16 @@ class BundleRecipe:
     @property
     def own_checkpoints(self) -> dict[str, Path]:
         """The checkpoints of this project by role: they say what they were trained on."""
-        own = {role: path for role, path in self.graders.items() if role not in self.described}
-        return {"detector": self.detector, **own} if isinstance(self.detector, Path) else own
+        own = {
+            role: path
+            for role, path in self.graders.items()
+            if role not in self.described
+        }
+        return (
+            {"detector": self.detector, **own}
+            if isinstance(self.detector, Path)
+            else own
+        )
 
 
 def _read_json(path: Path) -> Any:
@@ -165,7 +179,9 @@ def _flat(values: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat.update({f"{key}.{name}": number for name, number in _flat(value).items()})
+            flat.update(
+                {f"{key}.{name}": number for name, number in _flat(value).items()}
+            )
         else:
             flat[key] = value
     return flat

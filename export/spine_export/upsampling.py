@@ -31,7 +31,9 @@ class SplitUpBlock(nn.Module):
             TypeError: its batch norms have not been folded into its convolutions.
         """
         super().__init__()
-        if isinstance(block.norm_1, nn.BatchNorm2d) or not isinstance(block.skip, nn.Conv2d):
+        if isinstance(block.norm_1, nn.BatchNorm2d) or not isinstance(
+            block.skip, nn.Conv2d
+        ):
             raise TypeError("fold the block's batch norms first")
         outputs, inputs = block.conv_1.weight.shape[:2]
         n = block.below
@@ -49,7 +51,9 @@ class SplitUpBlock(nn.Module):
         self.conv_2 = block.conv_2
         with torch.no_grad():
             weight, skip = block.conv_1.weight, block.skip.weight
-            self.below.weight.copy_(_added_up(_added_up(weight[:, :n], 2), 3).transpose(0, 1))
+            self.below.weight.copy_(
+                _added_up(_added_up(weight[:, :n], 2), 3).transpose(0, 1)
+            )
             self.beside.weight.copy_(weight[:, n:])
             if block.conv_1.bias is not None and self.beside.bias is not None:
                 self.beside.bias.copy_(block.conv_1.bias)

@@ -105,7 +105,9 @@ def verify(
         OutputError: the worst case cannot be written.
     """
     reference = TorchRunner(module, entry.outputs[0].name)
-    answers = isinstance(entry, GraderEntry) or (isinstance(entry, DetectorEntry) and entry.spec is not None)
+    answers = isinstance(entry, GraderEntry) or (
+        isinstance(entry, DetectorEntry) and entry.spec is not None
+    )
     wanted = ask(entry, [reference], samples) if answers else None
     outcomes: dict[str, Outcome] = {}
     for runtime, width in WAYS[precision]:
@@ -152,9 +154,13 @@ def agrees(outcomes: Mapping[str, Outcome], precision: AskedPrecision) -> bool:
             'nothing here runs the file, so nothing was compared: pip install "spine-mri-engine[onnxruntime]"'
         )
     if any(isinstance(outcome, LevelParity) and not outcome.found for outcome in own):
-        raise UsageError("the model finds no level in any phantom, so nothing was compared: is it trained?")
+        raise UsageError(
+            "the model finds no level in any phantom, so nothing was compared: is it trained?"
+        )
     return all(
-        outcome.largest <= TOLERANCES["f32"] if precision == "f32" and isinstance(outcome, Parity) else outcome.passed
+        outcome.largest <= TOLERANCES["f32"]
+        if precision == "f32" and isinstance(outcome, Parity)
+        else outcome.passed
         for outcome in own
     )
 
@@ -176,7 +182,9 @@ def _outputs(
             (batch, *entry.profile.usual[1:]),
             np.float32,
         )
-        first, second = (runner.run({name: noise})[gives] for runner in (reference, other))
+        first, second = (
+            runner.run({name: noise})[gives] for runner in (reference, other)
+        )
         share = float(np.abs(first - second).max() / max(np.abs(first).max(), 1e-9))
         if share > largest:
             largest = share

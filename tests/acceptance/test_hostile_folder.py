@@ -38,7 +38,10 @@ def change(folder: Path, **values) -> None:
 def few_slices(study: Path, count: int) -> None:
     """Leave ``count`` neighbouring slices of each series."""
     for series in (path for path in study.iterdir() if path.is_dir()):
-        files = sorted(series.glob("*.dcm"), key=lambda path: int(pydicom.dcmread(path).InstanceNumber))
+        files = sorted(
+            series.glob("*.dcm"),
+            key=lambda path: int(pydicom.dcmread(path).InstanceNumber),
+        )
         for path in files[count:]:
             path.unlink()
 
@@ -97,7 +100,12 @@ def outcome(tmp_path_factory):
     record = acceptance.run(root, output)
     locked.chmod(0o700)
     lines = {line["study_id"]: line for line in acceptance.study_lines(output)}
-    return record, {what: lines.get(name) for what, name in names.items()}, acceptance.predictions(output), output
+    return (
+        record,
+        {what: lines.get(name) for what, name in names.items()},
+        acceptance.predictions(output),
+        output,
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +149,9 @@ def test_the_damaged_study_says_that_slices_were_dropped(outcome):
     ],
 )
 def test_every_other_file_is_counted(outcome, name, reason):
-    refused = {entry["path"]: entry["reason"] for entry in outcome[0]["refused_examples"]}
+    refused = {
+        entry["path"]: entry["reason"] for entry in outcome[0]["refused_examples"]
+    }
     assert refused.get(name) == reason
 
 
@@ -150,7 +160,11 @@ def test_the_giant_and_the_cut_files_are_not_used(outcome):
     inside = outcome[3].parent / "in" / damaged["study_id"]
     written = sum(1 for _ in inside.rglob("*.dcm"))
     assert sum(series["slices"] for series in damaged["series"]) == written - 3
-    refused = [entry["reason"] for entry in outcome[0]["refused_examples"] if damaged["study_id"] in entry["path"]]
+    refused = [
+        entry["reason"]
+        for entry in outcome[0]["refused_examples"]
+        if damaged["study_id"] in entry["path"]
+    ]
     assert sorted(refused) == ["corrupt_file", "corrupt_pixels", "too_large"]
 
 
@@ -160,7 +174,11 @@ def test_nothing_of_the_patient_is_in_the_results(outcome):
     name = str(pydicom.dcmread(file).PatientName)
     assert name
     written = [path for path in output.iterdir() if path.is_file()]
-    assert {"predictions.csv", "studies.jsonl", "run.json", "ledger.sqlite"} <= {path.name for path in written}
+    assert {"predictions.csv", "studies.jsonl", "run.json", "ledger.sqlite"} <= {
+        path.name for path in written
+    }
     for path in written:
         assert name.encode() not in path.read_bytes(), path.name
-    assert json.loads((output / "run.json").read_text())["note"].startswith("Research use only")
+    assert json.loads((output / "run.json").read_text())["note"].startswith(
+        "Research use only"
+    )

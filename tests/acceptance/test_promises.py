@@ -14,7 +14,11 @@ pytestmark = pytest.mark.slow
 
 def assert_met(figures):
     assert any(figure.met for figure in figures)
-    missed = [f"{figure.name}: {figure.measured}, wanted {figure.wanted}" for figure in figures if figure.met is False]
+    missed = [
+        f"{figure.name}: {figure.measured}, wanted {figure.wanted}"
+        for figure in figures
+        if figure.met is False
+    ]
     assert not missed, "; ".join(missed)
 
 

@@ -29,7 +29,9 @@ class PretendedBuilderLibrary(PretendedTensorRt):
     ComputeCapability = Capability
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=3)
     BuilderFlag = SimpleNamespace(TF32="tf32", REQUIRE_USER_ALLOCATION="user")
-    HardwareCompatibilityLevel = SimpleNamespace(SAME_COMPUTE_CAPABILITY="same", NONE="none")
+    HardwareCompatibilityLevel = SimpleNamespace(
+        SAME_COMPUTE_CAPABILITY="same", NONE="none"
+    )
     LayerType = SimpleNamespace(ATTENTION_INPUT="attention")
 
     class IAttentionInputLayer(Attention):
@@ -74,9 +76,15 @@ class PretendedBuilderLibrary(PretendedTensorRt):
 
         def error(n: int) -> SimpleNamespace:
             operator, node, said = self.parse_errors[n]
-            return SimpleNamespace(node_operator=lambda: operator, node_name=lambda: node, desc=lambda: said)
+            return SimpleNamespace(
+                node_operator=lambda: operator,
+                node_name=lambda: node,
+                desc=lambda: said,
+            )
 
-        return SimpleNamespace(parse=parse, num_errors=len(self.parse_errors), get_error=error)
+        return SimpleNamespace(
+            parse=parse, num_errors=len(self.parse_errors), get_error=error
+        )
 
     def create_builder_config(self) -> Config:
         self.configs.append(Config(self))
@@ -84,7 +92,9 @@ class PretendedBuilderLibrary(PretendedTensorRt):
 
     def create_optimization_profile(self) -> Any:
         profile = SimpleNamespace(shapes={})
-        profile.set_shape = lambda name, *shapes: profile.shapes.__setitem__(name, shapes)
+        profile.set_shape = lambda name, *shapes: profile.shapes.__setitem__(
+            name, shapes
+        )
         return profile
 
     def build_serialized_network(self, network: Any, config: Config) -> Any:

@@ -58,7 +58,9 @@ class PretendedCuda:
 
     def cudaGetDeviceProperties(self, index):
         name, major, minor = self.devices[index]
-        return CudaError.cudaSuccess, SimpleNamespace(name=name.encode(), major=major, minor=minor)
+        return CudaError.cudaSuccess, SimpleNamespace(
+            name=name.encode(), major=major, minor=minor
+        )
 
     def cudaSetDevice(self, index):
         self.device = index
@@ -80,7 +82,9 @@ class PretendedCuda:
     def cudaMalloc(self, size):
         if size > self.room:
             return CudaError.cudaErrorMemoryAllocation, None
-        memory = ctypes.create_string_buffer(b"\xff" * size, size)  # not a number until written
+        memory = ctypes.create_string_buffer(
+            b"\xff" * size, size
+        )  # not a number until written
         self.live[ctypes.addressof(memory)] = memory
         self.sizes.append(size)
         return CudaError.cudaSuccess, ctypes.addressof(memory)
@@ -104,10 +108,15 @@ class PretendedCuda:
         return (CudaError.cudaSuccess,)
 
     def owns(self, address, size):
-        return any(start <= address and address + size <= start + len(m) for start, m in self.live.items())
+        return any(
+            start <= address and address + size <= start + len(m)
+            for start, m in self.live.items()
+        )
 
     def on_the_host(self, address):
-        return any(start <= address < start + len(self.live[start]) for start in self.hosts)
+        return any(
+            start <= address < start + len(self.live[start]) for start in self.hosts
+        )
 
     def cudaMemcpyAsync(self, to, source, size, kind, stream):
         sides = {1: (False, True), 2: (True, False)}[kind]
@@ -119,7 +128,9 @@ class PretendedCuda:
         return (CudaError.cudaSuccess,)
 
     def queue(self, stream, action):
-        (self.streams[stream] if self._recording is None else self._recording).append(action)
+        (self.streams[stream] if self._recording is None else self._recording).append(
+            action
+        )
 
     def cudaStreamSynchronize(self, stream):
         assert self._recording is None, "waiting while recording"
@@ -193,7 +204,9 @@ class PretendedTensorRt:
         self.kernels_given: list[bytes] = []
 
     def Runtime(self, logger):
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.open(plan, logger))
+        return SimpleNamespace(
+            deserialize_cuda_engine=lambda plan: self.open(plan, logger)
+        )
 
     def open(self, plan, logger):
         if not plan.startswith(b"plan"):
@@ -203,7 +216,10 @@ class PretendedTensorRt:
 
 
 def plan_of(profile: Profile) -> bytes:
-    return b"plan" + json.dumps([profile.smallest, profile.usual, profile.largest]).encode()
+    return (
+        b"plan"
+        + json.dumps([profile.smallest, profile.usual, profile.largest]).encode()
+    )
 
 
 class PretendedEngine:
@@ -235,7 +251,9 @@ class PretendedEngine:
 
     def create_runtime_config(self):
         config = SimpleNamespace(cache=None)
-        config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
+        config.set_execution_context_allocation_strategy = lambda strategy: setattr(
+            config, "strategy", strategy
+        )
         config.set_runtime_cache = lambda cache: setattr(config, "cache", cache)
         config.create_runtime_cache = lambda: PretendedKernels(self.trt)
         return config
@@ -266,17 +284,28 @@ class PretendedContext:
     def set_input_shape(self, name, shape):
         self.shape = shape
         smallest, _, largest = self.engine.shapes
-        return all(a <= n <= b for a, n, b in zip(smallest, shape, largest, strict=True))
+        return all(
+            a <= n <= b for a, n, b in zip(smallest, shape, largest, strict=True)
+        )
 
     def get_tensor_shape(self, name):
-        return (-1 if self.engine.trt.depends_on_data else self.shape[0], 3, *self.shape[2:])
+        return (
+            -1 if self.engine.trt.depends_on_data else self.shape[0],
+            3,
+            *self.shape[2:],
+        )
 
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
 
     def execute_async_v3(self, stream):
         trt = self.engine.trt
-        if trt.fails or self.memory is None or not self.addresses or stream not in trt.cuda.streams:
+        if (
+            trt.fails
+            or self.memory is None
+            or not self.addresses
+            or stream not in trt.cuda.streams
+        ):
             return False
         cache = getattr(self.given, "cache", None)
         if cache is not None:
@@ -287,9 +316,13 @@ class PretendedContext:
     def compute(self):
         out = (self.shape[0], 3, *self.shape[2:])
         image = self.view("image", self.shape)
-        self.view("maps", out)[:] = image.mean(1, keepdims=True) * np.arange(1, 4, dtype=np.float32).reshape(1, 3, 1, 1)
+        self.view("maps", out)[:] = image.mean(1, keepdims=True) * np.arange(
+            1, 4, dtype=np.float32
+        ).reshape(1, 3, 1, 1)
 
     def view(self, name, shape):
         address = self.addresses[name]
         assert self.engine.trt.cuda.owns(address, 4 * prod(shape))
-        return np.ctypeslib.as_array((ctypes.c_float * prod(shape)).from_address(address)).reshape(shape)
+        return np.ctypeslib.as_array(
+            (ctypes.c_float * prod(shape)).from_address(address)
+        ).reshape(shape)

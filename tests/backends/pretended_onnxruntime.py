@@ -23,7 +23,9 @@ class Options(onnxruntime.SessionOptions):
         self.devices: list[Any] = []
         self.device_options: dict[str, str] = {}
 
-    def add_provider_for_devices(self, devices: Sequence[Any], options: dict[str, str]) -> None:
+    def add_provider_for_devices(
+        self, devices: Sequence[Any], options: dict[str, str]
+    ) -> None:
         self.devices, self.device_options = list(devices), dict(options)
 
 
@@ -50,7 +52,10 @@ class PretendedOnnxRuntime:
         self.registered.append((name, path))
 
     def get_ep_devices(self) -> list[SimpleNamespace]:
-        gpus = [SimpleNamespace(ep_name=PLUGIN, number=n) for n in range(self.plugin_gpus if self.registered else 0)]
+        gpus = [
+            SimpleNamespace(ep_name=PLUGIN, number=n)
+            for n in range(self.plugin_gpus if self.registered else 0)
+        ]
         return [SimpleNamespace(ep_name="CPUExecutionProvider", number=0), *gpus]
 
     def preload_dlls(self) -> None:
@@ -58,23 +63,38 @@ class PretendedOnnxRuntime:
         print("cudnn64_9.dll: not found")
 
     def InferenceSession(
-        self, model: bytes, options: Options, *, providers: Any = None, enable_fallback: int = 1
+        self,
+        model: bytes,
+        options: Options,
+        *,
+        providers: Any = None,
+        enable_fallback: int = 1,
     ) -> Any:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model, options, providers=["CPUExecutionProvider"]
+        )
         (first,) = providers or [(options.devices[0].ep_name, options.device_options)]
         name, told = (first, {}) if isinstance(first, str) else first
         self.opened.append(
             SimpleNamespace(
-                provider=name, told=dict(told), options=options, fallback=enable_fallback, devices=options.devices
+                provider=name,
+                told=dict(told),
+                options=options,
+                fallback=enable_fallback,
+                devices=options.devices,
             )
         )
-        return Session(self, session, "CPUExecutionProvider" if self.gives_way else name)
+        return Session(
+            self, session, "CPUExecutionProvider" if self.gives_way else name
+        )
 
 
 class Session:
     """A session that says it runs on another provider."""
 
-    def __init__(self, runtime: PretendedOnnxRuntime, session: Any, provider: str) -> None:
+    def __init__(
+        self, runtime: PretendedOnnxRuntime, session: Any, provider: str
+    ) -> None:
         self._runtime, self._session, self._provider = runtime, session, provider
 
     def __getattr__(self, name: str) -> Any:
@@ -85,6 +105,12 @@ class Session:
 
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
         def part(provider: str, kinds: Sequence[str]) -> SimpleNamespace:
-            return SimpleNamespace(ep_name=provider, get_nodes=lambda: [SimpleNamespace(op_type=k) for k in kinds])
+            return SimpleNamespace(
+                ep_name=provider,
+                get_nodes=lambda: [SimpleNamespace(op_type=k) for k in kinds],
+            )
 
-        return [part(self._provider, ["Conv", "Relu"]), part("CPUExecutionProvider", self._runtime.left_behind)]
+        return [
+            part(self._provider, ["Conv", "Relu"]),
+            part("CPUExecutionProvider", self._runtime.left_behind),
+        ]

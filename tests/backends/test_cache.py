@@ -67,13 +67,17 @@ def test_a_spoilt_entry_is_built_again(cache: Path, tmp_path: Path, spoil) -> No
     assert compiled_once(KEY, lambda: b"good engine") == b"good engine"
     assert compiled_once(KEY, lambda: b"not needed") == b"good engine"
     spoil(cache / f"{KEY}.blob", tmp_path / "outside")
-    outside = (tmp_path / "outside").read_bytes() if (tmp_path / "outside").exists() else None
+    outside = (
+        (tmp_path / "outside").read_bytes() if (tmp_path / "outside").exists() else None
+    )
     assert load_compiled(KEY) is None
     assert compiled_once(KEY, lambda: b"built again") == b"built again"
     if spoil is not a_folder:  # which nothing replaces, so that it is built each time
         assert load_compiled(KEY) == b"built again"
     if outside is not None:
-        assert (tmp_path / "outside").read_bytes() == outside, "what a link leads to is left alone"
+        assert (tmp_path / "outside").read_bytes() == outside, (
+            "what a link leads to is left alone"
+        )
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o750, 0o707, 0o755])
@@ -87,7 +91,9 @@ def test_a_folder_that_others_may_enter_is_bypassed(cache: Path, mode: int) -> N
     assert load_compiled(KEY) == b"planted"
 
 
-def test_a_folder_or_an_entry_of_another_user_is_bypassed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_or_an_entry_of_another_user_is_bypassed(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store_compiled(KEY, b"planted")
     if os.getuid() == 0:
         os.chown(cache / f"{KEY}.blob", 12345, 12345)
@@ -98,7 +104,9 @@ def test_a_folder_or_an_entry_of_another_user_is_bypassed(cache: Path, monkeypat
     assert compiled_once(KEY, lambda: b"built") == b"built"
 
 
-def test_who_comes_while_another_builds_waits_and_takes_what_was_built(cache: Path, monkeypatch) -> None:
+def test_who_comes_while_another_builds_waits_and_takes_what_was_built(
+    cache: Path, monkeypatch
+) -> None:
     looked, built = threading.Semaphore(0), []
 
     def look(key: str) -> bytes | None:
@@ -106,7 +114,9 @@ def test_who_comes_while_another_builds_waits_and_takes_what_was_built(cache: Pa
         return load_compiled(key)
 
     def build() -> bytes:
-        for _ in range(4):  # the others have looked and found nothing, and this one for a second time
+        for _ in range(
+            4
+        ):  # the others have looked and found nothing, and this one for a second time
             assert looked.acquire(timeout=20)
         built.append(threading.get_ident())
         return b"engine"
@@ -118,7 +128,9 @@ def test_who_comes_while_another_builds_waits_and_takes_what_was_built(cache: Pa
     assert len(built) == 1
 
 
-def test_the_lock_is_the_kernels_so_that_one_who_dies_holds_nobody_up(cache: Path) -> None:
+def test_the_lock_is_the_kernels_so_that_one_who_dies_holds_nobody_up(
+    cache: Path,
+) -> None:
     with build_lock():
         descriptor = os.open(cache / "build.lock", os.O_RDWR)
         with pytest.raises(BlockingIOError):
@@ -132,7 +144,9 @@ def test_the_lock_is_the_kernels_so_that_one_who_dies_holds_nobody_up(cache: Pat
 @pytest.mark.slow
 def test_a_builder_that_dies_does_not_hold_the_others_up(cache: Path) -> None:
     code = "from spine_engine.backends.cache import build_lock\nwith build_lock(): print('held', flush=True); input()"
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout is not None
     assert holder.stdin is not None
     holder.stdout.readline()
@@ -151,7 +165,9 @@ def test_a_lock_that_is_a_link_is_not_followed(cache: Path, tmp_path: Path) -> N
     assert not (tmp_path / "outside").exists()
 
 
-def test_a_lent_folder_is_lent_again_only_as_it_was_left(cache: Path, tmp_path: Path) -> None:
+def test_a_lent_folder_is_lent_again_only_as_it_was_left(
+    cache: Path, tmp_path: Path
+) -> None:
     def lend() -> list[str]:
         with sealed_folder(KEY) as folder:
             assert folder is not None
@@ -177,4 +193,6 @@ def test_a_lent_folder_is_lent_again_only_as_it_was_left(cache: Path, tmp_path: 
         spoil()
         assert lend() == []
         assert lend() == ["engine"]
-    assert (tmp_path / "elsewhere" / "engine").read_bytes() == b"engine", "what a link leads to is left alone"
+    assert (tmp_path / "elsewhere" / "engine").read_bytes() == b"engine", (
+        "what a link leads to is left alone"
+    )

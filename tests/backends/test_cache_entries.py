@@ -24,7 +24,10 @@ from spine_engine.backends.cache import (
 
 def test_a_name_is_the_digest_of_the_models_digest_and_of_every_part():
     text = hashlib.sha256(b"model").hexdigest() + "\nopenvino\n1 thread"
-    assert cache_key(b"model", "openvino", "1 thread") == hashlib.sha256(text.encode()).hexdigest()
+    assert (
+        cache_key(b"model", "openvino", "1 thread")
+        == hashlib.sha256(text.encode()).hexdigest()
+    )
     names = {
         cache_key(b"model", "a", "b"),
         cache_key(b"model", "b", "a"),
@@ -60,7 +63,9 @@ def test_an_entry_that_was_half_written_is_deleted_and_not_read(cache: Path, cut
     assert not path.exists()
 
 
-def test_a_write_that_fails_leaves_the_former_entry_and_nothing_else(cache: Path, monkeypatch):
+def test_a_write_that_fails_leaves_the_former_entry_and_nothing_else(
+    cache: Path, monkeypatch
+):
     store_compiled("k", b"engine")
 
     def full(*_: object) -> None:
@@ -74,7 +79,9 @@ def test_a_write_that_fails_leaves_the_former_entry_and_nothing_else(cache: Path
     assert load_compiled("k") == b"engine"
 
 
-def test_a_process_that_is_killed_while_it_writes_leaves_no_entry(cache: Path, monkeypatch):
+def test_a_process_that_is_killed_while_it_writes_leaves_no_entry(
+    cache: Path, monkeypatch
+):
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -83,11 +90,15 @@ def test_a_process_that_is_killed_while_it_writes_leaves_no_entry(cache: Path, m
         store_compiled("k", b"engine")
     assert load_compiled("k") is None
     (left,) = cache.iterdir()
-    assert left.suffix == ".part", "what was written lies under a name that nobody reads"
+    assert left.suffix == ".part", (
+        "what was written lies under a name that nobody reads"
+    )
 
 
 @pytest.mark.parametrize("xdg", [None, ""])
-def test_without_a_place_of_its_own_the_cache_lies_at_home(tmp_path: Path, monkeypatch, xdg):
+def test_without_a_place_of_its_own_the_cache_lies_at_home(
+    tmp_path: Path, monkeypatch, xdg
+):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     if xdg is None:
         monkeypatch.delenv("XDG_CACHE_HOME")
@@ -98,8 +109,12 @@ def test_without_a_place_of_its_own_the_cache_lies_at_home(tmp_path: Path, monke
     assert cache_folder() == tmp_path / "own" / "spine-mri-engine"
 
 
-@pytest.mark.parametrize("obstacle", ["file", "parent is a file", "link", "read only", "homeless"])
-def test_a_cache_that_is_not_safe_is_done_without(cache: Path, tmp_path: Path, monkeypatch, obstacle):
+@pytest.mark.parametrize(
+    "obstacle", ["file", "parent is a file", "link", "read only", "homeless"]
+)
+def test_a_cache_that_is_not_safe_is_done_without(
+    cache: Path, tmp_path: Path, monkeypatch, obstacle
+):
     if obstacle == "file":
         cache.write_bytes(b"")
     elif obstacle == "parent is a file":
@@ -164,7 +179,9 @@ def test_what_failed_to_build_is_not_kept_and_the_lock_is_free_again(cache: Path
     assert load_compiled("k") == b"built"
 
 
-def test_who_waited_for_the_lock_takes_what_was_built_meanwhile(cache: Path, monkeypatch):
+def test_who_waited_for_the_lock_takes_what_was_built_meanwhile(
+    cache: Path, monkeypatch
+):
     answers = [None, b"built by another"]
     monkeypatch.setattr(room, "load_compiled", lambda key: answers.pop(0))
     assert compiled_once("k", lambda: pytest.fail("built")) == b"built by another"
@@ -185,7 +202,9 @@ def test_a_lent_folder_is_sealed_by_name_and_content(cache: Path):
         assert folder == cache / "other.folder"
 
 
-def test_a_folder_in_which_something_strange_was_left_is_not_sealed(cache: Path, tmp_path: Path):
+def test_a_folder_in_which_something_strange_was_left_is_not_sealed(
+    cache: Path, tmp_path: Path
+):
     with sealed_folder("k") as folder:
         (folder / "a").write_bytes(b"1")
     before = load_compiled("k")

@@ -21,7 +21,13 @@ class Doubling:
     device = Device("fake", "CPU", "f32")
 
     def __init__(self, fault=None, since=99):
-        self.fault, self.since, self.calls, self.last, self.closed = fault, since, 0, None, False
+        self.fault, self.since, self.calls, self.last, self.closed = (
+            fault,
+            since,
+            0,
+            None,
+            False,
+        )
 
     def run(self, inputs):
         self.calls += 1
@@ -47,7 +53,11 @@ def slices(count=3, seed=1):
 def test_sound_answers_pass_and_close_closes():
     model = Doubling()
     backend = CheckedBackend(model, PROFILE)
-    assert (backend.inputs, backend.outputs, backend.device) == (model.inputs, model.outputs, model.device)
+    assert (backend.inputs, backend.outputs, backend.device) == (
+        model.inputs,
+        model.outputs,
+        model.device,
+    )
     np.testing.assert_array_equal(backend.run(slices())["y"], 2 * slices()["x"])
     backend.close()
     assert model.closed
@@ -59,12 +69,16 @@ def test_a_model_that_does_not_compute_is_not_opened(fault):
         CheckedBackend(Doubling(fault, since=1), PROFILE)
 
 
-@pytest.mark.parametrize("fault", ["zeros", "the last answer", "the first of the batch"])
+@pytest.mark.parametrize(
+    "fault", ["zeros", "the last answer", "the first of the batch"]
+)
 @pytest.mark.parametrize("count", [1, 3])
 def test_an_answer_that_is_not_its_own_is_want_of_memory(fault, count):
     if (fault, count) == ("the first of the batch", 1):
         count = 2
-    backend = CheckedBackend(Doubling(fault, since=4), PROFILE)  # three calls when it is opened
+    backend = CheckedBackend(
+        Doubling(fault, since=4), PROFILE
+    )  # three calls when it is opened
     with pytest.raises(MemoryError):
         backend.run(slices(count))
 
@@ -89,7 +103,9 @@ def test_fixed_sizes_need_no_profile():
     model = Doubling()
     model.inputs = (replace(model.inputs[0], shape=(None, 1, 2, 2)),)
     CheckedBackend(model, None).run(slices())
-    assert model.calls == 5  # three when it is opened, one for the request and one to prove it
+    assert (
+        model.calls == 5
+    )  # three when it is opened, one for the request and one to prove it
 
 
 @pytest.mark.parametrize(
@@ -103,7 +119,9 @@ def test_fixed_sizes_need_no_profile():
 )
 def test_memory_is_limited_by_either_limit(monkeypatch, space, data, limited):
     limits = {resource.RLIMIT_AS: space, resource.RLIMIT_DATA: data}
-    monkeypatch.setattr(resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY))
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda kind: (limits[kind], resource.RLIM_INFINITY)
+    )
     assert memory_is_limited() is limited
 
 

@@ -23,7 +23,9 @@ FAKE = json.dumps(
     }
 ).encode()
 
-PROFILE = Profile(smallest=(1, 2, 8, 8), usual=(2, 2, 16, 16), largest=(4, 2, 48, 48), batches=(1, 2))
+PROFILE = Profile(
+    smallest=(1, 2, 8, 8), usual=(2, 2, 16, 16), largest=(4, 2, 48, 48), batches=(1, 2)
+)
 
 RUNNERS = [
     "openvino CPU",
@@ -81,7 +83,9 @@ def runner(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("absent", [runner for runner in RUNNERS if runner not in HERE])
 def test_what_is_not_shown_here(absent: str) -> None:
     part = (
-        "what only the real one can show (its numbers, its memory) is not shown" if absent in PRETENDED else "not shown"
+        "what only the real one can show (its numbers, its memory) is not shown"
+        if absent in PRETENDED
+        else "not shown"
     )
     pytest.skip(f"{absent}: {part}: {reason_to_skip(absent)}")
 
@@ -94,7 +98,9 @@ def content(runner: str, request: pytest.FixtureRequest) -> bytes:
 @pytest.fixture
 def opened(runner: str, content: bytes) -> Open:
     name, device = runner.split()
-    return lambda: open_backend(content, name=name, device=device, precision="f32", profile=PROFILE)
+    return lambda: open_backend(
+        content, name=name, device=device, precision="f32", profile=PROFILE
+    )
 
 
 @pytest.fixture
@@ -105,14 +111,27 @@ def backend(opened: Open) -> Iterator[Backend]:
 
 
 def test_reports_tensors_and_what_it_runs_on(backend: Backend, runner: str) -> None:
-    assert [(info.name, info.shape) for info in backend.inputs] == [("image", (None, 2, None, None))]
-    assert [(info.name, info.shape) for info in backend.outputs] == [("maps", (None, 3, None, None))]
+    assert [(info.name, info.shape) for info in backend.inputs] == [
+        ("image", (None, 2, None, None))
+    ]
+    assert [(info.name, info.shape) for info in backend.outputs] == [
+        ("maps", (None, 3, None, None))
+    ]
     assert f"{backend.device.backend} {backend.device.device}" == runner
     assert backend.device.precision == "f32"
 
 
-def test_dynamic_shapes_and_no_memory_of_what_ran_before(opened: Open, backend: Backend) -> None:
-    shapes = [(1, 2, 20, 31), (3, 2, 16, 16), (2, 2, 16, 16), (2, 2, 40, 9), (1, 2, 16, 16), (1, 2, 20, 31)]
+def test_dynamic_shapes_and_no_memory_of_what_ran_before(
+    opened: Open, backend: Backend
+) -> None:
+    shapes = [
+        (1, 2, 20, 31),
+        (3, 2, 16, 16),
+        (2, 2, 16, 16),
+        (2, 2, 40, 9),
+        (1, 2, 16, 16),
+        (1, 2, 20, 31),
+    ]
     shapes += shapes[2:3]
     seen = [backend.run(image(7, *shape))["maps"] for shape in shapes]
     assert [got.shape for got in seen] == [(s[0], 3, *s[2:]) for s in shapes]
@@ -122,7 +141,9 @@ def test_dynamic_shapes_and_no_memory_of_what_ran_before(opened: Open, backend: 
         fresh.close()
 
 
-def test_inputs_are_left_alone_and_outputs_belong_to_the_caller(backend: Backend) -> None:
+def test_inputs_are_left_alone_and_outputs_belong_to_the_caller(
+    backend: Backend,
+) -> None:
     inputs = image(1, 2, 2, 12, 12)
     kept = inputs["image"].copy()
     first = backend.run(inputs)["maps"]
@@ -155,7 +176,9 @@ def test_the_input_may_be_freed_or_changed_after_a_run(backend: Backend) -> None
         ({"image": np.zeros((1, 2, 8, 16), np.float32)[..., ::2]}, "contiguous"),
     ],
 )
-def test_wrong_inputs_are_a_value_error(backend: Backend, inputs: dict[str, NDArray[np.float32]], message: str) -> None:
+def test_wrong_inputs_are_a_value_error(
+    backend: Backend, inputs: dict[str, NDArray[np.float32]], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         backend.run(inputs)
 
@@ -167,7 +190,9 @@ def test_closing_twice_is_allowed_and_running_then_is_not(backend: Backend) -> N
         backend.run(image(1, 1, 2, 8, 8))
 
 
-def test_a_model_that_is_none_and_a_device_that_is_not_there(runner: str, content: bytes) -> None:
+def test_a_model_that_is_none_and_a_device_that_is_not_there(
+    runner: str, content: bytes
+) -> None:
     name, device = runner.split()
     with pytest.raises(BackendError):
         open_backend(b"rubbish", name=name, device=device, profile=PROFILE)
@@ -175,12 +200,23 @@ def test_a_model_that_is_none_and_a_device_that_is_not_there(runner: str, conten
         open_backend(content, name=name, device="NPU7", profile=PROFILE)
 
 
-def test_weights_in_other_files_are_refused_before_a_runtime_sees_the_model(runner: str) -> None:
-    onnx = pytest.importorskip("onnx", reason="onnx is not installed: weights in other files are not shown refused")
-    tensor = onnx.TensorProto(data_type=1, dims=[1], name="w", data_location=onnx.TensorProto.EXTERNAL)
-    outside = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor])).SerializeToString()
+def test_weights_in_other_files_are_refused_before_a_runtime_sees_the_model(
+    runner: str,
+) -> None:
+    onnx = pytest.importorskip(
+        "onnx",
+        reason="onnx is not installed: weights in other files are not shown refused",
+    )
+    tensor = onnx.TensorProto(
+        data_type=1, dims=[1], name="w", data_location=onnx.TensorProto.EXTERNAL
+    )
+    outside = onnx.ModelProto(
+        graph=onnx.GraphProto(initializer=[tensor])
+    ).SerializeToString()
     name, device = runner.split()
-    why = "not a real model" if name == "fake" else "another file"  # whose models are no ONNX
+    why = (
+        "not a real model" if name == "fake" else "another file"
+    )  # whose models are no ONNX
     with pytest.raises(BackendError, match=why):
         open_backend(outside, name=name, device=device, profile=PROFILE)
 
@@ -191,7 +227,9 @@ def test_real_runtimes_agree(model: bytes) -> None:
         pytest.skip(f"only {real} is installed: that runtimes agree is not shown")
     answers = []
     for name, device in (runner.split() for runner in real):
-        backend = open_backend(model, name=name, device=device, precision="f32", profile=PROFILE)
+        backend = open_backend(
+            model, name=name, device=device, precision="f32", profile=PROFILE
+        )
         answers.append(backend.run(image(3, 2, 2, 33, 21))["maps"])
         backend.close()
     for answer in answers[1:]:

@@ -16,7 +16,9 @@ from spine_engine.errors import BackendError
 
 @pytest.fixture
 def cuda(monkeypatch):
-    cuda = PretendedCuda(("NVIDIA L4", 8, 9), ("NVIDIA T4", 7, 5), ("NVIDIA RTX PRO", 12, 0))
+    cuda = PretendedCuda(
+        ("NVIDIA L4", 8, 9), ("NVIDIA T4", 7, 5), ("NVIDIA RTX PRO", 12, 0)
+    )
     monkeypatch.setitem(sys.modules, "cuda.bindings", SimpleNamespace(runtime=cuda))
     return cuda
 
@@ -33,8 +35,13 @@ def test_no_gpu_no_driver_and_no_bindings_are_three_different_lines(cuda, monkey
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (CudaError.cudaSuccess, 0))
     with pytest.raises(BackendError) as caught:
         gpus()
-    assert str(caught.value) == "there is no NVIDIA GPU here: choose openvino, or look at CUDA_VISIBLE_DEVICES"
-    monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (CudaError.cudaErrorNoDevice, None))
+    assert (
+        str(caught.value)
+        == "there is no NVIDIA GPU here: choose openvino, or look at CUDA_VISIBLE_DEVICES"
+    )
+    monkeypatch.setattr(
+        cuda, "cudaGetDeviceCount", lambda: (CudaError.cudaErrorNoDevice, None)
+    )
     with pytest.raises(BackendError) as caught:
         gpus()
     assert str(caught.value) == (
@@ -44,11 +51,15 @@ def test_no_gpu_no_driver_and_no_bindings_are_three_different_lines(cuda, monkey
     with pytest.raises(BackendError) as caught:
         gpus()
     assert str(caught.value).startswith("cuda-bindings is not installed (")
-    assert str(caught.value).endswith('): pip install "spine-mri-engine[tensorrt]" (cuda-bindings comes with it)')
+    assert str(caught.value).endswith(
+        '): pip install "spine-mri-engine[tensorrt]" (cuda-bindings comes with it)'
+    )
 
 
 def test_an_error_of_cuda_is_named(cuda, monkeypatch):
-    monkeypatch.setattr(cuda, "cudaSetDevice", lambda index: (CudaError.cudaErrorInvalidValue,))
+    monkeypatch.setattr(
+        cuda, "cudaSetDevice", lambda index: (CudaError.cudaErrorInvalidValue,)
+    )
     with pytest.raises(BackendError, match=r"^CUDA reports cudaErrorInvalidValue$"):
         choose(7)
 
@@ -94,7 +105,9 @@ def test_the_gpu_is_chosen_again_before_use_and_before_it_is_freed(cuda):
 def test_a_gpu_that_is_lost_is_let_go_of_all_the_same(cuda, monkeypatch):
     gpu = Gpu(0)
     gpu.memory(4)
-    monkeypatch.setattr(cuda, "cudaSetDevice", lambda index: (CudaError.cudaErrorNoDevice,))
+    monkeypatch.setattr(
+        cuda, "cudaSetDevice", lambda index: (CudaError.cudaErrorNoDevice,)
+    )
     gpu.close()
     assert not cuda.live
 
@@ -105,7 +118,9 @@ def test_a_recorded_graph_runs_when_it_is_launched_and_not_before(cuda):
     buffer.host[:] = 5
     graph = gpu.capture(lambda: gpu.upload(buffer, 2))
     gpu.wait()
-    address = np.ctypeslib.as_array((room.ctypes.c_float * 2).from_address(buffer.address))
+    address = np.ctypeslib.as_array(
+        (room.ctypes.c_float * 2).from_address(buffer.address)
+    )
     assert np.isnan(address).all(), "recorded, not run"
     for _ in range(2):
         gpu.launch(graph)
@@ -144,6 +159,10 @@ def test_a_fault_in_the_work_that_is_none_of_cudas_is_raised(cuda):
 def test_a_stream_of_its_own_does_not_wait_for_the_default_one(cuda, monkeypatch):
     flags = []
     real = cuda.cudaStreamCreateWithFlags
-    monkeypatch.setattr(cuda, "cudaStreamCreateWithFlags", lambda flag: (flags.append(flag), real(flag))[1])
+    monkeypatch.setattr(
+        cuda,
+        "cudaStreamCreateWithFlags",
+        lambda flag: (flags.append(flag), real(flag))[1],
+    )
     Gpu(0).close()
     assert flags == [1]

@@ -16,13 +16,29 @@ TOLERANCES = {"f32": 1e-3, "f16": 5e-2}
 """On noise, of heat maps and logits up to about 10 as well as of probabilities."""
 
 SHAPES = {
-    "detector": [(1, 1, 160, 160), (1, 1, 320, 320), (1, 1, 32, 320), (1, 1, 160, 224), (1, 1, 160, 160)],
+    "detector": [
+        (1, 1, 160, 160),
+        (1, 1, 320, 320),
+        (1, 1, 32, 320),
+        (1, 1, 160, 224),
+        (1, 1, 160, 160),
+    ],
     "grader": [(n, 3, 24, 40, 48) for n in (5, 1, 8, 3, 5, 1, 8)],
 }
-ENTRIES = {role: entry for role, entry in Bundle.open().manifest.models.by_role().items() if role in SHAPES}
+ENTRIES = {
+    role: entry
+    for role, entry in Bundle.open().manifest.models.by_role().items()
+    if role in SHAPES
+}
 MODELS = {role: (ENTRIES[role].profile, shapes) for role, shapes in SHAPES.items()}
 
-RUNNERS = ["tensorrt GPU", "tensorrt-rtx GPU", "onnxruntime CUDA", "onnxruntime TENSORRT", "onnxruntime NVTENSORRTRTX"]
+RUNNERS = [
+    "tensorrt GPU",
+    "tensorrt-rtx GPU",
+    "onnxruntime CUDA",
+    "onnxruntime TENSORRT",
+    "onnxruntime NVTENSORRTRTX",
+]
 
 
 @pytest.fixture(params=RUNNERS)
@@ -32,28 +48,41 @@ def runner(request: pytest.FixtureRequest) -> tuple[str, str]:
     if not status.available:
         pytest.skip(status.reason)
     if not any(found.startswith(device) for found in status.devices):
-        pytest.skip(f"{name} {status.version} has no device {device} here, only {', '.join(status.devices)}")
+        pytest.skip(
+            f"{name} {status.version} has no device {device} here, only {', '.join(status.devices)}"
+        )
     return name, device
 
 
 def packaged(role: str, precision: str = "f32") -> bytes:
     entry = ENTRIES[role]
-    return (packaged_folder() / (entry if precision == "f32" else entry.variants[precision]).file).read_bytes()
+    return (
+        packaged_folder()
+        / (entry if precision == "f32" else entry.variants[precision]).file
+    ).read_bytes()
 
 
-def inputs(backend: Backend, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:
+def inputs(
+    backend: Backend, shape: tuple[int, ...], seed: int
+) -> dict[str, np.ndarray]:
     # what the models are trained on lies between 0 and about 1
-    return {backend.inputs[0].name: np.random.default_rng(seed).random(shape, np.float32)}
+    return {
+        backend.inputs[0].name: np.random.default_rng(seed).random(shape, np.float32)
+    }
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
 @pytest.mark.parametrize("role", MODELS)
-def test_parity_with_the_processor(runner: tuple[str, str], role: str, precision: str) -> None:
+def test_parity_with_the_processor(
+    runner: tuple[str, str], role: str, precision: str
+) -> None:
     (name, device), (profile, shapes) = runner, MODELS[role]
     reference = open_backend(packaged(role), name="openvino", precision="f32")
     begun = perf_counter()
     content = packaged(role, precision)
-    backend = open_backend(content, name=name, device=device, precision=precision, profile=profile)  # type: ignore[arg-type]
+    backend = open_backend(
+        content, name=name, device=device, precision=precision, profile=profile
+    )  # type: ignore[arg-type]
     opened = perf_counter() - begun
     output, worst = backend.outputs[0].name, 0.0
     for seed, shape in enumerate(shapes):
@@ -67,17 +96,24 @@ def test_parity_with_the_processor(runner: tuple[str, str], role: str, precision
     for _ in range(runs):
         backend.run(given)
     each = (perf_counter() - begun) / runs
-    print(f"{name} {device} {role} {precision}: worst {worst:.1e}, opened in {opened:.2f} s, {1e3 * each:.3f} ms a run")
+    print(
+        f"{name} {device} {role} {precision}: worst {worst:.1e}, opened in {opened:.2f} s, {1e3 * each:.3f} ms a run"
+    )
     backend.close()
     reference.close()
     assert worst <= TOLERANCES[precision]
 
 
 @pytest.mark.parametrize("role", MODELS)
-def test_the_same_input_gives_the_same_bytes_whatever_ran_before(runner: tuple[str, str], role: str) -> None:
+def test_the_same_input_gives_the_same_bytes_whatever_ran_before(
+    runner: tuple[str, str], role: str
+) -> None:
     (name, device), (profile, shapes) = runner, MODELS[role]
     backends = [
-        open_backend(packaged(role), name=name, device=device, precision="f32", profile=profile) for _ in range(2)
+        open_backend(
+            packaged(role), name=name, device=device, precision="f32", profile=profile
+        )
+        for _ in range(2)
     ]
     output = backends[0].outputs[0].name
     given = [inputs(backends[0], shape, seed) for seed, shape in enumerate(shapes)]
@@ -90,12 +126,16 @@ def test_the_same_input_gives_the_same_bytes_whatever_ran_before(runner: tuple[s
 
 
 @pytest.mark.parametrize("role", MODELS)
-def test_the_second_start_takes_what_the_first_built(runner: tuple[str, str], role: str) -> None:
+def test_the_second_start_takes_what_the_first_built(
+    runner: tuple[str, str], role: str
+) -> None:
     (name, device), (profile, _) = runner, MODELS[role]
     seconds = []
     for _ in range(2):
         begun = perf_counter()
-        open_backend(packaged(role), name=name, device=device, precision="f32", profile=profile).close()
+        open_backend(
+            packaged(role), name=name, device=device, precision="f32", profile=profile
+        ).close()
         seconds.append(perf_counter() - begun)
     print(f"{name} {device} {role}: first {seconds[0]:.2f} s, then {seconds[1]:.2f} s")
     if "tensorrt" in f"{name} {device}".lower():

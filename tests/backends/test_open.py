@@ -35,7 +35,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
-def test_missing_runtime_names_the_line_that_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_runtime_names_the_line_that_installs_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, name, None)
     openvino_backend._core.cache_clear()
     status = next(status for status in available_backends() if status.name == name)
@@ -46,7 +48,9 @@ def test_missing_runtime_names_the_line_that_installs_it(name: str, monkeypatch:
     openvino_backend._core.cache_clear()
 
 
-def test_bf16_is_refused_where_it_would_be_emulated(model: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bf16_is_refused_where_it_would_be_emulated(
+    model: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("openvino")
     monkeypatch.setattr(openvino_backend, "has_native_bf16", lambda: False)
     with pytest.raises(BackendError, match="does not compute in bf16"):
@@ -56,11 +60,18 @@ def test_bf16_is_refused_where_it_would_be_emulated(model: bytes, monkeypatch: p
         open_backend(model, name="onnxruntime", precision="bf16")
 
 
-def test_int8_is_the_files_and_what_it_leaves_wide_runs_as_auto_does(model: bytes) -> None:
+def test_int8_is_the_files_and_what_it_leaves_wide_runs_as_auto_does(
+    model: bytes,
+) -> None:
     pytest.importorskip("openvino")
     named, wide = open_backend(model, precision="int8"), open_backend(model)
-    assert (named.device.precision, wide.device.precision) == ("int8", "bf16" if processor.has_native_bf16() else "f32")
-    assert np.array_equal(named.run(X)["maps"], wide.run(X)["maps"])  # this file has nothing narrow in it
+    assert (named.device.precision, wide.device.precision) == (
+        "int8",
+        "bf16" if processor.has_native_bf16() else "f32",
+    )
+    assert np.array_equal(
+        named.run(X)["maps"], wide.run(X)["maps"]
+    )  # this file has nothing narrow in it
 
 
 def test_bf16_where_native(model: bytes) -> None:
@@ -68,13 +79,21 @@ def test_bf16_where_native(model: bytes) -> None:
         pytest.skip(
             "this processor has no bf16: that OpenVINO really computes in it is not shown, only that it is told to"
         )
-    reduced, full = open_backend(model, precision="bf16"), open_backend(model, precision="f32")
-    assert (reduced.device.precision, open_backend(model).device.precision) == ("bf16", "bf16")
+    reduced, full = (
+        open_backend(model, precision="bf16"),
+        open_backend(model, precision="f32"),
+    )
+    assert (reduced.device.precision, open_backend(model).device.precision) == (
+        "bf16",
+        "bf16",
+    )
     one, two = reduced.run(X)["maps"], full.run(X)["maps"]
     assert 0 < np.abs(one - two).max() < 0.05
 
 
-def test_compiled_model_is_kept_privately_and_a_damaged_one_is_rebuilt(model: bytes, cache: Path) -> None:
+def test_compiled_model_is_kept_privately_and_a_damaged_one_is_rebuilt(
+    model: bytes, cache: Path
+) -> None:
     want = open_backend(model, precision="f32").run(X)["maps"]
     (blob,) = cache.iterdir()
     assert cache.stat().st_mode & 0o777 == 0o700
@@ -93,7 +112,9 @@ def test_compiled_model_is_kept_privately_and_a_damaged_one_is_rebuilt(model: by
     assert len(list(cache.iterdir())) == 2
 
 
-def test_unsafe_cache_folders_are_not_used(model: bytes, cache: Path, tmp_path: Path) -> None:
+def test_unsafe_cache_folders_are_not_used(
+    model: bytes, cache: Path, tmp_path: Path
+) -> None:
     cache.mkdir(mode=0o755)
     cache.chmod(0o755)
     assert cache_folder() is None

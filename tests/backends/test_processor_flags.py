@@ -32,7 +32,9 @@ def fresh():
         ("", set(), False),
     ],
 )
-def test_the_flags_of_the_first_processor(tmp_path: Path, monkeypatch, text, flags, native):
+def test_the_flags_of_the_first_processor(
+    tmp_path: Path, monkeypatch, text, flags, native
+):
     (tmp_path / "cpuinfo").write_bytes(text.encode() + b"\xff")
     monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
     assert processor.instruction_sets() == flags

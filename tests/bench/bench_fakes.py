@@ -29,12 +29,19 @@ def made_library(root, count=5, name="made"):
 class FakeSystem:
     """Workers that sleep and answer; ``deed`` decides what they answer."""
 
-    def __init__(self, service_s=0.001, workers=2, deed=lambda sample: Answer(probabilities=GRADES)):
+    def __init__(
+        self,
+        service_s=0.001,
+        workers=2,
+        deed=lambda sample: Answer(probabilities=GRADES),
+    ):
         self.name = "fake"
         self.seen = []
         self._service_s, self._workers, self._deed = service_s, workers, deed
         self._queue = queue.Queue()
-        self._threads = [threading.Thread(target=self._work, daemon=True) for _ in range(workers)]
+        self._threads = [
+            threading.Thread(target=self._work, daemon=True) for _ in range(workers)
+        ]
 
     def open(self):
         for thread in self._threads:
@@ -113,7 +120,9 @@ def broken(library, bundle):
 
 
 def failing_all(library, bundle):
-    return FakeSystem(deed=lambda sample: Answer(probabilities=None, failure="corrupt_file"))
+    return FakeSystem(
+        deed=lambda sample: Answer(probabilities=None, failure="corrupt_file")
+    )
 
 
 def busy(library, bundle):
@@ -162,7 +171,11 @@ class MadeHost:
         service_s = self._deed["service_s"]
         answers = {0: GRADES + self._deed.get("away", 0.0)}
         return WarmUp(
-            facts={"workers": "1"}, open_s=2.0, alone_s=service_s, studies_per_s=1 / service_s, answers=answers
+            facts={"workers": "1"},
+            open_s=2.0,
+            alone_s=service_s,
+            studies_per_s=1 / service_s,
+            answers=answers,
         )
 
     def measure(self, load):
@@ -170,7 +183,10 @@ class MadeHost:
         if self._turns > self._deed.get("dies_after", 10**9):
             raise SystemFailedError("its process died")
         self.peak_memory_bytes = max(self.peak_memory_bytes, 1_000_000 * self._turns)
-        service_s, failures = self._deed["service_s"], load.queries if "failing" in self._deed else 0
+        service_s, failures = (
+            self._deed["service_s"],
+            load.queries if "failing" in self._deed else 0,
+        )
         late = load.rate is not None and load.rate > self._deed.get("bears", 1e9)
         return Outcome(
             wall_s=service_s * load.queries,

@@ -22,7 +22,12 @@ from spine_bench.baselines.grading import finder  # noqa: E402
 from spine_bench.baselines.models import GFLOP, Row, Subject, rows_of  # noqa: E402
 from spine_bench.baselines.pool import PooledSystem  # noqa: E402
 from spine_bench.baselines.reading import read_study  # noqa: E402
-from spine_bench.baselines.steering import S1_SCORE, VERTEBRAE, Steered, column_of_vertebrae  # noqa: E402
+from spine_bench.baselines.steering import (  # noqa: E402
+    S1_SCORE,
+    VERTEBRAE,
+    Steered,
+    column_of_vertebrae,
+)
 from spine_bench.baselines.tuned import BatchedStack  # noqa: E402
 from spine_bench.harness.interfaces import (  # noqa: E402
     CLOSED,
@@ -48,7 +53,9 @@ SHAPE = (len(LEVELS), len(CONDITIONS), len(SEVERITIES))
 SMALL = Protocol(sagittal_slices=7, sagittal_matrix=160, axial_matrix=128)
 ANSWER_S = 300
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch and timm_3d deprecate what they themselves use
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # torch and timm_3d deprecate what they themselves use
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +86,17 @@ def engines_answer(bundle, sample):
 
 
 def engines_own_answer(bundle, sample, *, every_slice):
-    (study,) = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies
+    (study,) = read_unit(
+        sample.root, sample.unit, RoleOverrides.find(sample.root)
+    ).studies
     models = bundle.manifest.models.by_role()
-    networks = {role: bundle.open_model(entry, precision="f32") for role, entry in models.items()}
-    levels = finder(bundle, networks, every_slice=every_slice)(study.sagittal_stacks).levels
+    networks = {
+        role: bundle.open_model(entry, precision="f32")
+        for role, entry in models.items()
+    }
+    levels = finder(bundle, networks, every_slice=every_slice)(
+        study.sagittal_stacks
+    ).levels
     assert {disc.source for disc in levels.values()} <= {"detector", "interpolated"}
     return grade(study, levels, networks["grader"], bundle.grader).probabilities
 
@@ -116,19 +130,28 @@ def test_the_weights_in_pytorch_answer_as_the_onnx_file(bundle, role):
     with torch.no_grad():
         first = next(iter(module.parameters()))
         first += 0.05 * first.abs().mean()
-    with pytest.raises(BackendError, match=r"moves the outputs of \w+\.onnx by .*not the weights of the bundle"):
+    with pytest.raises(
+        BackendError,
+        match=r"moves the outputs of \w+\.onnx by .*not the weights of the bundle",
+    ):
         weights.check_same(bundle, entry, module)
 
 
 def test_pydicom_reads_the_stacks_that_the_engine_reads(sample):
-    ours = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies[0]
+    ours = read_unit(sample.root, sample.unit, RoleOverrides.find(sample.root)).studies[
+        0
+    ]
     theirs = read_study(sample)
     for role in Role:
         mine = [stack for series in ours.with_role(role) for stack in series.stacks]
         read = [stack for series in theirs.with_role(role) for stack in series.stacks]
         assert len(mine) == len(read) > 0
         for stack in mine:
-            (same,) = (s for s in read if np.allclose(s.origins_mm[0], stack.origins_mm[0], atol=1e-6))
+            (same,) = (
+                s
+                for s in read
+                if np.allclose(s.origins_mm[0], stack.origins_mm[0], atol=1e-6)
+            )
             np.testing.assert_array_equal(same.pixels, stack.pixels)
             np.testing.assert_allclose(same.axes, stack.axes, atol=1e-6)
             assert same.spacing_mm == pytest.approx(stack.spacing_mm)
@@ -145,12 +168,16 @@ def test_the_limit_gives_the_answers_of_the_calls_it_makes(bundle, sample):
     system = open_system("limit", sample)
     answer = answer_of(system, sample)
     wanted = engines_own_answer(bundle, sample, every_slice=False)
-    assert np.abs(answer.probabilities - wanted).mean() < 0.005  # in bf16 where the machine has it
+    assert (
+        np.abs(answer.probabilities - wanted).mean() < 0.005
+    )  # in bf16 where the machine has it
     assert set(answer.stage_seconds) <= {"detect", "grade", "record"}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "every_slice"), [("tuned-torch", True), ("tuned-torch-lean", False)])
+@pytest.mark.parametrize(
+    ("name", "every_slice"), [("tuned-torch", True), ("tuned-torch-lean", False)]
+)
 def test_tuned_torch_answers_as_the_engine(bundle, sample, name, every_slice):
     answer = answer_of(open_system(name, sample), sample)
     wanted = engines_own_answer(bundle, sample, every_slice=every_slice)
@@ -166,7 +193,9 @@ def test_the_notebook_answers(sample, name):
     except BackendError as error:
         pytest.skip(str(error))
     answer = answer_of(system, sample)
-    assert {"point cloud", "voxel grids", "resize and rescale"} <= set(answer.stage_seconds)
+    assert {"point cloud", "voxel grids", "resize and rescale"} <= set(
+        answer.stage_seconds
+    )
 
 
 @pytest.mark.slow
@@ -195,13 +224,18 @@ def test_the_notebooks_grid_holds_what_the_slices_show(bundle):
 def test_without_open3d_one_line_says_what_to_install(monkeypatch, sample):
     pytest.importorskip("torchio", reason="torchio is not installed")
     monkeypatch.setitem(sys.modules, "open3d", None)
-    with pytest.raises(BackendError, match=r"apt-get install libusb-1\.0-0 libgl1 libgomp1") as caught:
+    with pytest.raises(
+        BackendError, match=r"apt-get install libusb-1\.0-0 libgl1 libgomp1"
+    ) as caught:
         open_system("notebook", sample)
     assert "\n" not in str(caught.value)
 
 
 def test_an_unknown_system_is_a_mistake_of_the_user(sample):
-    with pytest.raises(UsageError, match="no system 'fast': choose from engine, onnxruntime, notebook, "):
+    with pytest.raises(
+        UsageError,
+        match="no system 'fast': choose from engine, onnxruntime, notebook, ",
+    ):
         open_system("fast", sample)
 
 
@@ -260,7 +294,11 @@ class Counting:
 
     def __init__(self, network):
         self.network, self.shapes = network, []
-        self.inputs, self.outputs, self.device = network.inputs, network.outputs, network.device
+        self.inputs, self.outputs, self.device = (
+            network.inputs,
+            network.outputs,
+            network.device,
+        )
 
     def run(self, inputs):
         self.shapes.append(inputs["slices"].shape)
@@ -270,7 +308,11 @@ class Counting:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [7, 13])
 def test_every_slice_of_a_stack_is_looked_at_once_in_one_call(bundle, count):
-    stacks = [middle_of(stack, count) for series in phantom_samples(1)[0].study.sagittal_stacks for stack in series]
+    stacks = [
+        middle_of(stack, count)
+        for series in phantom_samples(1)[0].study.sagittal_stacks
+        for stack in series
+    ]
     network = bundle.open_model(bundle.detector, precision="f32")
     plain, whole = Counting(network), Counting(network)
     wanted = detect([stacks], plain)
@@ -279,14 +321,19 @@ def test_every_slice_of_a_stack_is_looked_at_once_in_one_call(bundle, count):
     assert [shape[0] for shape in whole.shapes] == [count] * len(stacks)
     for level, disc in wanted.levels.items():
         assert disc.source == "detector"
-        np.testing.assert_allclose(found.levels[level].center_mm, disc.center_mm, atol=1e-2)
+        np.testing.assert_allclose(
+            found.levels[level].center_mm, disc.center_mm, atol=1e-2
+        )
 
 
 def middle_of(stack, count):
     first = (len(stack.pixels) - count) // 2
     assert first >= 0
     kept = slice(first, first + count)
-    parts = {name: getattr(stack, name)[kept] for name in ("pixels", "origins_mm", "slope", "intercept")}
+    parts = {
+        name: getattr(stack, name)[kept]
+        for name in ("pixels", "origins_mm", "slope", "intercept")
+    }
     return replace(stack, **parts)
 
 
@@ -295,11 +342,15 @@ def test_what_is_no_part_of_a_stack_goes_to_the_network_as_it_is():
     batched = BatchedStack(network)
     for shape in ((1, 1, 32, 32), (3, 1, 32, 32)):
         alone = np.ones(shape, np.float32)
-        np.testing.assert_array_equal(batched.run({"slices": alone})["heatmaps"], 2 * alone)
+        np.testing.assert_array_equal(
+            batched.run({"slices": alone})["heatmaps"], 2 * alone
+        )
     assert network.shapes == [(1, 1, 32, 32), (3, 1, 32, 32)]
 
 
-def test_who_records_a_study_second_leaves_the_first_recording_alone(bundle, sample, tmp_path):
+def test_who_records_a_study_second_leaves_the_first_recording_alone(
+    bundle, sample, tmp_path
+):
     models = limit.BareModels(bundle, tmp_path)
     calls, _ = models.calls_of(sample)
     assert {len(part) for part in calls["detector"]} == {1}
@@ -332,12 +383,18 @@ if __name__ == "__main__":
     print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     time.sleep(600)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        children = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    ) as process:
+        children = [
+            psutil.Process(int(pid)) for pid in process.stdout.readline().split()
+        ]
         process.kill()
     assert children
     deadline = time.monotonic() + 20
-    while (alive := [child for child in children if lives(child)]) and time.monotonic() < deadline:
+    while (
+        alive := [child for child in children if lives(child)]
+    ) and time.monotonic() < deadline:
         time.sleep(0.1)
     for child in alive:
         child.kill()
@@ -346,7 +403,9 @@ if __name__ == "__main__":
 
 def lives(process):
     try:
-        return process.status() != psutil.STATUS_ZOMBIE  # whoever inherits it may not have asked for its end yet
+        return (
+            process.status() != psutil.STATUS_ZOMBIE
+        )  # whoever inherits it may not have asked for its end yet
     except psutil.NoSuchProcess:
         return False
 
@@ -373,7 +432,10 @@ def test_steered_networks_let_every_later_stage_run():
         volumes.append(given.shape)
         return np.zeros((1, 24), np.float32)
 
-    middle = [[middle_of(stack, 3) for stack in series] for series in phantom_samples(1)[0].study.sagittal_stacks[:1]]
+    middle = [
+        [middle_of(stack, 3) for stack in series]
+        for series in phantom_samples(1)[0].study.sagittal_stacks[:1]
+    ]
     found = detect_vertebra_field(
         middle,
         Shown("maps", lambda given: maps),
@@ -395,7 +457,11 @@ def test_a_steered_network_does_its_work_and_says_what_is_shown():
 def test_ratios_and_shares_are_taken_round_by_round(tmp_path):
     subject = Subject(bundle=tmp_path, role="grader", batch=5, gflop=GFLOP / 10)
     turns = {
-        "openvino bf16": [(0.2, 0.4), (0.4, 0.8), (0.2, 0.4)],  # the machine was slower in the second round
+        "openvino bf16": [
+            (0.2, 0.4),
+            (0.4, 0.8),
+            (0.2, 0.4),
+        ],  # the machine was slower in the second round
         "onnxruntime f32": [(0.6, 1.2), (1.2, 2.4), (0.6, 1.2)],
         "roof torch bf16": [(1.0, 2.0), (2.0, 4.0), (1.0, 2.0)],
         "roof openvino bf16": [(2.0, 4.0), (4.0, 8.0), (2.0, 4.0)],
@@ -403,6 +469,8 @@ def test_ratios_and_shares_are_taken_round_by_round(tmp_path):
     rows: dict[str, Row] = {row.way: row for row in rows_of(subject, turns)}
     assert rows["onnxruntime f32"].wall_ratio == pytest.approx(3)
     assert rows["onnxruntime f32"].wall_roof == 0  # no product in float32 was measured
-    assert rows["openvino bf16"].processor_roof == pytest.approx(0.5)  # a tenth of the work in a fifth of the time
+    assert rows["openvino bf16"].processor_roof == pytest.approx(
+        0.5
+    )  # a tenth of the work in a fifth of the time
     assert rows["openvino bf16"].wall_ms == pytest.approx(200)
     assert rows["roof torch bf16"].wall_roof == 0

@@ -15,10 +15,31 @@ def bench(*words):
 
 
 def test_measure_show_compare(phantoms, hosts, tmp_path):
-    hosts.deeds = {"bench_fakes:fast": {"service_s": 0.01}, "null": {"service_s": 0.001}}
-    asked = ["--input", phantoms.root, "--scenario", "offline", "--rounds", 2, "--seconds", 0.1, "--no-stages"]
+    hosts.deeds = {
+        "bench_fakes:fast": {"service_s": 0.01},
+        "null": {"service_s": 0.001},
+    }
+    asked = [
+        "--input",
+        phantoms.root,
+        "--scenario",
+        "offline",
+        "--rounds",
+        2,
+        "--seconds",
+        0.1,
+        "--no-stages",
+    ]
     out = tmp_path / "a.json"
-    done = bench(*asked, "--systems", "bench_fakes:fast,null", "--out", out, "--markdown", tmp_path / "a.md")
+    done = bench(
+        *asked,
+        "--systems",
+        "bench_fakes:fast,null",
+        "--out",
+        out,
+        "--markdown",
+        tmp_path / "a.md",
+    )
     assert done.exit_code == 0, done.output
     assert "bench_fakes:fast" in done.stdout
     content = json.loads(out.read_text())
@@ -37,7 +58,17 @@ def test_measure_show_compare(phantoms, hosts, tmp_path):
 def test_failures_of_the_engine_are_told_and_end_with_1(phantoms, hosts, monkeypatch):
     hosts.deeds = {"bench_fakes:failing_all": {"service_s": 0.01, "failing": True}}
     monkeypatch.setattr("spine_bench.harness.figures.ENGINE", "bench_fakes:failing_all")
-    asked = ["--input", phantoms.root, "--scenario", "offline", "--rounds", 1, "--seconds", 0.1, "--no-stages"]
+    asked = [
+        "--input",
+        phantoms.root,
+        "--scenario",
+        "offline",
+        "--rounds",
+        1,
+        "--seconds",
+        0.1,
+        "--no-stages",
+    ]
     done = bench(*asked, "--systems", "bench_fakes:failing_all")
     assert done.exit_code == 1
     assert "the engine failed" in done.stderr
@@ -45,8 +76,24 @@ def test_failures_of_the_engine_are_told_and_end_with_1(phantoms, hosts, monkeyp
 
 
 def test_the_page_names_no_folder_of_the_machine():
-    words = ["bench", "--input", "some/exams", "--bundle=/opt/models/small", "--out", "build/a.json", "/home/me/b.json"]
-    kept = ["bench", "--input", "exams", "--bundle=small", "--out", "build/a.json", "b.json"]
+    words = [
+        "bench",
+        "--input",
+        "some/exams",
+        "--bundle=/opt/models/small",
+        "--out",
+        "build/a.json",
+        "/home/me/b.json",
+    ]
+    kept = [
+        "bench",
+        "--input",
+        "exams",
+        "--bundle=small",
+        "--out",
+        "build/a.json",
+        "b.json",
+    ]
     assert without_folders(words) == kept
     assert without_folders(["--chart", "../me/c.svg"]) == ["--chart", "c.svg"]
 

@@ -19,7 +19,9 @@ from spine_engine.results import Status, ungraded
 
 
 def test_rows_in_file_order_become_levels_conditions_severities():
-    result = ungraded("1.2.3", Status.PRIOR, Reason.NO_SAGITTAL, timings_ms={"read": 250.0})
+    result = ungraded(
+        "1.2.3", Status.PRIOR, Reason.NO_SAGITTAL, timings_ms={"read": 250.0}
+    )
     graded = replace(result, status=Status.GRADED, reason=None, not_assessed=())
     answer = answer_of(UnitOutcome(results=(graded,)))
     wanted = [[prior(condition, level) for condition in CONDITIONS] for level in LEVELS]
@@ -29,7 +31,9 @@ def test_rows_in_file_order_become_levels_conditions_severities():
 
 
 def test_a_study_without_a_grade_is_a_failure_with_its_reason():
-    answer = answer_of(UnitOutcome(results=(ungraded("1.2.3", Status.PRIOR, Reason.NO_SAGITTAL),)))
+    answer = answer_of(
+        UnitOutcome(results=(ungraded("1.2.3", Status.PRIOR, Reason.NO_SAGITTAL),))
+    )
     assert (answer.probabilities, answer.failure) == (None, "no_sagittal")
     assert answer_of(UnitOutcome()).failure == "0 studies in the sample's files"
 
@@ -48,7 +52,10 @@ def test_the_first_studies_of_a_folder_are_taken(phantoms):
 
 @pytest.mark.slow
 def test_the_engine_as_a_system_gives_the_engines_grades(phantoms):
-    wanted = {study.study_id: study for study in Engine.open(options=RunOptions(workers=1)).run(phantoms.root)}
+    wanted = {
+        study.study_id: study
+        for study in Engine.open(options=RunOptions(workers=1)).run(phantoms.root)
+    }
     system = EngineSystem(phantoms, None, RunOptions(workers=1))
     answers = queue.Queue()
     system.open()

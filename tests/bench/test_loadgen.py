@@ -26,8 +26,12 @@ def test_offline_asks_everything_at_once_and_every_study_equally_often(library):
     assert set(Counter(system.seen).values()) == {10, 11}
     assert outcome.valid
     assert not outcome.failures
-    assert 20 < outcome.studies_per_s <= 2000  # two workers of a millisecond; a busy machine sleeps longer
-    assert outcome.percentile(100) > 5 * outcome.percentile(1)  # the last waited for all the others
+    assert (
+        20 < outcome.studies_per_s <= 2000
+    )  # two workers of a millisecond; a busy machine sleeps longer
+    assert outcome.percentile(100) > 5 * outcome.percentile(
+        1
+    )  # the last waited for all the others
 
 
 def test_single_stream_asks_one_at_a_time(library):
@@ -40,7 +44,9 @@ def test_single_stream_asks_one_at_a_time(library):
 
 
 def test_a_short_single_stream_is_measured_but_not_believed(library):
-    outcome = driven(FakeSystem(), library, Load(scenario=Scenario.SINGLE_STREAM, queries=3))
+    outcome = driven(
+        FakeSystem(), library, Load(scenario=Scenario.SINGLE_STREAM, queries=3)
+    )
     assert len(outcome.latencies_s) == 3
     assert not outcome.valid
     assert any("Early stopping" in doubt for doubt in outcome.doubts)
@@ -48,7 +54,9 @@ def test_a_short_single_stream_is_measured_but_not_believed(library):
 
 def test_a_server_is_valid_below_its_capacity_and_invalid_above(library):
     def served(rate, bound_s, queries):
-        load = Load(scenario=Scenario.SERVER, queries=queries, rate=rate, bound_s=bound_s)
+        load = Load(
+            scenario=Scenario.SERVER, queries=queries, rate=rate, bound_s=bound_s
+        )
         return driven(FakeSystem(service_s=0.002), library, load)
 
     calm = served(300.0, 2.0, 470)
@@ -63,22 +71,30 @@ def test_a_server_is_valid_below_its_capacity_and_invalid_above(library):
 def test_the_order_of_studies_is_the_seeds(library):
     def order(seed, queries=5):
         system = FakeSystem(workers=1)
-        driven(system, library, Load(scenario=Scenario.OFFLINE, queries=queries, seed=seed))
+        driven(
+            system, library, Load(scenario=Scenario.OFFLINE, queries=queries, seed=seed)
+        )
         return system.seen
 
     assert order(1) == order(1)
     assert order(1) != order(2)
-    assert order(1, queries=2) == order(1)[:2]  # a slow system sees the first of what a fast one sees
+    assert (
+        order(1, queries=2) == order(1)[:2]
+    )  # a slow system sees the first of what a fast one sees
 
 
 def test_answers_may_come_in_any_order(library):
-    outcome = driven(Reversed(workers=1), library, Load(scenario=Scenario.OFFLINE, queries=20))
+    outcome = driven(
+        Reversed(workers=1), library, Load(scenario=Scenario.OFFLINE, queries=20)
+    )
     assert len(outcome.latencies_s) == 20
     assert outcome.valid
 
 
 def test_failures_are_answers_with_a_reason(library):
-    outcome = driven(FakeSystem(deed=failing), library, Load(scenario=Scenario.OFFLINE, queries=10))
+    outcome = driven(
+        FakeSystem(deed=failing), library, Load(scenario=Scenario.OFFLINE, queries=10)
+    )
     assert outcome.failures == {"corrupt_file": 2}
     assert outcome.stage_seconds == {"read": pytest.approx(0.4)}
 
@@ -100,7 +116,11 @@ def test_answering_twice_is_seen(library):
 
 
 def test_the_harness_costs_less_than_a_tenth_of_a_millisecond_a_study(library):
-    outcome = driven(NullSystem(library, None), library, Load(scenario=Scenario.SINGLE_STREAM, queries=2000))
+    outcome = driven(
+        NullSystem(library, None),
+        library,
+        Load(scenario=Scenario.SINGLE_STREAM, queries=2000),
+    )
     assert outcome.percentile(50) < 1e-4
 
 

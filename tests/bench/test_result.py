@@ -19,11 +19,23 @@ from spine_bench.harness.result import (
     Turn,
 )
 from spine_bench.harness.stages import StageTimes
-from spine_bench.harness.tables import changed, compare, differences, notes, page, ratio, tables
+from spine_bench.harness.tables import (
+    changed,
+    compare,
+    differences,
+    notes,
+    page,
+    ratio,
+    tables,
+)
 from spine_engine.errors import UsageError
 
 LATE = Latencies(mean_s=0.1, p50_s=0.1, p90_s=0.12, p99_s=0.2, worst_s=0.3)
-RATES = {"engine": (10.0, 20.0, 30.0), "notebook": (1.0, 1.0, 3.0), "null": (1e5, 1e5, 1e5)}
+RATES = {
+    "engine": (10.0, 20.0, 30.0),
+    "notebook": (1.0, 1.0, 3.0),
+    "null": (1e5, 1e5, 1e5),
+}
 
 
 def turn(system, scenario, round_, studies_per_s, **more):
@@ -46,11 +58,24 @@ def turn(system, scenario, round_, studies_per_s, **more):
 
 
 def made_result(rates=RATES, digest="0" * 64):
-    turns = [turn(name, "offline", k, rate) for name, each in rates.items() for k, rate in enumerate(each)]
+    turns = [
+        turn(name, "offline", k, rate)
+        for name, each in rates.items()
+        for k, rate in enumerate(each)
+    ]
     turns += [turn(name, "single-stream", k, 10.0) for name in rates for k in range(3)]
     turns += [
         turn("engine", "server", 0, 9.0, rate=10.0, bound_s=0.3),
-        turn("engine", "server", 0, 11.0, rate=13.0, bound_s=0.3, verdict="invalid", doubts=("late: no",)),
+        turn(
+            "engine",
+            "server",
+            0,
+            11.0,
+            rate=13.0,
+            bound_s=0.3,
+            verdict="invalid",
+            doubts=("late: no",),
+        ),
     ]
     look = StageTimes(alone_s={"read": 0.02, "grader": 0.06}, together_s={"read": 0.03, "grader": 0.06},
                       inference_studies_per_s=25.0)  # fmt: skip
@@ -66,12 +91,23 @@ def made_result(rates=RATES, digest="0" * 64):
             python="3.11.0",
             packages={"numpy": "2"},
         ),
-        library=LibraryFacts(name="made", studies=5, files=9, size_bytes=1_000_000, digest=digest),
+        library=LibraryFacts(
+            name="made", studies=5, files=9, size_bytes=1_000_000, digest=digest
+        ),
         settings=Settings(
-            scenarios=("offline",), rounds=3, seconds=1.0, server_queries=500, bundle={"name": "lumbar-small"}
+            scenarios=("offline",),
+            rounds=3,
+            seconds=1.0,
+            server_queries=500,
+            bundle={"name": "lumbar-small"},
         ),
         systems=(
-            *(SystemRecord(name=name, facts={"workers": "2"}, peak_memory_bytes=5_000_000) for name in rates),
+            *(
+                SystemRecord(
+                    name=name, facts={"workers": "2"}, peak_memory_bytes=5_000_000
+                )
+                for name in rates
+            ),
             SystemRecord(name="tuned-torch", problem="no PyTorch here"),
         ),
         turns=tuple(turns),
@@ -105,7 +141,9 @@ def test_a_file_that_is_no_result_is_refused_by_name(tmp_path, change, said):
 
 def test_ratios_are_taken_within_a_round_and_then_their_median():
     result = made_result()
-    assert speedup(result, "engine", "notebook").median == 10.0  # of 10, 20, 10; of the medians it would be 20
+    assert (
+        speedup(result, "engine", "notebook").median == 10.0
+    )  # of 10, 20, 10; of the medians it would be 20
     assert speedup(result, "engine", "tuned-torch") is None
 
 
@@ -134,7 +172,10 @@ def test_a_comparison_names_the_ratio_its_spread_and_who_changed():
 
 def test_runs_of_an_unchanged_system_are_seldom_called_changed():
     rng = np.random.default_rng(0)
-    pairs = [(rng.normal(10, 1, 5).tolist(), rng.normal(10, 1, 5).tolist()) for _ in range(1000)]
+    pairs = [
+        (rng.normal(10, 1, 5).tolist(), rng.normal(10, 1, 5).tolist())
+        for _ in range(1000)
+    ]
     assert sum(changed(*pair) != "" for pair in pairs) < 60  # 3 % by theory
     assert changed([9.0, 10.0, 11.0, 10.0, 9.5], [7.0, 8.0, 7.5, 8.5, 9.2]) == "slower"
 
@@ -147,19 +188,35 @@ def test_what_else_is_different_is_said():
 def test_the_tables_and_the_page_hold_every_system_and_problem():
     result = made_result()
     text = page(result, command="spine-engine bench", chart="bench.svg")
-    for wanted in ("![Studies a second", "| notebook | 1.00 (1.00 to 3.00) | 10.0x (10.0 to 20.0)", "no PyTorch here"):
+    for wanted in (
+        "![Studies a second",
+        "| notebook | 1.00 (1.00 to 3.00) | 10.0x (10.0 to 20.0)",
+        "no PyTorch here",
+    ):
         assert wanted in text
     promises = next(table for table in tables(result) if table.title == "Promises")
     verdicts = {row[0]: row[-1] for row in promises.rows}
     assert verdicts["studies/s over notebook"] == "no"
     assert any("M/D/c" in note for note in notes(result))
-    assert not [row for table in tables(result) for row in table.rows if len(row) != len(table.columns)]
+    assert not [
+        row
+        for table in tables(result)
+        for row in table.rows
+        if len(row) != len(table.columns)
+    ]
 
 
 def test_percentiles_need_studies_enough_in_every_round():
     def cells(*counts):
-        turns = tuple(turn("engine", "single-stream", k, 10.0, studies=count) for k, count in enumerate(counts))
-        (row,) = next(t for t in tables(replace(made_result(), turns=turns)) if t.title == "Latency and grades").rows
+        turns = tuple(
+            turn("engine", "single-stream", k, 10.0, studies=count)
+            for k, count in enumerate(counts)
+        )
+        (row,) = next(
+            t
+            for t in tables(replace(made_result(), turns=turns))
+            if t.title == "Latency and grades"
+        ).rows
         return row[1:4]
 
     assert cells(100, 9) == ("100 ms", "-", "-")
@@ -180,7 +237,9 @@ def test_a_failure_of_the_engine_breaks_a_promise():
 
 
 def test_promises_are_for_the_packaged_bundle_only():
-    other = replace(made_result(), settings=replace(made_result().settings, bundle={"name": "mine"}))
+    other = replace(
+        made_result(), settings=replace(made_result().settings, bundle={"name": "mine"})
+    )
     assert "Promises" not in [table.title for table in tables(other)]
 
 
@@ -205,6 +264,9 @@ def test_a_chart_of_an_unknown_kind_is_refused(tmp_path):
 
 def test_the_digest_is_that_of_names_and_sizes(tmp_path):
     library = made_library(tmp_path)
-    assert library.digest == replace(library, name="other", units=library.units[::-1]).digest
+    assert (
+        library.digest
+        == replace(library, name="other", units=library.units[::-1]).digest
+    )
     assert library.digest != replace(library, units=library.units[:-1]).digest
     assert (library.files, library.size_bytes) == (5, 15)

@@ -18,11 +18,21 @@ def race(library, hosts, deeds, **plan):
     hosts.deeds = deeds
     lines = []
     asked = {"scenarios": TWO, "rounds": 3, "seconds": 1.0, "stages": False, **plan}
-    return measure(library, None, {"name": "none"}, Plan(systems=tuple(deeds), **asked), lines.append), lines
+    return measure(
+        library,
+        None,
+        {"name": "none"},
+        Plan(systems=tuple(deeds), **asked),
+        lines.append,
+    ), lines
 
 
 def test_systems_take_turns_another_one_first_each_round(library, hosts):
-    result, lines = race(library, hosts, {"a": {"service_s": 0.1}, "b": {"service_s": 0.2}, "c": {"service_s": 0.1}})
+    result, lines = race(
+        library,
+        hosts,
+        {"a": {"service_s": 0.1}, "b": {"service_s": 0.2}, "c": {"service_s": 0.1}},
+    )
     assert [(turn.round, turn.system, turn.scenario) for turn in result.turns] == [
         (round_, name, scenario)
         for round_, order in enumerate(("abc", "bca", "cab"))
@@ -56,16 +66,29 @@ def test_what_breaks_or_dies_is_told_and_the_others_go_on(library, hosts):
 
 
 def test_records_hold_facts_memory_and_the_difference_to_the_engine(library, hosts):
-    result, _ = race(library, hosts, {"engine": {"service_s": 0.1}, "b": {"service_s": 0.1, "away": 0.25}})
+    result, _ = race(
+        library,
+        hosts,
+        {"engine": {"service_s": 0.1}, "b": {"service_s": 0.1, "away": 0.25}},
+    )
     engine, other = result.systems
-    assert (engine.facts, engine.open_s, engine.peak_memory_bytes) == ({"workers": "1"}, 2.0, 6_000_000)
+    assert (engine.facts, engine.open_s, engine.peak_memory_bytes) == (
+        {"workers": "1"},
+        2.0,
+        6_000_000,
+    )
     assert (engine.difference, other.difference) == (None, pytest.approx(0.25))
     alone, _ = race(library, hosts, {"b": {"service_s": 0.1}})
     assert alone.systems[0].difference is None
 
 
 def test_failures_are_no_throughput(library, hosts):
-    result, _ = race(library, hosts, {"a": {"service_s": 0.1, "failing": True}, "b": {"service_s": 0.1}}, rounds=1)
+    result, _ = race(
+        library,
+        hosts,
+        {"a": {"service_s": 0.1, "failing": True}, "b": {"service_s": 0.1}},
+        rounds=1,
+    )
     assert rate(result, "a").median == 0
     assert rate(result, "b").median == pytest.approx(10)
     assert speedup(result, "a", "b").median == 0
@@ -91,12 +114,20 @@ def test_the_server_scenario_goes_up_when_a_rate_is_valid_and_down_when_not(
     """Ten studies a second offline, half of which theory lets it bear."""
     monkeypatch.setattr(rounds, "bearable_load", lambda *_: 0.5)
     deeds = {"a": {"service_s": 0.1, "bears": bears}, "null": {"service_s": 0.1}}
-    result, _ = race(library, hosts, deeds, rounds=1, scenarios=tuple(Scenario), server_queries=459)
+    result, _ = race(
+        library, hosts, deeds, rounds=1, scenarios=tuple(Scenario), server_queries=459
+    )
     probes = [turn for turn in result.turns if turn.scenario == "server"]
-    assert [(probe.system, probe.studies) for probe in probes] == [("a", 459)] * 2, "the null system is spared"
-    assert [probe.rate / 10 for probe in probes] == pytest.approx([0.5 * share for share in shares])
+    assert [(probe.system, probe.studies) for probe in probes] == [("a", 459)] * 2, (
+        "the null system is spared"
+    )
+    assert [probe.rate / 10 for probe in probes] == pytest.approx(
+        [0.5 * share for share in shares]
+    )
     assert [probe.verdict for probe in probes] == verdicts
-    assert [probe.bound_s for probe in probes] == pytest.approx([0.3] * 2)  # three times a study alone
+    assert [probe.bound_s for probe in probes] == pytest.approx(
+        [0.3] * 2
+    )  # three times a study alone
 
 
 def test_a_system_that_graded_nothing_has_no_server_runs(library, hosts):
@@ -134,20 +165,31 @@ def watching(monkeypatch, root):
 
 
 def info(pss=None, rss=0):
-    return SimpleNamespace(rss=rss) if pss is None else SimpleNamespace(pss=pss, rss=rss)
+    return (
+        SimpleNamespace(rss=rss) if pss is None else SimpleNamespace(pss=pss, rss=rss)
+    )
 
 
 def test_peak_memory_is_that_of_the_whole_time_and_of_all_processes(monkeypatch):
-    root = MadeProcess(info(100, 900), info(300, 900), info(50, 900), children=[MadeProcess(info(10, 500))])
+    root = MadeProcess(
+        info(100, 900),
+        info(300, 900),
+        info(50, 900),
+        children=[MadeProcess(info(10, 500))],
+    )
     watch = watching(monkeypatch, root)
     peaks = []
     for _ in range(3):
         watch._look()
         peaks.append(watch.peak_bytes)
-    assert peaks == [110, 310, 310], "the proportional size of the process and its child; the peak stays"
+    assert peaks == [110, 310, 310], (
+        "the proportional size of the process and its child; the peak stays"
+    )
 
 
-def test_where_the_system_tells_no_proportional_size_the_resident_one_counts(monkeypatch):
+def test_where_the_system_tells_no_proportional_size_the_resident_one_counts(
+    monkeypatch,
+):
     watch = watching(monkeypatch, MadeProcess(info(rss=70)))
     watch._look()
     assert watch.peak_bytes == 70
@@ -155,10 +197,14 @@ def test_where_the_system_tells_no_proportional_size_the_resident_one_counts(mon
 
 def test_a_process_that_ended_meanwhile_is_left_out(monkeypatch):
     gone = MadeProcess(host.psutil.NoSuchProcess(9))
-    watch = watching(monkeypatch, MadeProcess(info(100), children=[gone, MadeProcess(info(5))]))
+    watch = watching(
+        monkeypatch, MadeProcess(info(100), children=[gone, MadeProcess(info(5))])
+    )
     watch._look()
     assert watch.peak_bytes == 105
-    ended = watching(monkeypatch, MadeProcess(info(100), children=[host.psutil.NoSuchProcess(7)]))
+    ended = watching(
+        monkeypatch, MadeProcess(info(100), children=[host.psutil.NoSuchProcess(7)])
+    )
     ended._look()
     assert ended.peak_bytes == 0
 

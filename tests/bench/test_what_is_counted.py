@@ -28,11 +28,18 @@ FAILED = Answer(probabilities=None, failure="timeout")
     [
         ([GRADED, GRADED], GOOD, True, ()),
         ([GRADED, FAILED], GOOD, False, ("1 studies were not graded",)),
-        ([GRADED, Answer(probabilities=None)], GOOD, False, ("1 studies were not graded",)),
+        (
+            [GRADED, Answer(probabilities=None)],
+            GOOD,
+            False,
+            ("1 studies were not graded",),
+        ),
         ([GRADED], "Result is : INVALID\n", False, ()),
     ],
 )
-def test_a_run_is_valid_when_every_study_was_graded_and_loadgen_says_so(answers, summary, valid, doubts):
+def test_a_run_is_valid_when_every_study_was_graded_and_loadgen_says_so(
+    answers, summary, valid, doubts
+):
     outcome = closed(*answers).outcome(summary)
     assert (outcome.valid, outcome.doubts) == (valid, doubts)
 
@@ -41,7 +48,10 @@ def test_a_query_that_is_answered_twice_spoils_the_run():
     book = closed(GRADED)
     book.close(0, GRADED)
     outcome = book.outcome(GOOD)
-    assert (outcome.valid, outcome.doubts) == (False, ("1 queries were answered twice",))
+    assert (outcome.valid, outcome.doubts) == (
+        False,
+        ("1 queries were answered twice",),
+    )
 
 
 def test_a_disc_that_was_not_found_is_infinitely_far_off():
@@ -53,7 +63,10 @@ def test_a_disc_that_was_not_found_is_infinitely_far_off():
     assert _errors_mm(line, truth).tolist() == [5.0, np.inf, np.inf]
 
 
-@pytest.mark.parametrize(("verdicts", "failure"), [((True, None), ""), ((True, False), "a promise is not kept")])
+@pytest.mark.parametrize(
+    ("verdicts", "failure"),
+    [((True, None), ""), ((True, False), "a promise is not kept")],
+)
 def test_one_broken_promise_of_many_is_a_failure(monkeypatch, verdicts, failure):
     figures = [Figure("promise", "1", "2", met) for met in verdicts]
     for name in ("mirror", "pose", "upright", "scan_again", "same_bytes", "memory"):

@@ -26,13 +26,19 @@ from spine_engine.study import Role
 
 
 def write_fake_model(path: Path, inputs: TensorEntry, outputs: TensorEntry) -> Path:
-    listing = {"inputs": [dataclasses.asdict(inputs)], "outputs": [dataclasses.asdict(outputs)]}
+    listing = {
+        "inputs": [dataclasses.asdict(inputs)],
+        "outputs": [dataclasses.asdict(outputs)],
+    }
     path.write_text(json.dumps(listing), encoding="utf-8")
     return path
 
 
 def write_fake_bundle(
-    folder: Path, roles: Sequence[str] = ("detector", "grader"), *, heads: Sequence[str] | None = None
+    folder: Path,
+    roles: Sequence[str] = ("detector", "grader"),
+    *,
+    heads: Sequence[str] | None = None,
 ) -> Manifest:
     """Write a bundle of the models named; ``heads`` are the whole-study grader's outputs, by default in order."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,12 +47,17 @@ def write_fake_bundle(
         TensorEntry(name="slices", shape=(None, 1, None, None)),
         TensorEntry(name="heatmaps", shape=(None, spec.channels, None, None)),
     )
-    grid = GridEntry(shape=(4, 5, 6), spacing_mm=(8.0, 8.0, 8.0), center_offset_mm=(0.0, 18.0, 0.0))
+    grid = GridEntry(
+        shape=(4, 5, 6), spacing_mm=(8.0, 8.0, 8.0), center_offset_mm=(0.0, 18.0, 0.0)
+    )
     image = TensorEntry(name="image", shape=(None, 3, *grid.shape))
     probabilities = TensorEntry(name="probabilities", shape=(None, 5, 3))
     detector = write_fake_model(folder / "detector.onnx", slices, heatmaps)
     grader = write_fake_model(folder / "grader.onnx", image, probabilities)
-    both = tuple(heads or (f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS))
+    both = tuple(
+        heads
+        or (f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
+    )
     wide = GridEntry(shape=(8, 6, 4), spacing_mm=(30.0, 30.0, 30.0))
     all_of_it, all_grades = (
         TensorEntry(name="image", shape=(1, 3, *wide.shape)),

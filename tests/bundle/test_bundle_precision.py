@@ -29,15 +29,23 @@ def asked(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch):
     """Open a model whose manifest says this, and return the file and the options that the runtime is asked with."""
 
     def asked(
-        *, role: str = "grader", passed: list[str], files: tuple[str, ...] = ("f16", "int8"), **options: Any
+        *,
+        role: str = "grader",
+        passed: list[str],
+        files: tuple[str, ...] = ("f16", "int8"),
+        **options: Any,
     ) -> tuple[str, dict[str, Any]]:
         for name in files:
             (fake_bundle / f"{role}.{name}.onnx").write_bytes(f"{role} {name}".encode())
         path = fake_bundle / "bundle.json"
         content = json.loads(path.read_text())
-        variants = {name: file_facts(fake_bundle / f"{role}.{name}.onnx") for name in files}
+        variants = {
+            name: file_facts(fake_bundle / f"{role}.{name}.onnx") for name in files
+        }
         profile = PROFILE if role == "grader" else None
-        content["models"][role].update(precisions=passed, variants=variants, profile=profile)
+        content["models"][role].update(
+            precisions=passed, variants=variants, profile=profile
+        )
         path.write_text(json.dumps(content))
 
         def stop(model: bytes, **given: Any) -> None:
@@ -48,7 +56,11 @@ def asked(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch):
         with pytest.raises(Asked) as caught:
             bundle.open_model(bundle.entry(role), **options)
         model, given = caught.value.args
-        (file,) = [path.name for path in fake_bundle.glob(f"{role}*.onnx") if path.read_bytes() == model]
+        (file,) = [
+            path.name
+            for path in fake_bundle.glob(f"{role}*.onnx")
+            if path.read_bytes() == model
+        ]
         return file, given
 
     return asked
@@ -81,14 +93,28 @@ ALL = ["f32", "bf16", "f16", "int8"]
         (["f32"], "tensorrt-rtx", "GPU", "f32", "grader.onnx"),
     ],
 )
-def test_auto_is_the_fastest_that_passed_parity_and_that_the_runtime_has(asked, passed, name, device, precision, file):
+def test_auto_is_the_fastest_that_passed_parity_and_that_the_runtime_has(
+    asked, passed, name, device, precision, file
+):
     got, given = asked(passed=passed, name=name, device=device)
     assert (got, given["precision"]) == (file, precision)
 
 
-def test_auto_without_a_file_in_f16_is_f32_where_the_runtime_needs_one_and_f16_where_it_does_not(asked):
-    assert asked(passed=["f32", "f16"], files=(), name="tensorrt", device="GPU")[1]["precision"] == "f32"
-    assert asked(passed=["f32", "f16"], files=(), name="openvino", device="GPU")[1]["precision"] == "f16"
+def test_auto_without_a_file_in_f16_is_f32_where_the_runtime_needs_one_and_f16_where_it_does_not(
+    asked,
+):
+    assert (
+        asked(passed=["f32", "f16"], files=(), name="tensorrt", device="GPU")[1][
+            "precision"
+        ]
+        == "f32"
+    )
+    assert (
+        asked(passed=["f32", "f16"], files=(), name="openvino", device="GPU")[1][
+            "precision"
+        ]
+        == "f16"
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,24 +131,43 @@ def test_auto_without_a_file_in_f16_is_f32_where_the_runtime_needs_one_and_f16_w
         ("bf16", "onnxruntime", "grader.onnx"),  # which it refuses itself
     ],
 )
-def test_a_precision_that_is_named_is_the_one_and_comes_from_its_file(asked, precision, name, file):
+def test_a_precision_that_is_named_is_the_one_and_comes_from_its_file(
+    asked, precision, name, file
+):
     got, given = asked(passed=ALL, name=name, precision=precision)
     assert (got, given["precision"], given["name"]) == (file, precision, name)
 
 
 def test_what_else_was_asked_for_is_handed_on(asked):
     _, given = asked(passed=["f32"], name="onnxruntime", device="CUDA.1", threads=3)
-    assert (given["device"], given["threads"], given["name"]) == ("CUDA.1", 3, "onnxruntime")
-    assert (given["profile"].usual, given["profile"].batches) == ((5, 3, 4, 5, 6), (1, 5))
+    assert (given["device"], given["threads"], given["name"]) == (
+        "CUDA.1",
+        3,
+        "onnxruntime",
+    )
+    assert (given["profile"].usual, given["profile"].batches) == (
+        (5, 3, 4, 5, 6),
+        (1, 5),
+    )
     _, given = asked(passed=["f32"])
-    assert (given["name"], given["device"], given["precision"], given["threads"]) == ("openvino", "CPU", "f32", 1)
+    assert (given["name"], given["device"], given["precision"], given["threads"]) == (
+        "openvino",
+        "CPU",
+        "f32",
+        1,
+    )
 
 
 @pytest.mark.parametrize(
-    ("passed", "precision"), [(["f32"], "f32"), (["f32", "bf16"], "auto"), (["f32", "bf16", "f16"], "auto")]
+    ("passed", "precision"),
+    [(["f32"], "f32"), (["f32", "bf16"], "auto"), (["f32", "bf16", "f16"], "auto")],
 )
-def test_int8_is_for_graders_and_a_detector_then_runs_as_in_auto(asked, passed, precision):
-    file, given = asked(role="detector", passed=passed, files=("f16",), precision="int8")
+def test_int8_is_for_graders_and_a_detector_then_runs_as_in_auto(
+    asked, passed, precision
+):
+    file, given = asked(
+        role="detector", passed=passed, files=("f16",), precision="int8"
+    )
     assert (file, given["precision"]) == ("detector.onnx", precision)
 
 
@@ -135,33 +180,69 @@ def test_int8_is_for_graders_and_a_detector_then_runs_as_in_auto(asked, passed, 
         if precision not in passed
     ],
 )
-def test_a_precision_that_did_not_pass_is_refused_by_every_runtime(fake_bundle: Path, passed, precision):
+def test_a_precision_that_did_not_pass_is_refused_by_every_runtime(
+    fake_bundle: Path, passed, precision
+):
     path = fake_bundle / "bundle.json"
     content = json.loads(path.read_text())
     for name in ("f16", "int8"):
         (fake_bundle / f"grader.{name}.onnx").write_bytes(name.encode())
-    files = {name: file_facts(fake_bundle / f"grader.{name}.onnx") for name in ("f16", "int8")}
+    files = {
+        name: file_facts(fake_bundle / f"grader.{name}.onnx")
+        for name in ("f16", "int8")
+    }
     content["models"]["grader"].update(precisions=passed, variants=files)
     path.write_text(json.dumps(content))
     bundle = Bundle.open(fake_bundle)
     for name in ("openvino", "onnxruntime", "tensorrt"):
         with pytest.raises(BackendError) as caught:
             bundle.open_model(bundle.grader, name=name, precision=precision)
-        assert str(caught.value) == f"grader.onnx passed parity in {' and '.join(passed)}, not in {precision}"
+        assert (
+            str(caught.value)
+            == f"grader.onnx passed parity in {' and '.join(passed)}, not in {precision}"
+        )
 
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "message"),
     [
-        ([TensorInfo("image", (None, 3, 4, 5, 6))], [TensorInfo("probabilities", (None, 5, 3))], None),
-        ([TensorInfo("images", (None, 3, 4, 5, 6))], None, r"inputs images \(None, 3, 4, 5, 6\); the manifest says"),
-        ([TensorInfo("image", (1, 3, 4, 5, 6))], None, r"inputs image \(1, 3, 4, 5, 6\)"),
-        ([TensorInfo("image", (None, 3, 4, 5, 7))], None, r"inputs image \(None, 3, 4, 5, 7\)"),
+        (
+            [TensorInfo("image", (None, 3, 4, 5, 6))],
+            [TensorInfo("probabilities", (None, 5, 3))],
+            None,
+        ),
+        (
+            [TensorInfo("images", (None, 3, 4, 5, 6))],
+            None,
+            r"inputs images \(None, 3, 4, 5, 6\); the manifest says",
+        ),
+        (
+            [TensorInfo("image", (1, 3, 4, 5, 6))],
+            None,
+            r"inputs image \(1, 3, 4, 5, 6\)",
+        ),
+        (
+            [TensorInfo("image", (None, 3, 4, 5, 7))],
+            None,
+            r"inputs image \(None, 3, 4, 5, 7\)",
+        ),
         ([], None, "inputs ;"),
-        ([TensorInfo("image", (None, 3, 4, 5, 6))] * 2, None, "inputs image .*, image "),
+        (
+            [TensorInfo("image", (None, 3, 4, 5, 6))] * 2,
+            None,
+            "inputs image .*, image ",
+        ),
         (None, [TensorInfo("grades", (None, 5, 3))], r"outputs grades \(None, 5, 3\)"),
-        (None, [TensorInfo("probabilities", (None, 3, 5))], r"outputs probabilities \(None, 3, 5\)"),
-        (None, [TensorInfo("probabilities", (None, 5, 3)), TensorInfo("more", (1,))], r"outputs .*more \(1,\)"),
+        (
+            None,
+            [TensorInfo("probabilities", (None, 3, 5))],
+            r"outputs probabilities \(None, 3, 5\)",
+        ),
+        (
+            None,
+            [TensorInfo("probabilities", (None, 5, 3)), TensorInfo("more", (1,))],
+            r"outputs .*more \(1,\)",
+        ),
     ],
 )
 def test_real_tensors_are_compared_with_the_manifest_before_anything_runs(
@@ -169,15 +250,23 @@ def test_real_tensors_are_compared_with_the_manifest_before_anything_runs(
 ):
     class Loaded:
         def __init__(self) -> None:
-            self.inputs = tuple([TensorInfo("image", (None, 3, 4, 5, 6))] if inputs is None else inputs)
-            self.outputs = tuple([TensorInfo("probabilities", (None, 5, 3))] if outputs is None else outputs)
+            self.inputs = tuple(
+                [TensorInfo("image", (None, 3, 4, 5, 6))] if inputs is None else inputs
+            )
+            self.outputs = tuple(
+                [TensorInfo("probabilities", (None, 5, 3))]
+                if outputs is None
+                else outputs
+            )
             self.closed = 0
 
         def close(self) -> None:
             self.closed += 1
 
     loaded = Loaded()
-    monkeypatch.setattr("spine_engine.bundle.bundle.open_backend", lambda model, **options: loaded)
+    monkeypatch.setattr(
+        "spine_engine.bundle.bundle.open_backend", lambda model, **options: loaded
+    )
     bundle = Bundle.open(fake_bundle)
     if message is None:
         assert bundle.open_model(bundle.grader) is loaded
@@ -188,7 +277,9 @@ def test_real_tensors_are_compared_with_the_manifest_before_anything_runs(
     assert loaded.closed == 1
 
 
-def test_a_model_that_is_changed_after_the_bundle_was_opened_does_not_run(fake_bundle: Path):
+def test_a_model_that_is_changed_after_the_bundle_was_opened_does_not_run(
+    fake_bundle: Path,
+):
     bundle = Bundle.open(fake_bundle)
     content = (fake_bundle / "grader.onnx").read_bytes()
     (fake_bundle / "grader.onnx").write_bytes(content.replace(b"image", b"imagf"))

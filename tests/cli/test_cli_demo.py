@@ -11,26 +11,40 @@ from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.cli.demo import agreement, grades_table
 from spine_engine.engine import Engine
 from spine_engine.options import RunOptions
-from spine_engine.results import PRIOR_ROWS, LevelResult, Reason, Status, StudyResult, ungraded
+from spine_engine.results import (
+    PRIOR_ROWS,
+    LevelResult,
+    Reason,
+    Status,
+    StudyResult,
+    ungraded,
+)
 from spine_engine.run.dispatcher import Progress
 
 AXES = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 
 
 def level_at(center):
-    return LevelResult(center_mm=center, axes=AXES, size_mm=(1, 1, 1), confidence=1, source="detector")
+    return LevelResult(
+        center_mm=center, axes=AXES, size_mm=(1, 1, 1), confidence=1, source="detector"
+    )
 
 
 def study(study_id, row=(900_000, 60_000, 40_000), center=(0, 3, 4)):
     levels = dict.fromkeys(LEVELS, level_at(center))
-    return StudyResult(study_id=study_id, status=Status.GRADED, rows=(row,) * 25, levels=levels)
+    return StudyResult(
+        study_id=study_id, status=Status.GRADED, rows=(row,) * 25, levels=levels
+    )
 
 
 def truth_of(*names, grade=lambda condition, level: 0):
     levels = {
         str(level): {
             "center_mm": [0, 0, 0],
-            "conditions": {str(condition): {"grade": grade(condition, level)} for condition in CONDITIONS},
+            "conditions": {
+                str(condition): {"grade": grade(condition, level)}
+                for condition in CONDITIONS
+            },
         }
         for level in LEVELS
     }
@@ -46,7 +60,9 @@ def shown(results, truth):
 
 
 def test_grades_stand_beside_the_truth_where_it_is_another():
-    truth = truth_of("1", grade=lambda condition, level: 2 * (condition is CONDITIONS[4]))
+    truth = truth_of(
+        "1", grade=lambda condition, level: 2 * (condition is CONDITIONS[4])
+    )
     text = shown([study("1")] * 3, truth)
     assert text.count("mild (sev)") == 15
     assert len(text.splitlines()) <= 24
@@ -62,8 +78,28 @@ def test_each_column_and_row_of_the_table_is_its_own_condition_and_level():
     result = StudyResult(study_id="1", status=Status.GRADED, rows=tuple(rows))
     text = shown([result, result], truth_of("1", grade=lambda condition, level: 2))
     lines = [line.split() for line in text.splitlines() if line.strip()]
-    assert lines[0] == ["likeliest", "grade", "(truth,", "where", "it", "is", "another)"]
-    assert lines[1] == ["study", "level", "canal", "foramen", "L", "foramen", "R", "recess", "L", "recess", "R"]
+    assert lines[0] == [
+        "likeliest",
+        "grade",
+        "(truth,",
+        "where",
+        "it",
+        "is",
+        "another)",
+    ]
+    assert lines[1] == [
+        "study",
+        "level",
+        "canal",
+        "foramen",
+        "L",
+        "foramen",
+        "R",
+        "recess",
+        "L",
+        "recess",
+        "R",
+    ]
     assert lines[3] == ["1", "L1-L2", "sev", "mod", "(sev)", "sev", "sev", "sev"]
     assert lines[4] == ["L2-L3", "mild", "(sev)", "sev", "sev", "sev", "sev"]
     assert [line[0] for line in lines[5:8]] == ["L3-L4", "L4-L5", "L5-S1"]
@@ -78,8 +114,15 @@ def test_the_mean_and_the_worst_distance_are_told_of_the_discs_that_were_found()
     assert " of 75 grades" in line
     (line,) = agreement([lost], truth_of("3"))
     assert line.endswith("grades are the phantom's own.")
-    unplaced = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0, source="prior")
-    lost = StudyResult(study_id="3", status=Status.GRADED, rows=PRIOR_ROWS, levels=dict.fromkeys(LEVELS, unplaced))
+    unplaced = LevelResult(
+        center_mm=None, axes=None, size_mm=None, confidence=0, source="prior"
+    )
+    lost = StudyResult(
+        study_id="3",
+        status=Status.GRADED,
+        rows=PRIOR_ROWS,
+        levels=dict.fromkeys(LEVELS, unplaced),
+    )
     (line,) = agreement([lost], truth_of("3"))
     assert "Discs" not in line
 
@@ -87,7 +130,9 @@ def test_the_mean_and_the_worst_distance_are_told_of_the_discs_that_were_found()
 @pytest.fixture
 def stage(monkeypatch):
     """The demo without phantoms, models and pages; returns what was asked of them."""
-    asked = SimpleNamespace(phantoms=[], options=[], runs=[], reports=[], interrupted=False, exit_code=0)
+    asked = SimpleNamespace(
+        phantoms=[], options=[], runs=[], reports=[], interrupted=False, exit_code=0
+    )
 
     def write_studies(folder, count, seed):
         asked.phantoms.append((folder, count, seed))
@@ -98,7 +143,9 @@ def stage(monkeypatch):
     class Work:
         def __init__(self):
             self.progress = Progress()
-            self.summary = SimpleNamespace(interrupted=asked.interrupted, wall_s=8.88, exit_code=asked.exit_code)
+            self.summary = SimpleNamespace(
+                interrupted=asked.interrupted, wall_s=8.88, exit_code=asked.exit_code
+            )
 
         def __iter__(self):
             return iter([study("3"), study("1"), study("2", row=(0, 0, 1_000_000))])
@@ -109,7 +156,9 @@ def stage(monkeypatch):
             return Work()
 
     monkeypatch.setattr("spine_engine.phantom.write_studies", write_studies)
-    monkeypatch.setattr(Engine, "open", lambda *, options: asked.options.append(options) or FakeEngine())
+    monkeypatch.setattr(
+        Engine, "open", lambda *, options: asked.options.append(options) or FakeEngine()
+    )
 
     def write_report(output, **how):
         asked.reports.append((output, how))
@@ -119,7 +168,9 @@ def stage(monkeypatch):
     return asked
 
 
-def test_the_demo_makes_three_phantoms_grades_them_and_shows_the_grades_by_study(call, stage, tmp_path):
+def test_the_demo_makes_three_phantoms_grades_them_and_shows_the_grades_by_study(
+    call, stage, tmp_path
+):
     folder = tmp_path / "demo"
     done = call("demo", "--output", folder, "--workers", 3)
     assert done.exit_code == 0, done.output
@@ -140,7 +191,9 @@ def test_the_demo_makes_three_phantoms_grades_them_and_shows_the_grades_by_study
     ]
 
 
-def test_a_demo_without_a_folder_works_in_a_new_temporary_one(call, stage, tmp_path, monkeypatch):
+def test_a_demo_without_a_folder_works_in_a_new_temporary_one(
+    call, stage, tmp_path, monkeypatch
+):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert call("demo").exit_code == 0
     ((studies, results),) = stage.runs
@@ -150,7 +203,9 @@ def test_a_demo_without_a_folder_works_in_a_new_temporary_one(call, stage, tmp_p
     assert stage.options == [RunOptions()]
 
 
-def test_a_demo_that_is_interrupted_writes_no_pages_and_says_so_by_its_code(call, stage, tmp_path):
+def test_a_demo_that_is_interrupted_writes_no_pages_and_says_so_by_its_code(
+    call, stage, tmp_path
+):
     stage.interrupted, stage.exit_code = True, 130
     done = call("demo", "--output", tmp_path / "demo")
     assert (done.exit_code, stage.reports) == (130, [])
@@ -166,11 +221,16 @@ def test_a_demo_needs_a_new_or_an_empty_folder(call, stage, tmp_path):
     for name in ("file", "full"):
         done = call("demo", "--output", tmp_path / name)
         assert done.exit_code == 2
-        assert "is not empty; the demo needs a new or an empty folder: name another one" in done.stderr
+        assert (
+            "is not empty; the demo needs a new or an empty folder: name another one"
+            in done.stderr
+        )
     assert len(stage.phantoms) == 1
 
 
-def test_a_folder_that_cannot_be_written_ends_the_demo_with_its_code(call, stage, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_ends_the_demo_with_its_code(
+    call, stage, tmp_path, monkeypatch
+):
     def full(*asked):
         raise OSError(28, "No space left on device")
         yield
@@ -178,4 +238,7 @@ def test_a_folder_that_cannot_be_written_ends_the_demo_with_its_code(call, stage
     monkeypatch.setattr("spine_engine.phantom.write_studies", full)
     done = call("demo", "--output", tmp_path / "demo")
     assert done.exit_code == 6
-    assert f"cannot write to {tmp_path / 'demo' / 'studies'}: No space left on device; free space" in done.stderr
+    assert (
+        f"cannot write to {tmp_path / 'demo' / 'studies'}: No space left on device; free space"
+        in done.stderr
+    )

@@ -48,14 +48,21 @@ def missing(package):
 def stage(tmp_path, monkeypatch):
     """A machine with everything that is wanted."""
     asked = SimpleNamespace(
-        models={"detector": Model((None, 1, None, None)), "grader": Model((None, 3, 4, 5, 6))},
+        models={
+            "detector": Model((None, 1, None, None)),
+            "grader": Model((None, 3, 4, 5, 6)),
+        },
         remembered=[],
         setting=None,
     )
 
     class FakeBundle:
         facts = FACTS
-        manifest = SimpleNamespace(models=SimpleNamespace(by_role=lambda: {role: role for role in asked.models}))
+        manifest = SimpleNamespace(
+            models=SimpleNamespace(
+                by_role=lambda: {role: role for role in asked.models}
+            )
+        )
 
         def open_model(self, role):
             asked.models[role].closed = False
@@ -63,21 +70,41 @@ def stage(tmp_path, monkeypatch):
 
     bundle = FakeBundle()
     monkeypatch.setattr(Bundle, "open", lambda *path: bundle)
-    monkeypatch.setattr(doctor, "remembered", lambda *given: asked.remembered.append(given) or asked.setting)
+    monkeypatch.setattr(
+        doctor,
+        "remembered",
+        lambda *given: asked.remembered.append(given) or asked.setting,
+    )
     status = (
-        BackendStatus(name="openvino", available=True, version="2025.1", devices=("CPU", "GPU"), reason=""),
-        BackendStatus(name="tensorrt", available=False, version="", devices=(), reason="not installed: pip install it"),
+        BackendStatus(
+            name="openvino",
+            available=True,
+            version="2025.1",
+            devices=("CPU", "GPU"),
+            reason="",
+        ),
+        BackendStatus(
+            name="tensorrt",
+            available=False,
+            version="",
+            devices=(),
+            reason="not installed: pip install it",
+        ),
     )
     monkeypatch.setattr(doctor, "available_backends", lambda: status)
     monkeypatch.setattr(doctor, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(doctor, "has_native_bf16", lambda: True)
     monkeypatch.setattr(doctor, "instruction_sets", lambda: {"avx2", "amx_bf16", "sse"})
     monkeypatch.setattr(doctor, "usable_cpus", lambda: 3)
-    monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=12.34 * 2**30))
+    monkeypatch.setattr(
+        doctor.psutil, "virtual_memory", lambda: SimpleNamespace(total=12.34 * 2**30)
+    )
     times = count(0.0, 0.25)
     monkeypatch.setattr(doctor.time, "perf_counter", lambda: next(times))
     installed = {"numpy": "2.1", "openvino": "2025.1", "tensorrt": "10.0"}
-    monkeypatch.setattr(doctor, "version", lambda package: installed.get(package) or missing(package))
+    monkeypatch.setattr(
+        doctor, "version", lambda package: installed.get(package) or missing(package)
+    )
     asked.bundle = bundle
     return asked
 
@@ -97,8 +124,16 @@ def test_a_machine_that_can_run_is_told_with_code_0(call, stage, tmp_path):
         "numpy", "numba", "pydicom", "imagecodecs", "openvino", "onnxruntime", "onnxruntime-gpu",
         "onnxruntime-ep-nv-tensorrt-rtx", "tensorrt", "tensorrt-rtx-cu13-bindings", "cuda-bindings",
     }  # fmt: skip
-    assert [backend.pop("name") for backend in report.pop("backends")] == ["openvino", "tensorrt"]
-    trial = {"device": "openvino CPU", "precision": "bf16", "load_ms": 250.0, "run_ms": 250.0}
+    assert [backend.pop("name") for backend in report.pop("backends")] == [
+        "openvino",
+        "tensorrt",
+    ]
+    trial = {
+        "device": "openvino CPU",
+        "precision": "bf16",
+        "load_ms": 250.0,
+        "run_ms": 250.0,
+    }
     assert report == {
         "engine": __version__, "python": platform.python_version(), "platform": platform.platform(), "cpus": 3,
         "memory_gb": 12.3, "instruction_sets": ["avx2", "amx_bf16"], "bundle": FACTS,
@@ -126,7 +161,9 @@ def test_each_model_is_run_once_on_zeros_and_closed(call, stage):
 def test_it_says_it_to_a_person(call, stage):
     stage.setting = Setting(workers=5, threads=1, schedule="study", precision="auto")
     done = call("doctor")
-    lines = [" ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()]
+    lines = [
+        " ".join(line.replace("│", " ").split()) for line in done.stdout.splitlines()
+    ]
     assert lines[0] == f"spine-engine {__version__}"
     for line in (
         f"processor 3 of {os.cpu_count()} cores usable; avx2 amx_bf16",
@@ -149,7 +186,9 @@ def test_it_says_what_is_not_there(call, stage, monkeypatch):
     monkeypatch.setattr(doctor, "has_native_bf16", lambda: False)
     text = " ".join(call("doctor").stdout.replace("│", " ").split())
     assert "computes bf16 no: models run in f32" in text
-    assert "tuned no: 'spine-engine tune' measures how this machine runs fastest" in text
+    assert (
+        "tuned no: 'spine-engine tune' measures how this machine runs fastest" in text
+    )
 
 
 def test_without_a_safe_cache_a_run_works_all_the_same(call, stage, monkeypatch):
@@ -166,14 +205,24 @@ def test_without_a_safe_cache_a_run_works_all_the_same(call, stage, monkeypatch)
 
 
 @pytest.mark.parametrize(("error", "code"), [(BundleError, 3), (BackendError, 4)])
-def test_what_would_end_a_run_is_told_with_its_code(call, stage, monkeypatch, error, code):
+def test_what_would_end_a_run_is_told_with_its_code(
+    call, stage, monkeypatch, error, code
+):
     def refuse(*_):
         raise error("the model is damaged; get another")
 
-    where = (Bundle, "open") if error is BundleError else (stage.bundle.__class__, "open_model")
+    where = (
+        (Bundle, "open")
+        if error is BundleError
+        else (stage.bundle.__class__, "open_model")
+    )
     monkeypatch.setattr(*where, refuse)
     report, ended = examined(call)
-    assert (report["problems"], report["exit_code"], ended) == (["the model is damaged; get another"], code, code)
+    assert (report["problems"], report["exit_code"], ended) == (
+        ["the model is damaged; get another"],
+        code,
+        code,
+    )
     assert report["trials"] == []
     assert report["bundle"] == (None if error is BundleError else FACTS)
     done = call("doctor")

@@ -38,7 +38,10 @@ def test_a_folder_must_be_new_or_empty(call, written, tmp_path):
     for name in (".", "file"):
         done = call("phantom", "--output", tmp_path / name)
         assert done.exit_code == 2
-        assert "is not empty; phantoms need a new or an empty folder: name another one" in done.stderr
+        assert (
+            "is not empty; phantoms need a new or an empty folder: name another one"
+            in done.stderr
+        )
     assert written == []
     assert call("phantom", "--output", tmp_path / "empty").exit_code == 0
 
@@ -49,7 +52,9 @@ def test_numbers_out_of_range_are_wrong_usage(call, written, tmp_path, words):
     assert written == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_with_its_code(call, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_told_with_its_code(
+    call, tmp_path, monkeypatch
+):
     def full(*asked, **how):
         raise OSError(28, "No space left on device")
         yield
@@ -57,4 +62,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_code(call, tmp_path, m
     monkeypatch.setattr("spine_engine.phantom.write_studies", full)
     done = call("phantom", "--output", tmp_path / "new")
     assert done.exit_code == 6
-    assert f"cannot write to {tmp_path / 'new'}: No space left on device; free space or name another" in done.stderr
+    assert (
+        f"cannot write to {tmp_path / 'new'}: No space left on device; free space or name another"
+        in done.stderr
+    )

@@ -47,7 +47,12 @@ def test_a_line_every_ten_seconds_and_none_that_says_the_same(clock, capsys):
         return step
 
     failed = Counter({"graded": 3, "prior": 2, "failed": 1})
-    ended = Ended(on(10, processed=5), on(0), on(10, processed=6, statuses=failed, discovering=False), on(5, found=8))
+    ended = Ended(
+        on(10, processed=5),
+        on(0),
+        on(10, processed=6, statuses=failed, discovering=False),
+        on(5, found=8),
+    )
     shown_progress._lines(progress, ended)
     assert ended.waited == [10.0] * 5
     out, err = capsys.readouterr()
@@ -60,11 +65,17 @@ def test_a_line_every_ten_seconds_and_none_that_says_the_same(clock, capsys):
 
 
 def test_no_time_at_all_is_no_rate():
-    assert shown_progress._state(Progress(processed=3), 0.0) == "3 of 0+ studies, 0.00 a second, 0 not graded"
+    assert (
+        shown_progress._state(Progress(processed=3), 0.0)
+        == "3 of 0+ studies, 0.00 a second, 0 not graded"
+    )
 
 
 def test_studies_that_were_not_graded_are_those_with_the_prior_and_the_failed():
-    assert not_graded(Progress(statuses=Counter({"graded": 7, "prior": 2, "failed": 3}))) == 5
+    assert (
+        not_graded(Progress(statuses=Counter({"graded": 7, "prior": 2, "failed": 3})))
+        == 5
+    )
 
 
 @pytest.mark.parametrize(("terminal", "painter"), [(True, "_bar"), (False, "_lines")])
@@ -80,13 +91,18 @@ def test_a_bar_is_for_terminals_and_lines_for_the_rest(monkeypatch, terminal, pa
 
     for name in ("_bar", "_lines"):
         monkeypatch.setattr(shown_progress, name, paint(name))
-    monkeypatch.setattr(shown_progress.sys.stderr, "isatty", lambda: terminal, raising=False)
+    monkeypatch.setattr(
+        shown_progress.sys.stderr, "isatty", lambda: terminal, raising=False
+    )
 
     def fail():
         assert begun.wait(60)
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), shown(Progress(found=4)):  # it is told of the end, however that comes
+    with (
+        pytest.raises(ZeroDivisionError),
+        shown(Progress(found=4)),
+    ):  # it is told of the end, however that comes
         fail()
     assert painted == [(painter, 4, True)]
 
@@ -97,7 +113,12 @@ def test_the_bar_tells_what_the_lines_tell(clock, monkeypatch):
     class Bar(rich.progress.Progress):
         def update(self, task, **fields):
             super().update(task, **fields)
-            told.append({**fields, "text": " ".join(self.columns[2](self.tasks[0]).plain.split())})
+            told.append(
+                {
+                    **fields,
+                    "text": " ".join(self.columns[2](self.tasks[0]).plain.split()),
+                }
+            )
 
     class Console(rich.console.Console):
         def __init__(self, *, stderr):

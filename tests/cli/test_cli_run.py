@@ -59,14 +59,29 @@ def test_a_run_ends_with_a_short_summary(spine_engine, root, tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) <= 8
     assert lines[0] == "1 studies: 1 graded, 0 prior, 0 failed"
-    assert f"Results: {tmp_path / 'out'}/predictions.csv, studies.jsonl, run.json" in lines
-    assert lines[-1] == "Research use only; the grades of the packaged bundle are a demonstration."
+    assert (
+        f"Results: {tmp_path / 'out'}/predictions.csv, studies.jsonl, run.json" in lines
+    )
+    assert (
+        lines[-1]
+        == "Research use only; the grades of the packaged bundle are a demonstration."
+    )
     write_exam(root, "b", "2", "prior")
-    done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path, "--json")
+    done = spine_engine(
+        "run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path, "--json"
+    )
     assert done.exit_code == 8
-    assert json.loads(done.stdout)["studies"] == {"total": 2, "graded": 1, "prior": 1, "failed": 0, "incomplete": 0}
+    assert json.loads(done.stdout)["studies"] == {
+        "total": 2,
+        "graded": 1,
+        "prior": 1,
+        "failed": 0,
+        "incomplete": 0,
+    }
     assert json.loads(done.stdout)["options"]["detector"] is True
-    done = spine_engine("run", IN, root, OUT, tmp_path / "other", "--no-detector", "--json")
+    done = spine_engine(
+        "run", IN, root, OUT, tmp_path / "other", "--no-detector", "--json"
+    )
     assert json.loads(done.stdout)["options"]["detector"] is False
 
 
@@ -81,7 +96,9 @@ def test_a_run_ends_with_a_short_summary(spine_engine, root, tmp_path):
         ([OUT, "/proc/spine-engine"], 6, "cannot write"),
     ],
 )
-def test_a_mistake_is_one_line_and_its_exit_code(spine_engine, root, tmp_path, words, code, message):
+def test_a_mistake_is_one_line_and_its_exit_code(
+    spine_engine, root, tmp_path, words, code, message
+):
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", *words)
     assert done.exit_code == code
     assert message in done.stderr
@@ -90,7 +107,9 @@ def test_a_mistake_is_one_line_and_its_exit_code(spine_engine, root, tmp_path, w
     assert done.stdout == ""
 
 
-def test_no_backend_and_a_busy_output_have_codes_of_their_own(spine_engine, root, tmp_path):
+def test_no_backend_and_a_busy_output_have_codes_of_their_own(
+    spine_engine, root, tmp_path
+):
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", factory=no_backend)
     assert (done.exit_code, done.stderr) == (4, "spine-engine: no such backend here\n")
     with locked(tmp_path / "out"):
@@ -115,8 +134,14 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("words", ["", *OPTIONS])
-def test_each_option_says_what_it_says_and_nothing_else(spine_engine, tmp_path, monkeypatch, words):
-    monkeypatch.setattr(Engine, "open", lambda bundle, *, options: spine_engine.asked.update(options=options) or 1 / 0)
+def test_each_option_says_what_it_says_and_nothing_else(
+    spine_engine, tmp_path, monkeypatch, words
+):
+    monkeypatch.setattr(
+        Engine,
+        "open",
+        lambda bundle, *, options: spine_engine.asked.update(options=options) or 1 / 0,
+    )
     done = spine_engine("run", IN, tmp_path, OUT, tmp_path / "out", *words.split())
     assert isinstance(done.exception, ZeroDivisionError)
     assert spine_engine.asked["options"] == RunOptions(**OPTIONS.get(words, {}))
@@ -125,7 +150,11 @@ def test_each_option_says_what_it_says_and_nothing_else(spine_engine, tmp_path, 
 def test_the_input_output_and_bundle_named_are_those_used(spine_engine, root, tmp_path):
     assert spine_engine("run", IN, root, OUT, tmp_path / "out").exit_code == 0
     asked = spine_engine.asked
-    assert (asked["bundle"], asked["folder"], asked["output"]) == (None, root, tmp_path / "out")
+    assert (asked["bundle"], asked["folder"], asked["output"]) == (
+        None,
+        root,
+        tmp_path / "out",
+    )
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--bundle", tmp_path)
     assert done.stdout.splitlines()[-1] == "Research use only; not a medical device."
     assert spine_engine.asked["bundle"] == tmp_path
@@ -145,11 +174,16 @@ def test_a_size_of_memory_counts_in_1024(text, size):
     assert memory_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GiB", "-1G", "1.G", "4PiB", "4 Gi B", "4GiB more", "0x10", "1e9", "1,5G"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "GiB", "-1G", "1.G", "4PiB", "4 Gi B", "4GiB more", "0x10", "1e9", "1,5G"],
+)
 def test_what_is_no_size_of_memory_is_wrong_usage(spine_engine, root, tmp_path, text):
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", f"--max-memory={text}")
     assert done.exit_code == 2
-    assert "is not a memory size: write it like 4GiB or 1500MiB" in " ".join(done.stderr.replace("│", "").split())
+    assert "is not a memory size: write it like 4GiB or 1500MiB" in " ".join(
+        done.stderr.replace("│", "").split()
+    )
 
 
 def summary(**changed):
@@ -198,7 +232,9 @@ RESULTS = "Results: r/predictions.csv, studies.jsonl, run.json"
 def test_a_run_ends_with_these_lines(changed, packaged, lines):
     from spine_engine.cli.run import closing_lines
 
-    assert list(closing_lines(summary(**changed), Path("r"), packaged=packaged)) == lines
+    assert (
+        list(closing_lines(summary(**changed), Path("r"), packaged=packaged)) == lines
+    )
 
 
 @pytest.fixture
@@ -206,9 +242,12 @@ def reports(monkeypatch):
     """Reports that were asked for; none is written."""
     asked = []
     monkeypatch.setattr(
-        "spine_engine.cli.report.write_with_progress", lambda out, **how: asked.append((out, how)) or "w"
+        "spine_engine.cli.report.write_with_progress",
+        lambda out, **how: asked.append((out, how)) or "w",
     )
-    monkeypatch.setattr("spine_engine.cli.report.closing_line", lambda written: f"Report: {written}")
+    monkeypatch.setattr(
+        "spine_engine.cli.report.closing_line", lambda written: f"Report: {written}"
+    )
     return asked
 
 
@@ -225,7 +264,9 @@ def test_a_report_is_written_where_asked(spine_engine, reports, root, tmp_path):
     assert done.exit_code == 0
 
 
-def test_no_report_is_written_of_a_run_that_was_interrupted(spine_engine, reports, root, tmp_path, monkeypatch):
+def test_no_report_is_written_of_a_run_that_was_interrupted(
+    spine_engine, reports, root, tmp_path, monkeypatch
+):
     from spine_engine.run.run import Run
 
     monkeypatch.setattr(Run, "finish", lambda self: summary(interrupted=True))

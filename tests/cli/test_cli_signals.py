@@ -28,7 +28,9 @@ if __name__ == "__main__":
 """
 
 
-def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_study_in_flight_is_finished(tmp_path):
+def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_study_in_flight_is_finished(
+    tmp_path,
+):
     root, out = tmp_path / "input", tmp_path / "out"
     for index in range(3):
         write_exam(root, f"f{index}", f"1.{index}", "sleep 1")
@@ -41,7 +43,9 @@ def test_ctrl_c_at_a_terminal_reaches_the_workers_too_and_the_study_in_flight_is
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+    os.killpg(
+        process.pid, signal.SIGINT
+    )  # as a terminal does: to every process of the group
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert b"finishing the studies in flight; interrupt again to stop at once\n" in said
@@ -73,15 +77,22 @@ def test_the_first_signal_stops_a_run_and_the_second_aborts_it(first, second, ca
     with stopping_on_signals(work):
         signal.raise_signal(first)
         assert work.told == ["stop"]
-        assert capsys.readouterr() == ("", "finishing the studies in flight; interrupt again to stop at once\n")
+        assert capsys.readouterr() == (
+            "",
+            "finishing the studies in flight; interrupt again to stop at once\n",
+        )
         signal.raise_signal(second)
         assert work.told == ["stop", "abort"]
         assert capsys.readouterr() == ("", "")
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [
+        signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    ] == before
 
 
 def test_signals_are_as_before_after_an_error():
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(ZeroDivisionError), stopping_on_signals(Work()):
         raise ZeroDivisionError
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [
+        signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    ] == before

@@ -19,7 +19,15 @@ def stage(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("spine_engine.options.usable_cpus", lambda: 4)
     monkeypatch.setattr("spine_engine.run.tuning.usable_cpus", lambda: 4)
-    asked = {"rates": {(4, "auto"): 2.0, (5, "auto"): 2.5, (2, "auto"): 1.0, (4, "f32"): None}, "units": 3}
+    asked = {
+        "rates": {
+            (4, "auto"): 2.0,
+            (5, "auto"): 2.5,
+            (2, "auto"): 1.0,
+            (4, "f32"): None,
+        },
+        "units": 3,
+    }
 
     def discover(folder):
         asked["discovered"] = folder
@@ -29,13 +37,22 @@ def stage(tmp_path, monkeypatch):
             yield WorkUnit(f"u{number}", (InputFile(f"u{number}/1", 1),), str(number))
 
     def measure(workload, settings, *, rounds, done):
-        asked.update(vars(workload), folder=workload.root, keys=[unit.key for unit in workload.units], rounds=rounds)
+        asked.update(
+            vars(workload),
+            folder=workload.root,
+            keys=[unit.key for unit in workload.units],
+            rounds=rounds,
+        )
         asked["units"] = len(workload.units)
         found = []
         for setting in settings:
             rate = asked["rates"][setting.workers, setting.precision]
             failure = None if rate else "no such precision"
-            found.append(Measured(setting=setting, rates=(rate,) if rate else (), failure=failure))
+            found.append(
+                Measured(
+                    setting=setting, rates=(rate,) if rate else (), failure=failure
+                )
+            )
             done(found[-1])
         return found
 
@@ -52,7 +69,9 @@ LINES = [
 ]
 
 
-def test_the_settings_are_told_as_they_are_measured_and_then_sorted_with_the_kept_one_marked(call, stage, tmp_path):
+def test_the_settings_are_told_as_they_are_measured_and_then_sorted_with_the_kept_one_marked(
+    call, stage, tmp_path
+):
     root = tmp_path / "exams"
     root.mkdir()
     done = call("tune", "--input", root, "--rounds", 2)
@@ -72,8 +91,19 @@ def test_the_settings_are_told_as_they_are_measured_and_then_sorted_with_the_kep
     assert tuned(RunOptions(), Bundle.open()).workers == 5
 
 
-def test_the_backend_and_device_named_are_measured_and_the_default_rounds_are_three(call, stage, tmp_path):
-    done = call("tune", "--input", tmp_path, "--backend", "onnxruntime", "--device", "cpu", "--json")
+def test_the_backend_and_device_named_are_measured_and_the_default_rounds_are_three(
+    call, stage, tmp_path
+):
+    done = call(
+        "tune",
+        "--input",
+        tmp_path,
+        "--backend",
+        "onnxruntime",
+        "--device",
+        "cpu",
+        "--json",
+    )
     assert stage["options"] == RunOptions(backend="onnxruntime", device="cpu")
     assert stage["rounds"] == 3
     record = json.loads(done.stdout)
@@ -91,7 +121,9 @@ def test_a_default_that_cannot_run_has_no_ratios(call, stage, tmp_path):
     assert done.stdout.splitlines()[0] == f"{LINES[1]:72}  <- chosen"
 
 
-def test_where_nothing_can_run_the_command_ends_with_its_code_and_keeps_nothing(call, stage, tmp_path):
+def test_where_nothing_can_run_the_command_ends_with_its_code_and_keeps_nothing(
+    call, stage, tmp_path
+):
     stage["rates"] = dict.fromkeys(stage["rates"])
     done = call("tune", "--input", tmp_path)
     assert done.exit_code == BackendError.exit_code == 4
@@ -120,14 +152,19 @@ def test_a_folder_without_a_study_is_wrong_usage(call, stage, tmp_path):
     stage["units"] = 0
     done = call("tune", "--input", tmp_path)
     assert done.exit_code == 2
-    assert f"{tmp_path} holds no DICOM study to tune with; name another, or none to use phantoms" in done.stderr
+    assert (
+        f"{tmp_path} holds no DICOM study to tune with; name another, or none to use phantoms"
+        in done.stderr
+    )
     done = call("tune", "--input", tmp_path / "missing")
     assert done.exit_code == 2
     assert "does not exist" in done.stderr
     assert call("tune", "--rounds", 0).exit_code == 2
 
 
-def test_without_a_folder_four_phantoms_are_made_and_taken_away_again(monkeypatch, tmp_path, capsys):
+def test_without_a_folder_four_phantoms_are_made_and_taken_away_again(
+    monkeypatch, tmp_path, capsys
+):
     written = []
 
     def write_studies(folder, count, seed):
@@ -149,4 +186,6 @@ def test_without_a_folder_four_phantoms_are_made_and_taken_away_again(monkeypatc
 def test_settings_are_plain_values():
     from spine_engine.run.tuning import Setting
 
-    assert astuple(Setting(workers=1, threads=2, schedule="study", precision="f32")) == (1, 2, "study", "f32")
+    assert astuple(
+        Setting(workers=1, threads=2, schedule="study", precision="f32")
+    ) == (1, 2, "study", "f32")

@@ -73,7 +73,9 @@ def picture(top_mm: float, bottom_mm: float) -> Canvas:
     origins = np.array([(x, -100.0, top_mm) for x in LATERAL_MM])
     covered = (0.0, (top_mm - bottom_mm) / 2, 0.0, 100.0)
     empty = np.zeros((5, 0, 0), np.float32)
-    return Canvas(empty, origins, FRAME[0], FRAME[1], FRAME[2], covered, np.full(5, 4.0), 2.0)
+    return Canvas(
+        empty, origins, FRAME[0], FRAME[1], FRAME[2], covered, np.full(5, 4.0), 2.0
+    )
 
 
 def decoded(
@@ -100,4 +102,10 @@ def candidate(
     direction: Sequence[float] = (0.0, 1.0, 0.0),
 ) -> Candidate:
     """One candidate of a column."""
-    return Candidate(np.array([x, y, z]), peak, mass, np.array(direction, float), log_level(belief or sure(0)))
+    return Candidate(
+        np.array([x, y, z]),
+        peak,
+        mass,
+        np.array(direction, float),
+        log_level(belief or sure(0)),
+    )

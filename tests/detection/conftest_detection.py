@@ -36,14 +36,25 @@ class Scene:
         return SceneBackend(self)
 
 
-def column(ranks: Sequence[int] = range(7), *, spacing_mm: float = 35.0, scoliosis_mm: float = 0.0) -> list[SceneDisc]:
+def column(
+    ranks: Sequence[int] = range(7),
+    *,
+    spacing_mm: float = 35.0,
+    scoliosis_mm: float = 0.0,
+) -> list[SceneDisc]:
     """A lordotic column about the origin, L5/S1 lowest at z = -70, with a lateral bow of `scoliosis_mm`."""
     discs = []
     for rank in ranks:
         z = -70.0 + spacing_mm * rank
-        slope = np.deg2rad(35.0 - 10.0 * rank)  # the disc's posterior end points down at L5/S1, up at the top
-        center = np.array([scoliosis_mm * np.sin(rank / 6 * np.pi), 8.0 * np.cos(rank / 4 * np.pi), z])
-        discs.append(SceneDisc(center, np.array([0.0, np.cos(slope), -np.sin(slope)]), rank))
+        slope = np.deg2rad(
+            35.0 - 10.0 * rank
+        )  # the disc's posterior end points down at L5/S1, up at the top
+        center = np.array(
+            [scoliosis_mm * np.sin(rank / 6 * np.pi), 8.0 * np.cos(rank / 4 * np.pi), z]
+        )
+        discs.append(
+            SceneDisc(center, np.array([0.0, np.cos(slope), -np.sin(slope)]), rank)
+        )
     return discs
 
 
@@ -75,31 +86,53 @@ def sagittal_stack(
     size = np.array([height_mm, 256.0] if abs(down[2]) > 0.5 else [256.0, height_mm])
     shape = (size / spacing_mm).astype(int)
     pixels = rng.integers(0, 500, (slices, *shape)).astype(np.uint16)
-    origin = turn @ np.array(middle_mm, float) - axes[1] * size[0] / 2 - axes[2] * size[1] / 2
+    origin = (
+        turn @ np.array(middle_mm, float)
+        - axes[1] * size[0] / 2
+        - axes[2] * size[1] / 2
+    )
     offsets = (np.arange(slices) - (slices - 1) / 2) * step_mm
     ones = np.ones(slices, np.float32)
-    return Stack(pixels, ones, 0 * ones, origin + offsets[:, None] * axes[0], axes, (spacing_mm, spacing_mm))
+    return Stack(
+        pixels,
+        ones,
+        0 * ones,
+        origin + offsets[:, None] * axes[0],
+        axes,
+        (spacing_mm, spacing_mm),
+    )
 
 
 def turned(discs: Sequence[SceneDisc], turn: np.ndarray) -> list[SceneDisc]:
     """The discs of a patient lying obliquely."""
-    return [replace(d, center_mm=turn @ d.center_mm, direction=turn @ d.direction) for d in discs]
+    return [
+        replace(d, center_mm=turn @ d.center_mm, direction=turn @ d.direction)
+        for d in discs
+    ]
 
 
 class SceneBackend:
     """Knows the slices of every stack of a scene and answers with the heat maps of its discs."""
 
-    def __init__(self, scene: Scene, series: Sequence[Sequence[Stack]] | None = None) -> None:
+    def __init__(
+        self, scene: Scene, series: Sequence[Sequence[Stack]] | None = None
+    ) -> None:
         self.maps: dict[bytes, np.ndarray] = {}
         for stacks in series or [[stack] for stack in scene.stacks]:
             low, high = series_range(stacks, SPEC)
             for stack in stacks:
                 canvas = canvas_from_stack(stack, low, high, SPEC)
                 pictures = (picture.tobytes() for picture in canvas.slices)
-                self.maps.update(zip(pictures, render(scene.discs, canvas), strict=True))
+                self.maps.update(
+                    zip(pictures, render(scene.discs, canvas), strict=True)
+                )
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"heatmaps": np.stack([self.maps[picture.tobytes()] for picture in inputs["slices"]])}
+        return {
+            "heatmaps": np.stack(
+                [self.maps[picture.tobytes()] for picture in inputs["slices"]]
+            )
+        }
 
 
 def render(discs: Sequence[SceneDisc], canvas) -> np.ndarray:
@@ -112,13 +145,22 @@ def render(discs: Sequence[SceneDisc], canvas) -> np.ndarray:
         for s in range(count):
             offset = disc.center_mm - canvas.origins_mm[s]
             lateral = offset @ canvas.across
-            d2 = (mm[0] - offset @ canvas.down) ** 2 + (mm[1] - offset @ canvas.back) ** 2
+            d2 = (mm[0] - offset @ canvas.down) ** 2 + (
+                mm[1] - offset @ canvas.back
+            ) ** 2
             heat = disc.heat * np.exp(-d2 / 50.0 - lateral**2 / (2 * 12.0**2))
             maps[s, 0] = np.maximum(maps[s, 0], heat)
             near = d2 < nearest[s]
             nearest[s] = np.minimum(nearest[s], d2)
-            maps[s, 2][near], maps[s, 3][near] = disc.direction @ canvas.down, disc.direction @ canvas.back
-            belief = disc.belief or {disc.rank: 0.9, disc.rank + 1: 0.05, disc.rank - 1: 0.05}
+            maps[s, 2][near], maps[s, 3][near] = (
+                disc.direction @ canvas.down,
+                disc.direction @ canvas.back,
+            )
+            belief = disc.belief or {
+                disc.rank: 0.9,
+                disc.rank + 1: 0.05,
+                disc.rank - 1: 0.05,
+            }
             for b in range(len(SPEC.bins)):
                 maps[s, 4 + b][near] = np.log(max(belief.get(b - 1, 0.0), 1e-4))
     return maps

@@ -22,7 +22,10 @@ SEVEN = tuple(at(rank) for rank in range(7))
 def taken(*ranks: int, **odds: float) -> tuple[Seen, ...]:
     """Discs of these ranks as a net sees them that takes each for its own rank and for others with the given odds."""
     steps = {"own": 0, "above": 1, "below": -1}
-    return tuple(at(r, belief={r + steps[name]: share for name, share in odds.items()}) for r in ranks)
+    return tuple(
+        at(r, belief={r + steps[name]: share for name, share in odds.items()})
+        for r in ranks
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +41,9 @@ class Case:
     surest: tuple[float, float] = (0.9, 1.0)
     doubtful: tuple[float, float]
     warnings: set[Warn] = field(default_factory=set)
-    other: tuple[int, float, float] | None = None  # shift, and bounds of its probability
+    other: tuple[int, float, float] | None = (
+        None  # shift, and bounds of its probability
+    )
     picture: dict[str, float] = field(default_factory=dict)
 
 
@@ -47,7 +52,10 @@ CASES = {
     "and two thoracic discs": Case(series=[SEVEN], doubtful=(0.95, 1.0)),
     "in two series": Case(series=[SEVEN, FIVE], doubtful=(0.95, 1.0)),
     "without the sacrum in the picture": Case(
-        series=[FIVE], picture={"bottom_mm": -87}, surest=(0.8, 0.85), doubtful=(0.8, 0.85)
+        series=[FIVE],
+        picture={"bottom_mm": -87},
+        surest=(0.8, 0.85),
+        doubtful=(0.8, 0.85),
     ),
     "L5/S1 alone: the others lie above it": Case(
         series=[[at(0)]],
@@ -67,7 +75,10 @@ CASES = {
         picture={"top_mm": 100, "bottom_mm": 50},
     ),
     "two discs: the spacing between them goes on above": Case(
-        series=[[at(0), at(1)]], sources="iiidd", doubtful=(0.05, 0.065), warnings={LOW, BETWEEN}
+        series=[[at(0), at(1)]],
+        sources="iiidd",
+        doubtful=(0.05, 0.065),
+        warnings={LOW, BETWEEN},
     ),
     "the middle three": Case(
         series=[[at(1), at(2), at(3)]],
@@ -76,16 +87,25 @@ CASES = {
         warnings={LOW, BETWEEN},
     ),
     "L3/L4 missing": Case(
-        series=[[at(r) for r in (0, 1, 3, 4)]], sources="ddidd", doubtful=(0.65, 0.7), warnings={BETWEEN}
+        series=[[at(r) for r in (0, 1, 3, 4)]],
+        sources="ddidd",
+        doubtful=(0.65, 0.7),
+        warnings={BETWEEN},
     ),
     "L4/L5 and L3/L4 missing": Case(
-        series=[[at(r) for r in (0, 3, 4)]], sources="ddiid", doubtful=(0.65, 0.7), warnings={BETWEEN}
+        series=[[at(r) for r in (0, 3, 4)]],
+        sources="ddiid",
+        doubtful=(0.65, 0.7),
+        warnings={BETWEEN},
     ),
     "L1/L2 missing above although the picture shows its place": Case(
         series=[FIVE[:4]], sources="idddd", doubtful=(0.3, 0.4), warnings={LOW, BETWEEN}
     ),
     "L1/L2 is placed by the disc above it": Case(
-        series=[[at(r) for r in (0, 1, 2, 3, 5)]], sources="idddd", doubtful=(0.6, 0.7), warnings={BETWEEN}
+        series=[[at(r) for r in (0, 1, 2, 3, 5)]],
+        sources="idddd",
+        doubtful=(0.6, 0.7),
+        warnings={BETWEEN},
     ),
     "discs that are hardly seen": Case(
         series=[[at(r, heat=0.2) for r in range(5)]],
@@ -120,13 +140,19 @@ CASES = {
         picture={"top_mm": 100, "bottom_mm": -87},
     ),
     "one series of two names the column one higher": Case(
-        series=[taken(*range(6), own=0.97, above=0.01), taken(*range(6), own=0.05, above=0.9)],
+        series=[
+            taken(*range(6), own=0.97, above=0.01),
+            taken(*range(6), own=0.05, above=0.9),
+        ],
         doubtful=(0.95, 1.0),
         warnings={DISAGREE},
         other=(1, 0.001, 0.05),
     ),
     "one series of two names the column one lower": Case(
-        series=[taken(*range(1, 7), own=0.97, below=0.01), taken(*range(1, 7), own=0.05, below=0.9)],
+        series=[
+            taken(*range(1, 7), own=0.97, below=0.01),
+            taken(*range(1, 7), own=0.05, below=0.9),
+        ],
         sources="ddddi",
         picture={"bottom_mm": -60},
         surest=(0.7, 0.85),
@@ -138,10 +164,12 @@ CASES = {
         series=[FIVE, taken(*range(5), own=0.45, above=0.55)], doubtful=(0.9, 1.0)
     ),
     "a sacral disc below": Case(
-        series=[[Seen(z=-106, y=10, tilt_deg=60, belief={-1: 0.9}, heat=0.4), *FIVE]], doubtful=(0.9, 1.0)
+        series=[[Seen(z=-106, y=10, tilt_deg=60, belief={-1: 0.9}, heat=0.4), *FIVE]],
+        doubtful=(0.9, 1.0),
     ),
     "facet joints beside the column": Case(
-        series=[[Seen(z=-57, y=30, belief={1: 0.9}, heat=0.5, slices=1), *FIVE]], doubtful=(0.9, 1.0)
+        series=[[Seen(z=-57, y=30, belief={1: 0.9}, heat=0.5, slices=1), *FIVE]],
+        doubtful=(0.9, 1.0),
     ),
 }
 
@@ -169,11 +197,15 @@ def test_what_is_seen_gives(case: Case) -> None:
     shift, least, most = case.other
     assert detection.alternative.shift == shift
     assert least <= detection.alternative.probability <= most
-    assert detection.alternative.probability == round(detection.alternative.probability, 6)
+    assert detection.alternative.probability == round(
+        detection.alternative.probability, 6
+    )
     assert list(detection.alternative.levels) == list(Level)
     others = [entry.center_mm[2] for entry in detection.alternative.levels.values()]
     step = (case.ends_mm[0] - case.ends_mm[1]) / 4
-    np.testing.assert_allclose(others, np.array(heights) - step * shift, atol=0.01)  # one higher: names go one down
+    np.testing.assert_allclose(
+        others, np.array(heights) - step * shift, atol=0.01
+    )  # one higher: names go one down
 
 
 @pytest.mark.parametrize(
@@ -222,17 +254,25 @@ def test_the_sacrum_is_looked_for_below_where_l5_s1_must_lie() -> None:
     inside, outside = (decoded(upper, bottom_mm=bottom) for bottom in (-86, -84))
     assert inside is not None
     assert outside is not None
-    assert outside.levels[Level.L3_L4].confidence / inside.levels[Level.L3_L4].confidence == pytest.approx(0.85, 0.02)
+    assert outside.levels[Level.L3_L4].confidence / inside.levels[
+        Level.L3_L4
+    ].confidence == pytest.approx(0.85, 0.02)
 
 
 def test_confidence_falls_with_a_peak_below_04_and_no_further_up() -> None:
-    bright, clear, half = (decoded([at(r, heat=heat) for r in range(5)]) for heat in (0.95, 0.7, 0.2))
+    bright, clear, half = (
+        decoded([at(r, heat=heat) for r in range(5)]) for heat in (0.95, 0.7, 0.2)
+    )
     assert bright is not None
     assert clear is not None
     assert half is not None
     middle = Level.L4_L5
-    assert bright.levels[middle].confidence == pytest.approx(clear.levels[middle].confidence, abs=0.02)
-    assert 0.44 < half.levels[middle].confidence < 0.5  # half of 0.4 is left of a posterior of nearly 1
+    assert bright.levels[middle].confidence == pytest.approx(
+        clear.levels[middle].confidence, abs=0.02
+    )
+    assert (
+        0.44 < half.levels[middle].confidence < 0.5
+    )  # half of 0.4 is left of a posterior of nearly 1
 
 
 def test_a_level_just_below_an_even_chance_is_low_confidence() -> None:
@@ -246,11 +286,18 @@ def test_a_level_just_below_an_even_chance_is_low_confidence() -> None:
 
 
 def test_the_boxes_have_the_size_asked_for() -> None:
-    plain, small = decoded(FIVE), decoded(FIVE, options=DetectionOptions(box_mm=(10.0, 20.0, 30.0)))
+    plain, small = (
+        decoded(FIVE),
+        decoded(FIVE, options=DetectionOptions(box_mm=(10.0, 20.0, 30.0))),
+    )
     assert plain is not None
     assert small is not None
-    assert [entry.size_mm.tolist() for entry in plain.levels.values()] == [[40, 96, 96]] * 5
-    assert [entry.size_mm.tolist() for entry in small.levels.values()] == [[10, 20, 30]] * 5
+    assert [entry.size_mm.tolist() for entry in plain.levels.values()] == [
+        [40, 96, 96]
+    ] * 5
+    assert [entry.size_mm.tolist() for entry in small.levels.values()] == [
+        [10, 20, 30]
+    ] * 5
 
 
 BODIES = [Seen(z=38 * (r - 2) + 19, belief={}, heat=0.6) for r in range(6)]
@@ -267,7 +314,10 @@ def test_bodies_between_two_discs_are_named_from_above() -> None:
         ("l4", -19),
         ("l5", -57),
     ]
-    below = detection.levels[Level.L5_S1].confidence, detection.levels[Level.L4_L5].confidence
+    below = (
+        detection.levels[Level.L5_S1].confidence,
+        detection.levels[Level.L4_L5].confidence,
+    )
     assert detection.vertebrae[-1].confidence == pytest.approx(min(below), abs=2e-6)
 
 
@@ -279,11 +329,19 @@ def test_a_body_counts_only_within_12_mm_of_the_middle_between_its_discs() -> No
 
 
 def test_of_two_bodies_the_nearer_is_taken_and_a_faint_one_is_less_sure() -> None:
-    detection = decoded(FIVE, bodies=[Seen(z=-48, y=9, belief={}, heat=0.9), Seen(z=-57, y=-5, belief={}, heat=0.1)])
+    detection = decoded(
+        FIVE,
+        bodies=[
+            Seen(z=-48, y=9, belief={}, heat=0.9),
+            Seen(z=-57, y=-5, belief={}, heat=0.1),
+        ],
+    )
     assert detection is not None
     (body,) = detection.vertebrae
     np.testing.assert_allclose(body.center_mm, (0, -5, -57), atol=1e-9)
-    least = min(detection.levels[level].confidence for level in (Level.L5_S1, Level.L4_L5))
+    least = min(
+        detection.levels[level].confidence for level in (Level.L5_S1, Level.L4_L5)
+    )
     assert body.confidence == pytest.approx(least * 0.1 / 0.4, abs=2e-6)
 
 

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest_detection import Scene, SceneBackend, column, rotation, sagittal_stack, turned
+from conftest_detection import (
+    Scene,
+    SceneBackend,
+    column,
+    rotation,
+    sagittal_stack,
+    turned,
+)
 
 from spine_engine.anatomy import Level
 from spine_engine.detection import detect, numbering
@@ -23,7 +30,9 @@ def check(detection, discs, within_mm=1.5, skip=()) -> None:
         if rank in skip:
             continue
         assert entry.source == "detector", level
-        assert np.linalg.norm(entry.center_mm - truth[rank].center_mm) < within_mm, level
+        assert np.linalg.norm(entry.center_mm - truth[rank].center_mm) < within_mm, (
+            level
+        )
         h = truth[rank].direction
         assert entry.axes[1] @ h > 0.98
         assert np.allclose(entry.axes @ entry.axes.T, np.eye(3), atol=1e-9)
@@ -73,13 +82,18 @@ def test_scoliosis_gives_each_disc_its_own_lateral_place():
 
 
 def test_one_doubtful_disc_is_carried_by_the_column(scene):
-    discs = [replace(d, belief={d.rank: 0.3, d.rank + 1: 0.6}) if d.rank in (2, 3) else d for d in scene.discs]
+    discs = [
+        replace(d, belief={d.rank: 0.3, d.rank + 1: 0.6}) if d.rank in (2, 3) else d
+        for d in scene.discs
+    ]
     scene = Scene(discs, scene.stacks)
     check(detect([scene.stacks], scene.backend()), discs)
 
 
 def test_an_undecided_column_is_said_to_be_undecided(scene):
-    discs = [replace(d, belief={d.rank: 0.5, d.rank + 1: 0.5}) for d in column(range(1, 6))]
+    discs = [
+        replace(d, belief={d.rank: 0.5, d.rank + 1: 0.5}) for d in column(range(1, 6))
+    ]
     scene = Scene(discs, [sagittal_stack(height_mm=200.0, middle_mm=(0, 0, 20))])
     result = detect([scene.stacks], scene.backend())
     assert max(entry.confidence for entry in result.levels.values()) < 0.9
@@ -92,10 +106,16 @@ def test_a_second_series_settles_the_doubt():
     first, second = sagittal_stack(1), sagittal_stack(2)
     backend = SceneBackend(Scene(doubtful, [first]))
     backend.maps |= SceneBackend(Scene(sure, [second])).maps
-    one, two = detect([[first], [second]], backend), detect([[second], [first]], backend)
+    one, two = (
+        detect([[first], [second]], backend),
+        detect([[second], [first]], backend),
+    )
     check(one, sure)
     for level in Level:
-        assert one.levels[level].center_mm.tobytes() == two.levels[level].center_mm.tobytes()
+        assert (
+            one.levels[level].center_mm.tobytes()
+            == two.levels[level].center_mm.tobytes()
+        )
         assert one.levels[level].confidence == two.levels[level].confidence
 
 
@@ -120,8 +140,20 @@ def test_a_missing_last_disc_is_extrapolated_with_little_confidence(scene):
 
 
 def test_a_sacral_disc_and_a_false_peak_are_left_out(scene):
-    sacral = replace(scene.discs[0], center_mm=np.array([0, 30.0, -98.0]), heat=0.5, rank=-1, belief={-1: 0.9})
-    false = replace(scene.discs[0], center_mm=np.array([0, -70.0, 10.0]), heat=0.3, rank=3, belief={3: 0.3, 4: 0.3})
+    sacral = replace(
+        scene.discs[0],
+        center_mm=np.array([0, 30.0, -98.0]),
+        heat=0.5,
+        rank=-1,
+        belief={-1: 0.9},
+    )
+    false = replace(
+        scene.discs[0],
+        center_mm=np.array([0, -70.0, 10.0]),
+        heat=0.3,
+        rank=3,
+        belief={3: 0.3, 4: 0.3},
+    )
     noisy = Scene([*scene.discs, sacral, false], scene.stacks)
     check(detect([scene.stacks], noisy.backend()), scene.discs)
 
@@ -139,12 +171,17 @@ def test_nothing_found_gives_the_prior(scene):
 def test_the_mirrored_patient_gives_the_mirrored_levels():
     discs = column(scoliosis_mm=15.0)
     flip = np.array([-1.0, 1.0, 1.0])
-    mirrored = [replace(d, center_mm=d.center_mm * flip, direction=d.direction * flip) for d in discs]
+    mirrored = [
+        replace(d, center_mm=d.center_mm * flip, direction=d.direction * flip)
+        for d in discs
+    ]
     one = Scene(discs, [sagittal_stack()])
     two = Scene(mirrored, [sagittal_stack()])
     a, b = detect([one.stacks], one.backend()), detect([two.stacks], two.backend())
     for level in Level:
-        assert np.allclose(a.levels[level].center_mm * flip, b.levels[level].center_mm, atol=1e-4)
+        assert np.allclose(
+            a.levels[level].center_mm * flip, b.levels[level].center_mm, atol=1e-4
+        )
 
 
 class CountingBackend(SceneBackend):
@@ -158,7 +195,8 @@ class CountingBackend(SceneBackend):
 
 
 @pytest.mark.parametrize(
-    ("step_mm", "alone", "each_of_two"), [(4.0, 15, (8, 7)), (1.0, 20, (10, 10)), (7.0, 15, (15, 15))]
+    ("step_mm", "alone", "each_of_two"),
+    [(4.0, 15, (8, 7)), (1.0, 20, (10, 10)), (7.0, 15, (15, 15))],
 )
 def test_two_series_share_the_slices_out(step_mm, alone, each_of_two):
     count = 60 if step_mm == 1.0 else 15
@@ -169,7 +207,9 @@ def test_two_series_share_the_slices_out(step_mm, alone, each_of_two):
     check(detect([[one], [two]], both), scene.discs)
     assert lone.asked == alone
     assert both.asked == sum(each_of_two)
-    chosen = [slices_of_pair(stack.positions_mm, n) for n, stack in enumerate(scene.stacks)]
+    chosen = [
+        slices_of_pair(stack.positions_mm, n) for n, stack in enumerate(scene.stacks)
+    ]
     assert tuple(map(len, chosen)) == each_of_two
     if step_mm == 4.0:
         assert set(chosen[0]) | set(chosen[1]) == set(range(count))

@@ -40,7 +40,9 @@ def named(
     step = np.full((count, count, 4), -np.inf)
     step[np.triu_indices(count, 1)] = (-np.inf, 0.0, -9.0, -9.0)
     place = np.arange(count, dtype=float)
-    between = -20.0 * np.maximum(place[None, :] - place[:, None] - 1, 0)  # nobody leaves a disc out
+    between = -20.0 * np.maximum(
+        place[None, :] - place[:, None] - 1, 0
+    )  # nobody leaves a disc out
     ends = [np.tile(-20.0 * side[:, None], RANKS) for side in (place, place[::-1])]
     column = Column(emit, step, between, *ends)
     where = heights if heights is not None else [40.0 * k for k in range(count)]
@@ -69,10 +71,16 @@ STUDY = named([0, 1, 2, 3, 4])
         ([1, 2, 3], {"belief": 0.601}, 1),
         ([1, 2, 3], {"belief": 0.599}, 0),  # it does not know
         ([1, 2, 3, 4], {"heights": [12.9, 40, 80, 120]}, 1),
-        ([1, 2, 3], {"heights": [13.1, 40, 80]}, 0),  # the first is another disc: two are left
+        (
+            [1, 2, 3],
+            {"heights": [13.1, 40, 80]},
+            0,
+        ),  # the first is another disc: two are left
     ],
 )
-def test_a_series_alone_names_the_column_so_much_higher(discs: list[int], options: dict[str, Any], shift: int) -> None:
+def test_a_series_alone_names_the_column_so_much_higher(
+    discs: list[int], options: dict[str, Any], shift: int
+) -> None:
     alone = named(discs, **options)
     assert series_shift(STUDY, alone, FRAME, OPTIONS) == shift
 
@@ -88,17 +96,26 @@ def test_the_belief_is_that_of_the_series_in_its_own_names() -> None:
     assert series_shift(weak, named([1, 2, 3, 4, 5]), FRAME, OPTIONS) == 1
 
 
-def column(odds: float, *, upper: float | None = None, bottom_mm: float = -500.0) -> NamedColumn:
+def column(
+    odds: float, *, upper: float | None = None, bottom_mm: float = -500.0
+) -> NamedColumn:
     """Four discs whose net gives the numbering one higher the log odds `odds` each, the upper two `upper`."""
-    votes = [{rank: 0.0, rank + 1: odds if rank < 3 or upper is None else upper} for rank in (1, 2, 3, 4)]
+    votes = [
+        {rank: 0.0, rank + 1: odds if rank < 3 or upper is None else upper}
+        for rank in (1, 2, 3, 4)
+    ]
     votes = [{rank: vote.get(rank, -60.0) for rank in range(RANKS)} for vote in votes]
     made = named([1, 2, 3, 4], votes=votes, bottom_mm=bottom_mm)
     return NamedColumn(made.candidates, labelled(made.labelling.column), made.picture)
 
 
-def told(made: NamedColumn, alone: Sequence[NamedColumn] = (), **options: float) -> tuple[int | None, set[Warn]]:
+def told(
+    made: NamedColumn, alone: Sequence[NamedColumn] = (), **options: float
+) -> tuple[int | None, set[Warn]]:
     levels = complete_levels(made.found(made.labelling.ranks), FRAME, BOX)
-    other, warnings = doubts(made, alone, levels, FRAME, BOX, LabellingOptions(**options))
+    other, warnings = doubts(
+        made, alone, levels, FRAME, BOX, LabellingOptions(**options)
+    )
     return None if other is None else other.shift, warnings
 
 
@@ -107,7 +124,9 @@ AT_A_TENTH = np.log(1 / 9) / 4
 
 
 @pytest.mark.parametrize(("more", "shift"), [(0.01, 1), (-0.01, None)])
-def test_another_numbering_is_told_from_a_tenth_on(more: float, shift: int | None) -> None:
+def test_another_numbering_is_told_from_a_tenth_on(
+    more: float, shift: int | None
+) -> None:
     made = column(AT_A_TENTH + more)
     assert shifted(made.labelling, 1).probability == pytest.approx(0.1, abs=0.005)
     assert told(made)[0] == shift
@@ -137,14 +156,19 @@ def test_where_both_discs_that_may_be_l5_s1_are_in_the_picture_the_anatomy_is_in
     bottom_mm: float, warned: bool
 ) -> None:
     made = column(-0.1, bottom_mm=bottom_mm)
-    lowest = complete_levels(made.found(shifted(made.labelling, 1).ranks), FRAME, BOX)[Level.L5_S1].center_mm[2]
+    lowest = complete_levels(made.found(shifted(made.labelling, 1).ranks), FRAME, BOX)[
+        Level.L5_S1
+    ].center_mm[2]
     assert lowest == pytest.approx(-80)
     shift, warnings = told(made)
     assert shift == 1
     assert (Warn.TRANSITIONAL_ANATOMY in warnings) == warned
 
 
-@pytest.mark.parametrize(("lower", "upper", "warned"), [(0.5, -0.6, True), (-0.6, 0.5, True), (-0.1, -0.1, False)])
+@pytest.mark.parametrize(
+    ("lower", "upper", "warned"),
+    [(0.5, -0.6, True), (-0.6, 0.5, True), (-0.1, -0.1, False)],
+)
 def test_halves_that_vote_apart_are_transitional_whatever_the_picture_shows(
     lower: float, upper: float, warned: bool
 ) -> None:
@@ -160,18 +184,51 @@ def test_a_numbering_that_only_a_series_wants_is_no_matter_of_the_anatomy() -> N
 
 
 def test_pictures_end_ten_millimetres_before_their_edges() -> None:
-    shown = Picture([picture(100.0, -100.0)], FRAME)  # down from -100 to 100, back from -100 to 100
-    places = np.array([(0, 0), (-89, 0), (-91, 0), (89, 0), (91, 0), (0, 89), (0, 91), (0, -89), (0, -91)], float)
-    assert shown(places).tolist() == [True, True, False, True, False, True, False, True, False]
+    shown = Picture(
+        [picture(100.0, -100.0)], FRAME
+    )  # down from -100 to 100, back from -100 to 100
+    places = np.array(
+        [
+            (0, 0),
+            (-89, 0),
+            (-91, 0),
+            (89, 0),
+            (91, 0),
+            (0, 89),
+            (0, 91),
+            (0, -89),
+            (0, -91),
+        ],
+        float,
+    )
+    assert shown(places).tolist() == [
+        True,
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     both = Picture([picture(100.0, 20.0), picture(-20.0, -100.0)], FRAME)
-    assert both(np.array([(-50.0, 0), (0, 0), (50.0, 0)])).tolist() == [True, False, True]
+    assert both(np.array([(-50.0, 0), (0, 0), (50.0, 0)])).tolist() == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_of_slices_that_are_staggered_the_middle_one_is_the_picture() -> None:
     straight = picture(100.0, -100.0)
     upwards = np.array([(0.0, 0.0, 15.0 * n) for n in range(5)])
-    shown = Picture([replace(straight, origins_mm=straight.origins_mm + upwards)], FRAME)  # 130 to -70 in the middle
-    assert shown(np.array([(-119.0, 0), (-121.0, 0), (59.0, 0), (61.0, 0)])).tolist() == [True, False, True, False]
+    shown = Picture(
+        [replace(straight, origins_mm=straight.origins_mm + upwards)], FRAME
+    )  # 130 to -70 in the middle
+    assert shown(
+        np.array([(-119.0, 0), (-121.0, 0), (59.0, 0), (61.0, 0)])
+    ).tolist() == [True, False, True, False]
 
 
 def test_a_column_without_a_labelled_disc_shows_no_sacrum() -> None:
@@ -180,5 +237,8 @@ def test_a_column_without_a_labelled_disc_shows_no_sacrum() -> None:
 
 def test_discs_left_out_are_not_found() -> None:
     found = named([-1, 0, 1], belief=0.8).found(np.array([-1, 0, 1]))
-    assert {rank: disc.center_mm[2] for rank, disc in found.items()} == {0: 40.0, 1: 80.0}
+    assert {rank: disc.center_mm[2] for rank, disc in found.items()} == {
+        0: 40.0,
+        1: 80.0,
+    }
     assert [disc.confidence for disc in found.values()] == [0.8, 0.8]

@@ -28,11 +28,17 @@ class Quiet:
     def run(self, inputs):
         self.asked.append(inputs["slices"].shape)
         count, _, height, width = inputs["slices"].shape
-        return {"heatmaps": np.full((count, SPEC.channels, height // 2, width // 2), self.number, np.float32)}
+        return {
+            "heatmaps": np.full(
+                (count, SPEC.channels, height // 2, width // 2), self.number, np.float32
+            )
+        }
 
 
 def small(seed: int = 0, **changes) -> Stack:
-    return sagittal_stack(seed, **{"slices": 6, "spacing_mm": 4.0, "height_mm": 256.0} | changes)
+    return sagittal_stack(
+        seed, **{"slices": 6, "spacing_mm": 4.0, "height_mm": 256.0} | changes
+    )
 
 
 def test_what_detection_does_by_default() -> None:
@@ -53,7 +59,9 @@ def test_what_detection_does_by_default() -> None:
     ],
     ids=["one", "two stacks", "two", "every slice", "one empty"],
 )
-def test_slices_are_shared_out_between_series_alone(series, every_slice: bool, asked: int) -> None:
+def test_slices_are_shared_out_between_series_alone(
+    series, every_slice: bool, asked: int
+) -> None:
     backend = Quiet()
     detect(series, backend, options=DetectionOptions(every_slice=every_slice))
     assert backend.asked == [(1, 1, 128, 128)] * asked
@@ -73,12 +81,16 @@ def test_each_series_is_scaled_by_its_own_range_over_all_its_stacks() -> None:
     np.testing.assert_allclose(highest, 1.0, atol=0.02)
     highest.clear()
     detect([[dim, bright]], Sees())
-    assert sorted(round(value, 1) for value in highest) == [0.3] * 6 + [1.0] * 6  # the root of a tenth
+    assert (
+        sorted(round(value, 1) for value in highest) == [0.3] * 6 + [1.0] * 6
+    )  # the root of a tenth
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_an_internal_error(number: float) -> None:
-    with pytest.raises(StudyError, match="the detector gave numbers that are not finite") as caught:
+    with pytest.raises(
+        StudyError, match="the detector gave numbers that are not finite"
+    ) as caught:
         detect([[small()]], Quiet(number))
     assert caught.value.reason is Reason.INTERNAL_ERROR
 
@@ -95,8 +107,13 @@ def test_without_a_stack_there_is_nothing_to_detect(series: list[list[Stack]]) -
 
 def test_boxes_of_undetected_levels_have_the_size_asked_for() -> None:
     options = DetectionOptions(box_mm=(10.0, 20.0, 30.0))
-    for made in (undetected([[small()]], options), detect([[small()]], Quiet(), options=options)):
-        assert [entry.size_mm.tolist() for entry in made.levels.values()] == [[10, 20, 30]] * 5
+    for made in (
+        undetected([[small()]], options),
+        detect([[small()]], Quiet(), options=options),
+    ):
+        assert [entry.size_mm.tolist() for entry in made.levels.values()] == [
+            [10, 20, 30]
+        ] * 5
         assert {entry.source for entry in made.levels.values()} == {"prior"}
     assert undetected([[small()]]).levels[Level.L1_L2].size_mm.tolist() == [40, 96, 96]
 
@@ -110,10 +127,18 @@ def test_series_are_asked_alone_only_where_there_are_several() -> None:
     assert made.warnings == ()
 
 
-def test_the_finder_calls_the_decoder_that_the_bundle_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_finder_calls_the_decoder_that_the_bundle_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[tuple[object, ...]] = []
-    monkeypatch.setattr(finder_module, "detect", lambda *given: calls.append(("heat", *given)))
-    monkeypatch.setattr(finder_module, "detect_vertebra_field", lambda *given: calls.append(("vfr", *given)))
+    monkeypatch.setattr(
+        finder_module, "detect", lambda *given: calls.append(("heat", *given))
+    )
+    monkeypatch.setattr(
+        finder_module,
+        "detect_vertebra_field",
+        lambda *given: calls.append(("vfr", *given)),
+    )
     networks: Sequence[Quiet] = (Quiet(), Quiet(), Quiet())
     options, series = DetectionOptions(every_slice=True), [[small()]]
     level_finder("level_heatmaps", SPEC, networks[:1], options)(series)

@@ -17,7 +17,11 @@ def bumps(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> np.ndar
             heat = 0.05 * rng.random(shape[2:])
             for _ in range(12):
                 cy, cx = rng.uniform(-1, shape[2]), rng.uniform(-1, shape[3])
-                heat = np.maximum(heat, rng.uniform(0.1, 0.95) * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 12))
+                heat = np.maximum(
+                    heat,
+                    rng.uniform(0.1, 0.95)
+                    * np.exp(-((y - cy) ** 2 + (x - cx) ** 2) / 12),
+                )
             maps[n, channel] = np.minimum(heat, 0.6)
     return maps
 
@@ -40,7 +44,9 @@ def test_as_many_peaks_as_a_map_can_hold_fit():
 
 
 def test_a_map_of_no_numbers_has_no_peaks():
-    assert kernels.find_peaks(np.full((1, 14, 8, 8), np.nan, np.float32), 0.08).shape == (0, 17)
+    assert kernels.find_peaks(
+        np.full((1, 14, 8, 8), np.nan, np.float32), 0.08
+    ).shape == (0, 17)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -49,7 +55,10 @@ def test_clusters_are_those_of_the_reference(seed):
     places = rng.normal(0, 3, (120, 2)) + rng.choice([0.0, 20.0, 40.0], (120, 2))
     heights = rng.uniform(0.1, 1.0, 120)
     order = np.argsort(-heights, kind="stable")
-    found, wanted = kernels.join_peaks(places, heights, order, 9.0), reference.join_peaks(places, heights, order, 9.0)
+    found, wanted = (
+        kernels.join_peaks(places, heights, order, 9.0),
+        reference.join_peaks(places, heights, order, 9.0),
+    )
     assert 9 <= wanted.max() + 1 < 60
     np.testing.assert_array_equal(found, wanted)
 
@@ -63,7 +72,11 @@ def test_columns_are_weighed_as_the_reference_weighs_them(seed):
     step[..., 0] = -np.inf
     emit = rng.normal(-1, 2, (n, ranks))
     emit[rng.random((n, ranks)) < 0.3] = -np.inf
-    between, start, end = rng.normal(-1, 1, (n, n)), rng.normal(-1, 1, (n, ranks)), rng.normal(-1, 1, (n, ranks))
+    between, start, end = (
+        rng.normal(-1, 1, (n, n)),
+        rng.normal(-1, 1, (n, ranks)),
+        rng.normal(-1, 1, (n, ranks)),
+    )
     forward, backward, best = start + emit, end.copy(), start + emit
     came = np.full((n, ranks, 2), -1)
     kernels.weigh_column(forward, backward, best, came, emit, step, between)
@@ -74,4 +87,6 @@ def test_columns_are_weighed_as_the_reference_weighs_them(seed):
     assert len(followed) > 0
     for j, r in followed:
         i, q = came[j, r]
-        assert best[j, r] == pytest.approx(best[i, q] + between[i, j] + step[i, j, r - q] + emit[j, r])
+        assert best[j, r] == pytest.approx(
+            best[i, q] + between[i, j] + step[i, j, r - q] + emit[j, r]
+        )

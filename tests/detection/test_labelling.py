@@ -25,25 +25,43 @@ def label(
     **options: float,
 ) -> Labelling:
     """Label candidates; the picture shows what lies between two heights, nothing where they are equal."""
-    places = np.array([(-c.position_mm[2], k) for c, k in zip(candidates, y or [0.0] * len(candidates), strict=True)])
+    places = np.array(
+        [
+            (-c.position_mm[2], k)
+            for c, k in zip(candidates, y or [0.0] * len(candidates), strict=True)
+        ]
+    )
     pointing = np.array(directions or [(0.0, 1.0)] * len(candidates), float)
 
     def in_picture(points: np.ndarray) -> np.ndarray:
         return (-points[:, 0] > seen_mm[0]) & (-points[:, 0] < seen_mm[1])
 
-    return label_column(candidates, places, pointing, in_picture, LabellingOptions(**options))
+    return label_column(
+        candidates, places, pointing, in_picture, LabellingOptions(**options)
+    )
 
 
-def clear(z: float, belief: dict[int, float] | None = None, **changes: float) -> Candidate:
+def clear(
+    z: float, belief: dict[int, float] | None = None, **changes: float
+) -> Candidate:
     return candidate(z, belief=belief or EVEN, **changes)
 
 
 def test_what_the_weights_are() -> None:
     chosen = LabellingOptions()
     assert (chosen.level_weight, chosen.level_fade) == (0.9, 2.0)
-    assert (chosen.spacing_mm, chosen.spacing_sd, chosen.bend_sd_deg) == (35.0, 0.14, 12.0)
+    assert (chosen.spacing_mm, chosen.spacing_sd, chosen.bend_sd_deg) == (
+        35.0,
+        0.14,
+        12.0,
+    )
     assert (chosen.max_step, chosen.gap_cost, chosen.unseen_cost) == (3, 2.5, 1.5)
-    assert (chosen.floor, chosen.alternative, chosen.series_discs, chosen.series_belief) == (0.003, 0.1, 3, 0.6)
+    assert (
+        chosen.floor,
+        chosen.alternative,
+        chosen.series_discs,
+        chosen.series_belief,
+    ) == (0.003, 0.1, 3, 0.6)
 
 
 @pytest.mark.parametrize(
@@ -60,14 +78,18 @@ def test_what_the_weights_are() -> None:
         ([0, 30, 90, 120], 32.5),  # 60 does not count: 30, 30, 35, 35
     ],
 )
-def test_the_typical_spacing_is_the_median_with_two_votes_for_the_expected(heights: list[float], wanted: float) -> None:
+def test_the_typical_spacing_is_the_median_with_two_votes_for_the_expected(
+    heights: list[float], wanted: float
+) -> None:
     positions = np.array([(0.0, 0.0, z) for z in heights])
     assert typical_spacing_mm(positions, 35.0) == pytest.approx(wanted)
 
 
 def test_a_disc_counts_by_twice_its_peak_and_by_its_own_level() -> None:
     (emit,) = label([clear(0, peak=0.3)]).column.emit
-    weight = 0.9 * np.exp(-3.6 / 2)  # even bins: sacrum and L5/S1 are 0, then 1 .. 8; 36 / 10
+    weight = 0.9 * np.exp(
+        -3.6 / 2
+    )  # even bins: sacrum and L5/S1 are 0, then 1 .. 8; 36 / 10
     np.testing.assert_allclose(emit, weight * -LN10 + np.log(0.6), rtol=1e-9)
     (bright,) = label([clear(0, peak=0.6)]).column.emit
     np.testing.assert_allclose(bright, weight * -LN10 + np.log(0.98), rtol=1e-9)
@@ -81,9 +103,15 @@ def test_levels_count_less_the_higher_up_they_are() -> None:
         weight = 0.9 * np.exp(-rank / 2)
         assert emit[rank] == pytest.approx(np.log(0.98), abs=1e-5)
         other = (rank + 1) % 9
-        assert emit[other] == pytest.approx(weight * 2 * np.log(0.003) + np.log(0.98), rel=1e-4)  # the floor, squared
-    (weighed,) = label([clear(0, {1: 1e6}, peak=0.49)], level_weight=0.5, level_fade=4.0, floor=0.1).column.emit
-    assert weighed[0] == pytest.approx(0.5 * np.exp(-1 / 4) * 2 * np.log(0.1) + np.log(0.98), rel=1e-4)
+        assert emit[other] == pytest.approx(
+            weight * 2 * np.log(0.003) + np.log(0.98), rel=1e-4
+        )  # the floor, squared
+    (weighed,) = label(
+        [clear(0, {1: 1e6}, peak=0.49)], level_weight=0.5, level_fade=4.0, floor=0.1
+    ).column.emit
+    assert weighed[0] == pytest.approx(
+        0.5 * np.exp(-1 / 4) * 2 * np.log(0.1) + np.log(0.98), rel=1e-4
+    )
 
 
 def left_out(belief: dict[int, float], peak: float) -> float:
@@ -98,7 +126,9 @@ def test_leaving_out_a_disc_costs_what_its_peak_says() -> None:
     assert left_out(EVEN, 0.9) == pytest.approx(np.log(1 - 0.97) - weight * LN10)
     sacral = {-1: 1e6}
     assert left_out(sacral, 0.4) == pytest.approx(np.log(1 - 1.3 * 0.4), abs=1e-5)
-    assert left_out({0: 1e6}, 0.4) == pytest.approx(np.log(1 - 1.3 * 0.4) + 0.9 * np.log(0.1), abs=1e-5)
+    assert left_out({0: 1e6}, 0.4) == pytest.approx(
+        np.log(1 - 1.3 * 0.4) + 0.9 * np.log(0.1), abs=1e-5
+    )
 
 
 def test_what_is_left_out_costs_wherever_it_lies() -> None:
@@ -110,18 +140,27 @@ def test_what_is_left_out_costs_wherever_it_lies() -> None:
     np.testing.assert_allclose(column.between, wanted, atol=1e-12)
 
 
-@pytest.mark.parametrize(("share", "factor"), [(1.0, 1.0), (0.61, 1.0), (0.3, 0.5), (0.06, 0.1)])
+@pytest.mark.parametrize(
+    ("share", "factor"), [(1.0, 1.0), (0.61, 1.0), (0.3, 0.5), (0.06, 0.1)]
+)
 def test_a_candidate_of_little_mass_counts_in_part(share: float, factor: float) -> None:
-    lot = [clear(35 * k, peak=0.45, mass=20.0) for k in range(5)] + [clear(175, peak=0.45, mass=20.0 * share)]
+    lot = [clear(35 * k, peak=0.45, mass=20.0) for k in range(5)] + [
+        clear(175, peak=0.45, mass=20.0 * share)
+    ]
     emit = label(lot).column.emit
     own = np.log(2 * 0.45 * factor)
     np.testing.assert_allclose(emit[5] - emit[0], own - np.log(0.9), atol=1e-9)
 
 
 def test_a_typical_mass_is_that_of_the_five_heaviest() -> None:
-    lot = [clear(35 * k, peak=0.45, mass=mass) for k, mass in enumerate((30, 30, 20, 20, 20, 1, 1, 1, 6))]
+    lot = [
+        clear(35 * k, peak=0.45, mass=mass)
+        for k, mass in enumerate((30, 30, 20, 20, 20, 1, 1, 1, 6))
+    ]
     emit = label(lot).column.emit
-    np.testing.assert_allclose(emit[8] - emit[0], np.log(0.5), atol=1e-9)  # 6 of 0.6 * 20
+    np.testing.assert_allclose(
+        emit[8] - emit[0], np.log(0.5), atol=1e-9
+    )  # 6 of 0.6 * 20
 
 
 def steps(apart: float, count: int = 2, **options: float) -> np.ndarray:
@@ -131,7 +170,9 @@ def steps(apart: float, count: int = 2, **options: float) -> np.ndarray:
 def test_a_step_costs_by_its_distance_and_each_missed_disc() -> None:
     assert steps(35)[0] == -np.inf
     exact = [(35 / (k * 35) - 1) / 0.14 for k in (1, 2, 3)]
-    np.testing.assert_allclose(steps(35)[1:], [-0.5 * z * z - 2.5 * k for k, z in enumerate(exact)], rtol=1e-9)
+    np.testing.assert_allclose(
+        steps(35)[1:], [-0.5 * z * z - 2.5 * k for k, z in enumerate(exact)], rtol=1e-9
+    )
     assert steps(70)[2] == pytest.approx(-2.5)
     assert steps(105)[3] == pytest.approx(-5.0)
     assert steps(70)[1] == pytest.approx(-25.5102, abs=1e-4)
@@ -149,7 +190,9 @@ def test_nothing_steps_down_or_onto_itself() -> None:
 
 
 def test_the_patients_own_spacing_counts() -> None:
-    step = label([clear(42 * k) for k in range(6)]).column.step  # five steps of 42, two votes for 35
+    step = label(
+        [clear(42 * k) for k in range(6)]
+    ).column.step  # five steps of 42, two votes for 35
     assert step[0, 1, 1] == pytest.approx(0.0)
 
 
@@ -157,7 +200,10 @@ def bend(y: float, *directions: Sequence[float], **options: float) -> float:
     lot = [clear(0), clear(35)]
     length = np.hypot(35, y)
     straight = -0.5 * ((length / 35 - 1) / 0.14) ** 2
-    return float(label(lot, y=(0.0, y), directions=directions, **options).column.step[0, 1, 1] - straight)
+    return float(
+        label(lot, y=(0.0, y), directions=directions, **options).column.step[0, 1, 1]
+        - straight
+    )
 
 
 def test_a_bend_costs_by_the_angle_between_the_line_and_the_mean_normal() -> None:
@@ -168,13 +214,22 @@ def test_a_bend_costs_by_the_angle_between_the_line_and_the_mean_normal() -> Non
     assert bend(-sideways, flat, flat) == pytest.approx(-0.5)
     assert bend(sideways, flat, flat, bend_sd_deg=6.0) == pytest.approx(-2.0)
     assert bend(35 * np.tan(np.deg2rad(66)), flat, flat) > -16
-    down = (np.sin(np.deg2rad(24)), np.cos(np.deg2rad(24)))  # 24 degrees down at the back; (down, back)
-    assert bend(0.0, down, flat) == pytest.approx(-0.5)  # the mean normal leans 12 degrees
-    assert bend(35 * np.tan(np.deg2rad(24)), down, down) == pytest.approx(0.0)  # the column leans back with them
+    down = (
+        np.sin(np.deg2rad(24)),
+        np.cos(np.deg2rad(24)),
+    )  # 24 degrees down at the back; (down, back)
+    assert bend(0.0, down, flat) == pytest.approx(
+        -0.5
+    )  # the mean normal leans 12 degrees
+    assert bend(35 * np.tan(np.deg2rad(24)), down, down) == pytest.approx(
+        0.0
+    )  # the column leans back with them
     upside = bend(0.0, (0.0, -1.0), (0.0, -1.0))
     assert upside == pytest.approx(-15)  # no bend costs more
     assert bend(0.0, (0.3, 0.0), flat) != pytest.approx(0.0, abs=0.1)
-    assert bend(0.0, (0.09, 0.0), flat) == pytest.approx(0.0)  # the net does not know: level
+    assert bend(0.0, (0.09, 0.0), flat) == pytest.approx(
+        0.0
+    )  # the net does not know: level
     assert bend(0.0, (0.0, 5.0), (0.0, 0.2)) == pytest.approx(0.0)
 
 
@@ -184,7 +239,11 @@ def test_a_bend_costs_by_the_angle_between_the_line_and_the_mean_normal() -> Non
         ((0, 0), [0] * 9, [0] * 9),
         ((-40, 300), [0] + [-1.5] * 8, [-6.0, -4.5, -3.0, -1.5, 0, 0, 0, 0, 0]),
         ((-75, 80), [0, -1.5, *[-3.0] * 7], [-3.0, -3.0, -3.0, -1.5, 0, 0, 0, 0, 0]),
-        ((-500, 40), [-1.5 * rank for rank in range(9)], [-1.5, -1.5, -1.5, -1.5, 0, 0, 0, 0, 0]),
+        (
+            (-500, 40),
+            [-1.5 * rank for rank in range(9)],
+            [-1.5, -1.5, -1.5, -1.5, 0, 0, 0, 0, 0],
+        ),
     ],
 )
 def test_discs_that_the_picture_should_show_below_and_above_cost_one_and_a_half_each(
@@ -208,7 +267,9 @@ def test_unseen_discs_are_expected_along_the_line_of_the_last_two() -> None:
         return np.zeros(len(points), np.bool_)
 
     places = np.array([(-c.position_mm[2], k) for c, k in zip(lot, y, strict=True)])
-    label_column(lot, places, np.array([(0.0, 1.0)] * 3), in_picture, LabellingOptions())
+    label_column(
+        lot, places, np.array([(0.0, 1.0)] * 3), in_picture, LabellingOptions()
+    )
     below, above = (points.reshape(3, -1, 2) for points in asked)
     step = np.median([np.hypot(30, 30)] * 2 + [35.0] * 2)  # 38.7 mm
     diagonal = step / np.sqrt(2)
@@ -216,7 +277,9 @@ def test_unseen_discs_are_expected_along_the_line_of_the_last_two() -> None:
     assert above.shape == (3, 4, 2)
     np.testing.assert_allclose(below[0, 0], places[0] + [diagonal, -diagonal])
     np.testing.assert_allclose(above[2, 1], places[2] + [-2 * diagonal, 2 * diagonal])
-    np.testing.assert_allclose(below[2, 0], places[2] + [step, 0])  # the uppermost alone: straight down
+    np.testing.assert_allclose(
+        below[2, 0], places[2] + [step, 0]
+    )  # the uppermost alone: straight down
     np.testing.assert_allclose(above[0, 0], places[0] + [-step, 0])
 
 

@@ -18,22 +18,37 @@ from spine_engine.study import Role
 def detections(real_data):
     """Detection of every study by folder name, with f32 and with the backend's own choice of precision."""
     bundle = Bundle.open()
-    models = {p: bundle.open_model(bundle.detector, name="openvino", precision=p) for p in ("f32", "auto")}
+    models = {
+        p: bundle.open_model(bundle.detector, name="openvino", precision=p)
+        for p in ("f32", "auto")
+    }
     found = {}
     for unit in discover(real_data / "studies"):
         if not isinstance(unit, WorkUnit):
             continue
         for study in read_unit(real_data / "studies", unit).studies:
-            sagittal = [s.stacks for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2) for s in study.with_role(role)]
+            sagittal = [
+                s.stacks
+                for role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2)
+                for s in study.with_role(role)
+            ]
             name = study.series[0].path.split("/")[0]
-            found[name] = {p: detect(sagittal, model, bundle.detector.spec) for p, model in models.items()}
+            found[name] = {
+                p: detect(sagittal, model, bundle.detector.spec)
+                for p, model in models.items()
+            }
     return found
 
 
 def test_discs_lie_within_8_mm_at_the_right_level(real_data, detections):
     truth = json.loads((real_data / "studies" / "truth.json").read_text())
     errors = [
-        float(np.linalg.norm(detections[study]["auto"].levels[Level(level)].center_mm - np.array(center)))
+        float(
+            np.linalg.norm(
+                detections[study]["auto"].levels[Level(level)].center_mm
+                - np.array(center)
+            )
+        )
         for study, levels in truth.items()
         for level, center in levels.items()
     ]

@@ -27,7 +27,9 @@ class Scores:
         return {self.name: np.zeros(self.shape, np.float32)}
 
 
-def column_of(monkeypatch: pytest.MonkeyPatch, bodies, classes, probability, cost: float = 12.0):
+def column_of(
+    monkeypatch: pytest.MonkeyPatch, bodies, classes, probability, cost: float = 12.0
+):
     """The column that one view gives where its vertebrae are `bodies`, named `classes` by the beam."""
     view = view_of(np.zeros((2, 300, 260), np.uint16))
     appearance, context = Scores("scores", (1, 24)), Scores("scores", (1, 1, 512, 24))
@@ -39,18 +41,30 @@ def column_of(monkeypatch: pytest.MonkeyPatch, bodies, classes, probability, cos
 
     monkeypatch.setattr(vfr, "_seen", lambda *_: None)
     monkeypatch.setattr(vfr, "bodies_from_slices", lambda *_: bodies)
-    monkeypatch.setattr(vfr, "volume_round", lambda *_: np.zeros((224, 224, 16), np.float32))
+    monkeypatch.setattr(
+        vfr, "volume_round", lambda *_: np.zeros((224, 224, 16), np.float32)
+    )
     monkeypatch.setattr(vfr, "named_column", naming)
     made = vfr._column_of(view, SimpleNamespace(), appearance, context)
     return made, appearance, context, asked
 
 
-def test_discs_lie_between_neighbours_and_are_as_sure_as_the_less_sure_of_both(monkeypatch) -> None:
+def test_discs_lie_between_neighbours_and_are_as_sure_as_the_less_sure_of_both(
+    monkeypatch,
+) -> None:
     bodies = [body(120.0), body(80.0), body(40.0), body(0.0)]
-    made, appearance, context, asked = column_of(monkeypatch, bodies, [3, 2, 1, 0], [0.9, 0.6, 0.8, 0.7])
-    assert {rank: disc.confidence for rank, disc in made.found.items()} == {2: 0.6, 1: 0.6, 0: 0.7}
+    made, appearance, context, asked = column_of(
+        monkeypatch, bodies, [3, 2, 1, 0], [0.9, 0.6, 0.8, 0.7]
+    )
+    assert {rank: disc.confidence for rank, disc in made.found.items()} == {
+        2: 0.6,
+        1: 0.6,
+        0: 0.7,
+    }
     assert [disc.center_mm[2] for disc in made.found.values()] == [100, 60, 20]
-    assert [(name, each.name, each.confidence) for name, each in made.vertebrae.items()] == [
+    assert [
+        (name, each.name, each.confidence) for name, each in made.vertebrae.items()
+    ] == [
         ("l3", "l3", 0.9),
         ("l4", "l4", 0.6),
         ("l5", "l5", 0.8),
@@ -72,7 +86,9 @@ def test_no_disc_lies_where_a_vertebra_is_missing_or_named_twice(monkeypatch) ->
 
 
 def test_a_disc_below_s1_is_none_of_the_lumbar_spine(monkeypatch) -> None:
-    made, *_ = column_of(monkeypatch, [body(80.0), body(40.0), body(0.0)], [1, 0, 0], [0.9] * 3)
+    made, *_ = column_of(
+        monkeypatch, [body(80.0), body(40.0), body(0.0)], [1, 0, 0], [0.9] * 3
+    )
     assert list(made.found) == [0]
     assert list(made.vertebrae) == ["l5", "s1", "s2"]
 
@@ -82,7 +98,8 @@ def test_values_that_fall_with_the_stored_ones_are_turned_over() -> None:
     view = view_of(pixels)
     grid = patch_grid(view)
     (plain,), (turned,) = (
-        patches_from_slice(replace(view, slope=np.array([slope], np.float32)), 0, grid) for slope in (2.0, -0.5)
+        patches_from_slice(replace(view, slope=np.array([slope], np.float32)), 0, grid)
+        for slope in (2.0, -0.5)
     )
     assert turned.min() == 0
     np.testing.assert_allclose(turned, plain.max() - plain, atol=1e-5)
@@ -92,13 +109,27 @@ def test_values_that_fall_with_the_stored_ones_are_turned_over() -> None:
     ("answer", "message"),
     [
         ({}, "gave nothing, want scores"),
-        ({"other": np.zeros((1, 24), np.float32)}, r"gave other \(1, 24\), want scores \(1, 24\)"),
-        ({"scores": np.zeros((1, 23), np.float32)}, r"gave scores \(1, 23\), want scores \(1, 24\)"),
-        ({"scores": np.full((1, 24), np.nan, np.float32)}, "gave numbers that are not finite"),
-        ({"scores": np.full((1, 24), np.inf, np.float32)}, "gave numbers that are not finite"),
+        (
+            {"other": np.zeros((1, 24), np.float32)},
+            r"gave other \(1, 24\), want scores \(1, 24\)",
+        ),
+        (
+            {"scores": np.zeros((1, 23), np.float32)},
+            r"gave scores \(1, 23\), want scores \(1, 24\)",
+        ),
+        (
+            {"scores": np.full((1, 24), np.nan, np.float32)},
+            "gave numbers that are not finite",
+        ),
+        (
+            {"scores": np.full((1, 24), np.inf, np.float32)},
+            "gave numbers that are not finite",
+        ),
     ],
 )
-def test_a_network_that_answers_otherwise_is_an_internal_error(answer, message: str) -> None:
+def test_a_network_that_answers_otherwise_is_an_internal_error(
+    answer, message: str
+) -> None:
     net = SimpleNamespace(run=lambda _: answer)
     with pytest.raises(StudyError, match=message) as caught:
         vfr._answer(net, "volumes", np.zeros((1, 2), np.float32), "scores", (1, 24))

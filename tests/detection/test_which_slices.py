@@ -25,8 +25,18 @@ from spine_engine.study import Stack
 
 def test_what_a_detector_takes_and_gives() -> None:
     spec = DetectorSpec()
-    assert (spec.pixel_mm, spec.stride, spec.multiple, spec.output_pixel_mm) == (2.0, 2, 32, 4.0)
-    assert (spec.low_percentile, spec.high_percentile, spec.gamma, spec.clip) == (2.0, 99.0, 0.5, 1.25)
+    assert (spec.pixel_mm, spec.stride, spec.multiple, spec.output_pixel_mm) == (
+        2.0,
+        2,
+        32,
+        4.0,
+    )
+    assert (spec.low_percentile, spec.high_percentile, spec.gamma, spec.clip) == (
+        2.0,
+        99.0,
+        0.5,
+        1.25,
+    )
     assert (spec.max_extent_mm, spec.channels) == (640.0, 14)
     assert spec.bins == (
         *("sacrum", "l5_s1", "l4_l5", "l3_l4", "l2_l3", "l1_l2"),
@@ -55,7 +65,9 @@ def every(step_mm: float, count: int) -> np.ndarray:
     ],
     ids=lambda value: str(len(value)),
 )
-def test_thin_slices_are_thinned_out_to_3_mm_and_the_middle_forty_taken(positions, wanted) -> None:
+def test_thin_slices_are_thinned_out_to_3_mm_and_the_middle_forty_taken(
+    positions, wanted
+) -> None:
     assert chosen_slices(positions).tolist() == wanted
 
 
@@ -63,7 +75,9 @@ def test_the_first_slice_lies_as_far_behind_the_first_of_all_as_asked() -> None:
     assert chosen_slices(every(1, 10), 3.0, begin_mm=2.0).tolist() == [2, 5, 8]
     assert chosen_slices(every(1, 10), 3.0, begin_mm=2.04).tolist() == [2, 5, 8]
     assert chosen_slices(every(1, 10), 3.0, begin_mm=2.06).tolist() == [3, 6, 9]
-    assert chosen_slices(every(1, 3), 3.0, begin_mm=50.0).tolist() == [2]  # at least one
+    assert chosen_slices(every(1, 3), 3.0, begin_mm=50.0).tolist() == [
+        2
+    ]  # at least one
 
 
 @pytest.mark.parametrize(
@@ -83,8 +97,16 @@ def test_of_two_series_each_takes_a_slice_every_6_mm_and_the_second_those_betwee
     step_mm: float, count: int, even: list[int], odd: list[int]
 ) -> None:
     positions = every(step_mm, count)
-    assert slices_of_pair(positions, 0).tolist() == slices_of_pair(positions, 2).tolist() == even
-    assert slices_of_pair(positions, 1).tolist() == slices_of_pair(positions, 3).tolist() == odd
+    assert (
+        slices_of_pair(positions, 0).tolist()
+        == slices_of_pair(positions, 2).tolist()
+        == even
+    )
+    assert (
+        slices_of_pair(positions, 1).tolist()
+        == slices_of_pair(positions, 3).tolist()
+        == odd
+    )
 
 
 @pytest.mark.parametrize(
@@ -97,7 +119,9 @@ def test_of_two_series_each_takes_a_slice_every_6_mm_and_the_second_those_betwee
         ([0.0, 9.0, 18.0, 60.0, 69.0], [9, 9, 9, 9, 9]),  # or as the usual distance
     ],
 )
-def test_a_slice_counts_half_the_distance_to_its_neighbours(positions: list[float], wanted: list[float]) -> None:
+def test_a_slice_counts_half_the_distance_to_its_neighbours(
+    positions: list[float], wanted: list[float]
+) -> None:
     np.testing.assert_allclose(_shares(np.array(positions)), wanted)
 
 
@@ -107,12 +131,19 @@ def test_the_range_leaves_out_two_hundredths_below_and_one_above() -> None:
     rows, columns = pixels[0, ::3, ::3].shape
     ramp = (np.arange(2 * rows * columns) % 10001).reshape(2, rows, columns)
     pixels[:, ::3, ::3] = ramp  # every third row and column is looked at
-    stack = replace(stack, pixels=pixels, slope=np.full(2, 2, np.float32), intercept=np.full(2, -7, np.float32))
+    stack = replace(
+        stack,
+        pixels=pixels,
+        slope=np.full(2, 2, np.float32),
+        intercept=np.full(2, -7, np.float32),
+    )
     low, high = series_range([stack], SPEC)
     want = np.percentile(2.0 * ramp - 7, [2, 99])
     assert (low, high) == pytest.approx(tuple(want))
     wide = replace(SPEC, low_percentile=10.0, high_percentile=50.0)
-    assert series_range([stack], wide) == pytest.approx(tuple(np.percentile(2.0 * ramp - 7, [10, 50])))
+    assert series_range([stack], wide) == pytest.approx(
+        tuple(np.percentile(2.0 * ramp - 7, [10, 50]))
+    )
 
 
 def test_a_flat_series_has_a_range_of_one() -> None:
@@ -124,7 +155,11 @@ def test_a_flat_series_has_a_range_of_one() -> None:
 def test_the_canvas_covers_the_picture_and_tells_where_it_ends() -> None:
     stack = sagittal_stack(slices=3, height_mm=300.0)  # 300 x 256 pixels of 1 mm
     canvas = canvas_from_stack(stack, 0.0, 500.0, SPEC)
-    assert canvas.slices.shape == (3, 160, 128)  # 150 and 128 pixels of 2 mm, in multiples of 32
+    assert canvas.slices.shape == (
+        3,
+        160,
+        128,
+    )  # 150 and 128 pixels of 2 mm, in multiples of 32
     assert canvas.picture == (4.5, 154.5, -0.5, 127.5)
     assert canvas.pixel_mm == 2.0
     assert canvas.step_mm.tolist() == [4, 4, 4]
@@ -140,7 +175,10 @@ def test_a_picture_longer_than_the_detector_takes_is_cut_evenly_at_both_ends() -
     canvas = canvas_from_stack(stack, 0.0, 500.0, SPEC)
     assert canvas.slices.shape == (1, 320, 128)
     assert canvas.picture == (-0.5, 319.5, -0.5, 127.5)
-    np.testing.assert_allclose(canvas.origins_mm[0] + 2.0 * (159.5 * canvas.down + 63.5 * canvas.back), stack.center_mm)
+    np.testing.assert_allclose(
+        canvas.origins_mm[0] + 2.0 * (159.5 * canvas.down + 63.5 * canvas.back),
+        stack.center_mm,
+    )
 
 
 def test_values_are_clipped_above_and_below_and_bent() -> None:
@@ -154,7 +192,9 @@ def test_values_are_clipped_above_and_below_and_bent() -> None:
     half = canvas_from_stack(stack, 0.0, 3600.0, SPEC)
     assert half.slices[0, 80, 100] == pytest.approx(0.5)
     assert half.slices[0, 80, 20] == pytest.approx(1 / 6)
-    assert canvas_from_stack(stack, 0.0, 3600.0, replace(SPEC, gamma=1.0)).slices[0, 80, 100] == pytest.approx(0.25)
+    assert canvas_from_stack(stack, 0.0, 3600.0, replace(SPEC, gamma=1.0)).slices[
+        0, 80, 100
+    ] == pytest.approx(0.25)
 
 
 def test_only_the_chosen_slices_are_drawn() -> None:
@@ -169,22 +209,66 @@ def test_only_the_chosen_slices_are_drawn() -> None:
 @pytest.mark.parametrize(
     ("axes", "down", "back", "across", "which", "signs"),
     [
-        (((1, 0, 0), (0, 0, -1), (0, 1, 0)), (0, 0, -1), (0, 1, 0), (1, 0, 0), [1, 2], [1, 1]),
-        (((-1, 0, 0), (0, 0, -1), (0, -1, 0)), (0, 0, -1), (0, 1, 0), (1, 0, 0), [1, 2], [1, -1]),
-        (((-1, 0, 0), (0, 0, 1), (0, 1, 0)), (0, 0, -1), (0, 1, 0), (1, 0, 0), [1, 2], [-1, 1]),
-        (((-1, 0, 0), (0, 1, 0), (0, 0, -1)), (0, 0, -1), (0, 1, 0), (1, 0, 0), [2, 1], [1, 1]),
-        (((1, 0, 0), (0, -1, 0), (0, 0, -1)), (0, 0, -1), (0, 1, 0), (1, 0, 0), [2, 1], [1, -1]),
+        (
+            ((1, 0, 0), (0, 0, -1), (0, 1, 0)),
+            (0, 0, -1),
+            (0, 1, 0),
+            (1, 0, 0),
+            [1, 2],
+            [1, 1],
+        ),
+        (
+            ((-1, 0, 0), (0, 0, -1), (0, -1, 0)),
+            (0, 0, -1),
+            (0, 1, 0),
+            (1, 0, 0),
+            [1, 2],
+            [1, -1],
+        ),
+        (
+            ((-1, 0, 0), (0, 0, 1), (0, 1, 0)),
+            (0, 0, -1),
+            (0, 1, 0),
+            (1, 0, 0),
+            [1, 2],
+            [-1, 1],
+        ),
+        (
+            ((-1, 0, 0), (0, 1, 0), (0, 0, -1)),
+            (0, 0, -1),
+            (0, 1, 0),
+            (1, 0, 0),
+            [2, 1],
+            [1, 1],
+        ),
+        (
+            ((1, 0, 0), (0, -1, 0), (0, 0, -1)),
+            (0, 0, -1),
+            (0, 1, 0),
+            (1, 0, 0),
+            [2, 1],
+            [1, -1],
+        ),
     ],
 )
-def test_the_picture_is_turned_superior_up_and_anterior_left(axes, down, back, across, which, signs) -> None:
-    stack = replace(sagittal_stack(slices=1), axes=np.array(axes, float), origins_mm=np.zeros((1, 3)))
+def test_the_picture_is_turned_superior_up_and_anterior_left(
+    axes, down, back, across, which, signs
+) -> None:
+    stack = replace(
+        sagittal_stack(slices=1),
+        axes=np.array(axes, float),
+        origins_mm=np.zeros((1, 3)),
+    )
     found = canvas_axes(stack)
     for one, wanted in zip(found, (down, back, across, which, signs), strict=True):
         np.testing.assert_array_equal(one, wanted)
 
 
 def test_the_spine_frame_is_the_mean_of_the_stacks_by_the_slices_looked_at() -> None:
-    straight, tilted = sagittal_stack(slices=9), sagittal_stack(slices=3, turn=rotation(yaw=20, pitch=10))
+    straight, tilted = (
+        sagittal_stack(slices=9),
+        sagittal_stack(slices=3, turn=rotation(yaw=20, pitch=10)),
+    )
     frame = spine_frame([straight, tilted])
     across = 9 * np.array([1.0, 0, 0]) + 3 * rotation(yaw=20, pitch=10) @ [1, 0, 0]
     across /= np.linalg.norm(across)
@@ -200,16 +284,26 @@ def test_the_spine_frame_is_the_mean_of_the_stacks_by_the_slices_looked_at() -> 
 
 
 def test_the_field_of_view_is_the_mean_of_the_stacks_own_middles() -> None:
-    low, high = sagittal_stack(slices=3, middle_mm=(0, 0, -40)), sagittal_stack(slices=9, middle_mm=(6, 10, 60))
-    np.testing.assert_allclose(field_of_view_center([low, high]), (3, 4.5, 10.5), atol=1e-9)
+    low, high = (
+        sagittal_stack(slices=3, middle_mm=(0, 0, -40)),
+        sagittal_stack(slices=9, middle_mm=(6, 10, 60)),
+    )
+    np.testing.assert_allclose(
+        field_of_view_center([low, high]), (3, 4.5, 10.5), atol=1e-9
+    )
     detection = undetected([[low], [high]])
-    np.testing.assert_allclose(detection.levels["l3_l4"].center_mm, (3, 4.5, 10.5 - 0.4 * 35), atol=1e-3)
+    np.testing.assert_allclose(
+        detection.levels["l3_l4"].center_mm, (3, 4.5, 10.5 - 0.4 * 35), atol=1e-3
+    )
     assert detection.alternative is None
     assert detection.vertebrae == ()
 
 
 def test_series_and_stacks_have_an_order_of_their_own_and_empty_series_go() -> None:
-    one, two, three = (sagittal_stack(seed, slices=2, middle_mm=(x, 0, 0)) for seed, x in ((1, 5), (2, -5), (3, 5)))
+    one, two, three = (
+        sagittal_stack(seed, slices=2, middle_mm=(x, 0, 0))
+        for seed, x in ((1, 5), (2, -5), (3, 5))
+    )
     first, second = sorted((one, three), key=lambda s: s.pixels[1].tobytes())
     for given in ([[one, two], [], [three]], [[three], [two, one], []]):
         ordered = in_fixed_order(given)
@@ -233,8 +327,15 @@ def test_the_order_goes_by_place_before_content(what: str) -> None:
         "origins_mm": {"origins_mm": stack.origins_mm + np.array([1e-6, 0, 0])},
         "axes": {"axes": stack.axes + 1e-9},
         "spacing_mm": {"spacing_mm": (1.0, 1.001)},
-        "shape": {"pixels": np.zeros((2, stack.pixels.shape[1], stack.pixels.shape[2] + 1), np.uint16)},
+        "shape": {
+            "pixels": np.zeros(
+                (2, stack.pixels.shape[1], stack.pixels.shape[2] + 1), np.uint16
+            )
+        },
     }[what]
-    first, second = moved(stack, pixels=bright), moved(stack, **{"pixels": dark} | other)
+    first, second = (
+        moved(stack, pixels=bright),
+        moved(stack, **{"pixels": dark} | other),
+    )
     assert in_fixed_order([[second], [first]])[0][0] is first
     assert in_fixed_order([[second, first]])[0][0] is first

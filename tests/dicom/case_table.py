@@ -38,7 +38,9 @@ def only_series(study: Study) -> Series:
     return study.series[0]
 
 
-def check_stack(series: Series, spec: SeriesSpec, kept: list[int] | None = None, which: int = 0) -> None:
+def check_stack(
+    series: Series, spec: SeriesSpec, kept: list[int] | None = None, which: int = 0
+) -> None:
     """Check pixels, positions and axes of a stack against the slices of ``spec`` with indices ``kept``."""
     stack = series.stacks[which]
     kept = list(range(len(spec.offsets_mm))) if kept is None else kept
@@ -63,7 +65,9 @@ def refused_with(root: Path, reason: Reason) -> Study:
     return study
 
 
-def spoiled(ds: Dataset, i: int, spoil: Callable[[Dataset], None], which: int = 3) -> None:
+def spoiled(
+    ds: Dataset, i: int, spoil: Callable[[Dataset], None], which: int = 3
+) -> None:
     """Spoil slice ``which`` of a series."""
     if i == which:
         spoil(ds)

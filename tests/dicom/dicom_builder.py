@@ -51,7 +51,11 @@ def tilted(degrees: float) -> tuple[float, ...]:
 
 def image(index: int, rows: int = 32, columns: int = 28) -> NDArray[np.uint16]:
     """Deterministic 12-bit pixels, different for every index."""
-    return np.random.default_rng(index).integers(0, 4096, (rows, columns)).astype(np.uint16)
+    return (
+        np.random.default_rng(index)
+        .integers(0, 4096, (rows, columns))
+        .astype(np.uint16)
+    )
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,9 @@ class SeriesSpec:
 
 T2 = SeriesSpec()
 T1 = SeriesSpec(uid="1.2.3.2", te=10.0, tr=550.0, seed=100)
-AXIAL_T2 = SeriesSpec(uid="1.2.3.3", orientation=AXIAL, base_mm=(-60.0, -60.0, 0.0), seed=200)
+AXIAL_T2 = SeriesSpec(
+    uid="1.2.3.3", orientation=AXIAL, base_mm=(-60.0, -60.0, 0.0), seed=200
+)
 
 
 def datasets(spec: SeriesSpec) -> list[Dataset]:
@@ -123,7 +129,12 @@ def _datasets(spec: SeriesSpec) -> list[Dataset]:
         ds.SamplesPerPixel = 1
         ds.PhotometricInterpretation = "MONOCHROME2"
         ds.Rows, ds.Columns = spec.rows, spec.columns
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
+        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = (
+            16,
+            12,
+            11,
+            0,
+        )
         ds.PixelData = image(spec.seed + i, spec.rows, spec.columns).tobytes()
         for keyword, value in spec.extra.items():
             setattr(ds, keyword, value)
@@ -133,7 +144,9 @@ def _datasets(spec: SeriesSpec) -> list[Dataset]:
     return made
 
 
-def write(path: Path, ds: Dataset, syntax: str = EXPLICIT, meta_class: str | None = None) -> Path:
+def write(
+    path: Path, ds: Dataset, syntax: str = EXPLICIT, meta_class: str | None = None
+) -> Path:
     """Write a data set as a DICOM file; ``PixelData`` must already be in ``syntax`` where that is encapsulated."""
     path.parent.mkdir(parents=True, exist_ok=True)
     meta = FileMetaDataset()
@@ -142,15 +155,28 @@ def write(path: Path, ds: Dataset, syntax: str = EXPLICIT, meta_class: str | Non
     meta.MediaStorageSOPClassUID = UID(meta_class or ds.get("SOPClassUID", MR_CLASS))
     meta.MediaStorageSOPInstanceUID = UID(ds.get("SOPInstanceUID", "1.2.3.4"))
     if "PixelData" in ds:
-        ds["PixelData"].VR = "OB" if syntax not in (EXPLICIT, IMPLICIT, BIG, DEFLATED) else "OW"
-        ds["PixelData"].is_undefined_length = syntax not in (EXPLICIT, IMPLICIT, BIG, DEFLATED)
+        ds["PixelData"].VR = (
+            "OB" if syntax not in (EXPLICIT, IMPLICIT, BIG, DEFLATED) else "OW"
+        )
+        ds["PixelData"].is_undefined_length = syntax not in (
+            EXPLICIT,
+            IMPLICIT,
+            BIG,
+            DEFLATED,
+        )
     with warnings.catch_warnings(), config.disable_value_validation():
         warnings.simplefilter("ignore")
-        dcmwrite(path, FileDataset(str(path), ds, file_meta=meta, preamble=b"\0" * 128), enforce_file_format=False)
+        dcmwrite(
+            path,
+            FileDataset(str(path), ds, file_meta=meta, preamble=b"\0" * 128),
+            enforce_file_format=False,
+        )
     return path
 
 
-def write_series(folder: Path, spec: SeriesSpec, names: Sequence[str] | None = None) -> list[Path]:
+def write_series(
+    folder: Path, spec: SeriesSpec, names: Sequence[str] | None = None
+) -> list[Path]:
     """Write a series, one file a slice, in the transfer syntax of ``spec``."""
     paths = []
     for i, ds in enumerate(datasets(spec)):
@@ -167,7 +193,9 @@ def write_series(folder: Path, spec: SeriesSpec, names: Sequence[str] | None = N
 def rle(array: NDArray[np.uint16]) -> bytes:
     """Encode 16-bit pixels as DICOM RLE: the high bytes, then the low bytes, row by row."""
     high, low = (array >> 8).astype(np.uint8), (array & 255).astype(np.uint8)
-    segments = [bytes(_encode_segment(plane.tobytes(), array.shape[1])) for plane in (high, low)]
+    segments = [
+        bytes(_encode_segment(plane.tobytes(), array.shape[1])) for plane in (high, low)
+    ]
     header = np.zeros(16, "<u4")
     header[:3] = 2, 64, 64 + len(segments[0])
     return header.tobytes() + b"".join(segments)
@@ -178,15 +206,21 @@ ENCODERS: dict[str, Callable[[NDArray[np.uint16]], bytes]] = {
     "1.2.840.10008.1.2.4.57": lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12),
     "1.2.840.10008.1.2.4.70": lambda a: imagecodecs.ljpeg_encode(a, bitspersample=12),
     "1.2.840.10008.1.2.4.80": imagecodecs.jpegls_encode,
-    "1.2.840.10008.1.2.4.90": lambda a: imagecodecs.jpeg2k_encode(a, level=0, codecformat="j2k", bitspersample=12),
-    "1.2.840.10008.1.2.4.91": lambda a: imagecodecs.jpeg2k_encode(a, level=0, codecformat="j2k", bitspersample=12),
+    "1.2.840.10008.1.2.4.90": lambda a: imagecodecs.jpeg2k_encode(
+        a, level=0, codecformat="j2k", bitspersample=12
+    ),
+    "1.2.840.10008.1.2.4.91": lambda a: imagecodecs.jpeg2k_encode(
+        a, level=0, codecformat="j2k", bitspersample=12
+    ),
     "1.2.840.10008.1.2.4.201": imagecodecs.htj2k_encode,
     "1.2.840.10008.1.2.4.203": imagecodecs.htj2k_encode,
 }
 """Lossless encoders by transfer syntax."""
 
 
-def enhanced(spec: SeriesSpec, per_frame: Callable[[Dataset, int], None] | None = None) -> Dataset:
+def enhanced(
+    spec: SeriesSpec, per_frame: Callable[[Dataset, int], None] | None = None
+) -> Dataset:
     """One enhanced multi-frame data set of the slices of ``spec``."""
     slices = datasets(spec)
     ds = Dataset()
@@ -206,7 +240,9 @@ def enhanced(spec: SeriesSpec, per_frame: Callable[[Dataset, int], None] | None 
     ds.NumberOfFrames = len(slices)
     ds.PixelData = b"".join(s.PixelData for s in slices)
     shared = Dataset()
-    shared.PlaneOrientationSequence = DicomSequence([_only(slices[0], "ImageOrientationPatient")])
+    shared.PlaneOrientationSequence = DicomSequence(
+        [_only(slices[0], "ImageOrientationPatient")]
+    )
     shared.PixelMeasuresSequence = DicomSequence([_only(slices[0], "PixelSpacing")])
     timing = Dataset()
     timing.RepetitionTime = spec.tr
@@ -232,7 +268,9 @@ def _only(source: Dataset, keyword: str) -> Dataset:
     return item
 
 
-def read_all(root: Path, overrides: RoleOverrides | None = None) -> tuple[list[Study], list[RefusedFile]]:
+def read_all(
+    root: Path, overrides: RoleOverrides | None = None
+) -> tuple[list[Study], list[RefusedFile]]:
     """Discover and read everything under ``root``, following splits, as a run does."""
     studies: list[Study] = []
     refused: list[RefusedFile] = []

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 
-from spine_engine.dicom import InputFile, Limits, RoleOverrides, UnitReading, WorkUnit, pixels, read_unit
+from spine_engine.dicom import (
+    InputFile,
+    Limits,
+    RoleOverrides,
+    UnitReading,
+    WorkUnit,
+    pixels,
+    read_unit,
+)
 from spine_engine.dicom.elements import parse
 from spine_engine.dicom.geometry import Slice
 from spine_engine.dicom.header import WANTED, ImageHeader, read_image
@@ -37,7 +45,11 @@ CORONAL = (1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 
 def image(i: int, rows: int = 8, columns: int = 6) -> NDArray[np.uint16]:
     """12-bit pixels, different for every index."""
-    return ((np.arange(rows * columns) * 37 + 501 * i + 11) % 4096).astype(np.uint16).reshape(rows, columns)
+    return (
+        ((np.arange(rows * columns) * 37 + 501 * i + 11) % 4096)
+        .astype(np.uint16)
+        .reshape(rows, columns)
+    )
 
 
 def mr(i: int = 0, **changes: Any) -> dict[str, Any]:
@@ -45,9 +57,16 @@ def mr(i: int = 0, **changes: Any) -> dict[str, Any]:
 
     ``at_mm`` moves it along the normal; pixels follow from ``i`` unless ``PixelData`` is among the changes.
     """
-    rows, columns = (size if isinstance(size := changes.get(k), int) else n for k, n in (("Rows", 8), ("Columns", 6)))
+    rows, columns = (
+        size if isinstance(size := changes.get(k), int) else n
+        for k, n in (("Rows", 8), ("Columns", 6))
+    )
     orientation = changes.get("ImageOrientationPatient") or SAGITTAL
-    normal = np.cross(orientation[:3], orientation[3:]) if isinstance(orientation, tuple) else np.zeros(3)
+    normal = (
+        np.cross(orientation[:3], orientation[3:])
+        if isinstance(orientation, tuple)
+        else np.zeros(3)
+    )
     at_mm = changes.pop("at_mm", 4.0 * i)
     base = np.array(changes.pop("base_mm", (10.0, -60.0, 80.0)))
     header: dict[str, Any] = {
@@ -83,7 +102,12 @@ def mr(i: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def dicom(
-    header: Mapping[str, Any], syntax: str = EXPLICIT, *, meta: bool = True, meta_class: str = "", said: str = ""
+    header: Mapping[str, Any],
+    syntax: str = EXPLICIT,
+    *,
+    meta: bool = True,
+    meta_class: str = "",
+    said: str = "",
 ) -> bytes:
     """A whole file: preamble, meta information and data set in ``syntax``; ``PixelData`` bytes go in as they are.
 
@@ -95,7 +119,9 @@ def dicom(
         body = squeeze.compress(body) + squeeze.flush()
     if not meta:
         return body
-    information = element(0x00020002, "UI", meta_class.encode(), "<", True) if meta_class else b""
+    information = (
+        element(0x00020002, "UI", meta_class.encode(), "<", True) if meta_class else b""
+    )
     information += element(0x00020010, "UI", (said or syntax).encode(), "<", True)
     length = element(0x00020000, "UL", struct.pack("<L", len(information)))
     return bytes(128) + b"DICM" + length + information + body
@@ -104,16 +130,32 @@ def dicom(
 def dataset(header: Mapping[str, Any], syntax: str = EXPLICIT) -> bytes:
     """A data set in ascending order of tags."""
     order, explicit = (">" if syntax == BIG else "<"), syntax != IMPLICIT
-    tagged = sorted((int(tag_for_keyword(keyword) or int(keyword, 16)), value) for keyword, value in header.items())
-    return b"".join(_element_of(tag, value, order, explicit, syntax) for tag, value in tagged)
+    tagged = sorted(
+        (int(tag_for_keyword(keyword) or int(keyword, 16)), value)
+        for keyword, value in header.items()
+    )
+    return b"".join(
+        _element_of(tag, value, order, explicit, syntax) for tag, value in tagged
+    )
 
 
 def _element_of(tag: int, value: Any, order: str, explicit: bool, syntax: str) -> bytes:
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], bytes):
+    if (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and isinstance(value[0], str)
+        and isinstance(value[1], bytes)
+    ):
         return element(tag, value[0], value[1], order, explicit)  # (VR, bytes)
     vr = dictionary_VR(tag).partition(" ")[0] if tag != 0x7FE00010 else "OW"
     if vr == "SQ":
-        return element(tag, "SQ", b"".join(item(dataset(one, syntax), order) for one in value), order, explicit)
+        return element(
+            tag,
+            "SQ",
+            b"".join(item(dataset(one, syntax), order) for one in value),
+            order,
+            explicit,
+        )
     if tag == 0x7FE00010 and isinstance(value, bytes) and syntax not in NATIVE:
         return element(tag, "OB", value, order, explicit, undefined=True)
     return element(tag, vr, encoded(vr, value, order), order, explicit)
@@ -128,11 +170,19 @@ def encoded(vr: str, value: Any, order: str = "<") -> bytes:
     values = value if isinstance(value, tuple) else (value,)
     if vr in BINARY:
         return b"".join(struct.pack(order + BINARY[vr], one) for one in values)
-    return "\\".join(one if isinstance(one, str) else f"{one:.10g}" for one in values).encode("latin-1")
+    return "\\".join(
+        one if isinstance(one, str) else f"{one:.10g}" for one in values
+    ).encode("latin-1")
 
 
 def element(
-    tag: int, vr: str, value: bytes, order: str = "<", explicit: bool = True, *, undefined: bool = False
+    tag: int,
+    vr: str,
+    value: bytes,
+    order: str = "<",
+    explicit: bool = True,
+    *,
+    undefined: bool = False,
 ) -> bytes:
     """One element (PS3.5 7.1): tag, VR, length, value, padded to an even length."""
     value += (b"\0" if vr in ("UI", "OB", "UN", "OW") else b" ") * (len(value) % 2)
@@ -179,10 +229,15 @@ def rle(*planes: bytes, segments: int | None = None) -> bytes:
 
 def rle16(values: NDArray[Any]) -> bytes:
     """RLE of 16-bit pixels."""
-    return rle((values >> 8).astype(np.uint8).tobytes(), (values & 255).astype(np.uint8).tobytes())
+    return rle(
+        (values >> 8).astype(np.uint8).tobytes(),
+        (values & 255).astype(np.uint8).tobytes(),
+    )
 
 
-def image_of(syntax: str = EXPLICIT, limits: Limits | None = None, **changes: Any) -> ImageHeader:
+def image_of(
+    syntax: str = EXPLICIT, limits: Limits | None = None, **changes: Any
+) -> ImageHeader:
     """The typed header of a slice with changes."""
     return read_image(parse(dicom(mr(**changes), syntax), WANTED), limits or Limits())
 
@@ -192,7 +247,9 @@ def pixels_of(syntax: str = EXPLICIT, **changes: Any) -> list[NDArray[Any] | Rea
     walked = parse(dicom(mr(**changes), syntax), WANTED)
     assert walked.pixel_data is not None
     found = pixels.frames(read_image(walked), walked.pixel_data)
-    return [one.reason if isinstance(one, StudyError) else np.array(one) for one in found]
+    return [
+        one.reason if isinstance(one, StudyError) else np.array(one) for one in found
+    ]
 
 
 def only_pixels(syntax: str = EXPLICIT, **changes: Any) -> NDArray[Any]:
@@ -217,12 +274,17 @@ def series(count: int = 8, **changes: Any) -> dict[str, bytes]:
 
 
 def read_files(
-    root: Path, files: Mapping[str, bytes], limits: Limits | None = None, overrides: RoleOverrides | None = None
+    root: Path,
+    files: Mapping[str, bytes],
+    limits: Limits | None = None,
+    overrides: RoleOverrides | None = None,
 ) -> UnitReading:
     """Write files below ``root`` and read them as one unit."""
     for name, data in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    unit = WorkUnit(".", tuple(InputFile(name, len(data)) for name, data in sorted(files.items())))
+    unit = WorkUnit(
+        ".", tuple(InputFile(name, len(data)) for name, data in sorted(files.items()))
+    )
     return read_unit(root, unit, overrides, limits or Limits())

@@ -45,7 +45,12 @@ def _(root: Path) -> None:
 
 @case("MONOCHROME1 signed")
 def _(root: Path) -> None:
-    write_series(root, T2.but(extra={"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 1}))
+    write_series(
+        root,
+        T2.but(
+            extra={"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": 1}
+        ),
+    )
     stack = only_series(read_one(root)).stacks[0]
     signed = image(2).astype(np.int32)
     signed[signed > 2047] -= 4096
@@ -109,7 +114,9 @@ def _(root: Path) -> None:
 def _(root: Path) -> None:
     for i, path in enumerate(write_series(root / "in", T2)):
         data = path.read_bytes()
-        dataset = data[data.index(b"\x08\x00\x08\x00CS") :]  # the first element of the data set
+        dataset = data[
+            data.index(b"\x08\x00\x08\x00CS") :
+        ]  # the first element of the data set
         path.unlink()
         (root / "in" / f"IM{i}").write_bytes(data[132:] if i % 2 else dataset)
     check_stack(only_series(read_one(root)), T2)
@@ -120,14 +127,22 @@ def _(root: Path) -> None:
     write_series(root / "s", T2)
     (root / "README").write_text("Read me: these are images of a spine.\n")
     (root / "notes.csv").write_text("a,b\n1,2\n")
-    (root / "s" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600))
+    (root / "s" / "Thumbs.db").write_bytes(
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600)
+    )
     (root / "s" / "empty").write_bytes(b"")
     directory = Dataset()
     directory.DirectoryRecordSequence = DicomSequence([])
     write(root / "DICOMDIR", directory, meta_class="1.2.840.10008.1.3.10")
     write(root / "renamed_directory", directory, meta_class="1.2.840.10008.1.3.10")
-    classes = {"SR": "1.2.840.10008.5.1.4.1.1.88.33", "PR": "1.2.840.10008.5.1.4.1.1.11.1"}
-    classes |= {"KO": "1.2.840.10008.5.1.4.1.1.88.59", "SEG": "1.2.840.10008.5.1.4.1.1.66.4"}
+    classes = {
+        "SR": "1.2.840.10008.5.1.4.1.1.88.33",
+        "PR": "1.2.840.10008.5.1.4.1.1.11.1",
+    }
+    classes |= {
+        "KO": "1.2.840.10008.5.1.4.1.1.88.59",
+        "SEG": "1.2.840.10008.5.1.4.1.1.66.4",
+    }
     for modality, sop_class in classes.items():
         other = datasets(T2.but(uid=f"1.2.3.{len(modality)}9"))[0]
         other.Modality, other.SOPClassUID = modality, sop_class
@@ -189,7 +204,9 @@ def _(root: Path) -> None:
         def collide(ds: Dataset, i: int) -> None:
             ds.SOPInstanceUID = f"4003253.{i}"
 
-        write_series(root / spec.uid.partition(".")[2], spec.but(study="4003253", change=collide))
+        write_series(
+            root / spec.uid.partition(".")[2], spec.but(study="4003253", change=collide)
+        )
     study = read_one(root)
     assert study.study_id == "4003253"
     by_role = {series.role: series for series in study.series}
@@ -236,7 +253,9 @@ def _(root: Path) -> None:
         flat = np.full((32, 28), 100, np.uint8 if bits == 8 else np.uint16)
         frame = imagecodecs.jpeg8_encode(flat, level=95, bitspersample=bits)
         for i, ds in enumerate(datasets(T2)):
-            ds.BitsAllocated, ds.BitsStored, ds.HighBit = (8, 8, 7) if bits == 8 else (16, 12, 11)
+            ds.BitsAllocated, ds.BitsStored, ds.HighBit = (
+                (8, 8, 7) if bits == 8 else (16, 12, 11)
+            )
             ds.PixelData = encapsulate([frame])
             write(root / f"{bits}" / f"{i}", ds, syntax)
         stack = only_series(read_one(root / f"{bits}")).stacks[0]
@@ -261,7 +280,13 @@ def _(root: Path) -> None:
     for i, ds in enumerate(datasets(T2)):
         signed = image(i).astype(np.int16) - 2048
         ds.PixelRepresentation = 1
-        ds.PixelData = encapsulate([imagecodecs.jpeg2k_encode(signed, level=0, codecformat="j2k", bitspersample=12)])
+        ds.PixelData = encapsulate(
+            [
+                imagecodecs.jpeg2k_encode(
+                    signed, level=0, codecformat="j2k", bitspersample=12
+                )
+            ]
+        )
         write(root / f"{i}", ds, "1.2.840.10008.1.2.4.90")
     stack = only_series(read_one(root)).stacks[0]
     np.testing.assert_array_equal(stack.pixels[3], image(3).astype(np.int16) - 2048)
@@ -270,7 +295,9 @@ def _(root: Path) -> None:
 @case("a frame in several fragments")
 def _(root: Path) -> None:
     for i, ds in enumerate(datasets(T2)):
-        ds.PixelData = encapsulate([ENCODERS["1.2.840.10008.1.2.4.90"](image(i))], fragments_per_frame=3)
+        ds.PixelData = encapsulate(
+            [ENCODERS["1.2.840.10008.1.2.4.90"](image(i))], fragments_per_frame=3
+        )
         write(root / f"{i}", ds, "1.2.840.10008.1.2.4.90")
     check_stack(only_series(read_one(root)), T2)
 

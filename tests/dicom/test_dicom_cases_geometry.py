@@ -43,14 +43,21 @@ CASES, case = case_table()
 
 @case("orientation nearly orthonormal")
 def _(root: Path) -> None:
-    write_series(root, T2.but(extra={"ImageOrientationPatient": [0.0, 1.0004, 0.0005, 0.0, 0.0, -0.9996]}))
+    write_series(
+        root,
+        T2.but(
+            extra={"ImageOrientationPatient": [0.0, 1.0004, 0.0005, 0.0, 0.0, -0.9996]}
+        ),
+    )
     stack = only_series(read_one(root)).stacks[0]
     np.testing.assert_allclose(stack.axes @ stack.axes.T, np.eye(3), atol=1e-12)
 
 
 @case("orientation not orthonormal")
 def _(root: Path) -> None:
-    write_series(root, T2.but(extra={"ImageOrientationPatient": [0.0, 1.0, 0.0, 0.0, 0.1, -1.0]}))
+    write_series(
+        root, T2.but(extra={"ImageOrientationPatient": [0.0, 1.0, 0.0, 0.0, 0.1, -1.0]})
+    )
     refused_with(root, Reason.BAD_ORIENTATION)
 
 
@@ -59,7 +66,9 @@ def _(root: Path) -> None:
     """Numbers so large that arithmetic on them would overflow are no numbers."""
 
     def absurd(ds: Dataset, i: int) -> None:
-        ds.ImagePositionPatient = ["1e300", "0", "0"] if i == 3 else ds.ImagePositionPatient
+        ds.ImagePositionPatient = (
+            ["1e300", "0", "0"] if i == 3 else ds.ImagePositionPatient
+        )
         ds.RescaleSlope = "1e300"
 
     write_series(root, T2.but(change=absurd))
@@ -80,7 +89,9 @@ def _(root: Path) -> None:
 
 @case("SpacingBetweenSlices and SliceThickness wrong")
 def _(root: Path) -> None:
-    write_series(root, T2.but(extra={"SpacingBetweenSlices": -99.0, "SliceThickness": 1000.0}))
+    write_series(
+        root, T2.but(extra={"SpacingBetweenSlices": -99.0, "SliceThickness": 1000.0})
+    )
     study = read_one(root)
     check_stack(only_series(study), T2)
     assert only_series(study).stacks[0].slice_spacing_mm == pytest.approx(4.0)
@@ -108,7 +119,9 @@ def _(root: Path) -> None:
     flipped = (0.0, -1.0, 0.0, 0.0, 0.0, -1.0)
 
     def mirror(ds: Dataset, i: int) -> None:
-        far = np.array(ds.ImagePositionPatient, float) + 0.75 * 27 * np.array(SAGITTAL[:3])
+        far = np.array(ds.ImagePositionPatient, float) + 0.75 * 27 * np.array(
+            SAGITTAL[:3]
+        )
         ds.ImagePositionPatient = [float(v) for v in far]
         ds.ImageOrientationPatient = list(flipped)
         ds.PixelData = np.ascontiguousarray(image(i)[:, ::-1]).tobytes()
@@ -120,7 +133,11 @@ def _(root: Path) -> None:
         source = 7 - k  # ascending along the turned normal
         at = stack.origins_mm[k] + 5 * 1.25 * stack.axes[1] + 3 * 0.75 * stack.axes[2]
         original = np.array(T2.base_mm) + T2.offsets_mm[source] * normal(SAGITTAL)
-        expected = original + 5 * 1.25 * np.array(SAGITTAL[3:]) + 24 * 0.75 * np.array(SAGITTAL[:3])
+        expected = (
+            original
+            + 5 * 1.25 * np.array(SAGITTAL[3:])
+            + 24 * 0.75 * np.array(SAGITTAL[:3])
+        )
         np.testing.assert_allclose(at, expected, atol=1e-6)
         assert stack.pixels[k, 5, 3] == image(source)[5, 24]
 
@@ -160,7 +177,12 @@ def _nested(depth: int, undefined: bool, explicit: bool) -> bytes:
     inner = b""
     for _ in range(depth):
         length = b"\xff" * 4 if undefined else len(inner).to_bytes(4, "little")
-        item = b"\xfe\xff\x00\xe0" + length + inner + (b"\xfe\xff\x0d\xe0" + bytes(4) if undefined else b"")
+        item = (
+            b"\xfe\xff\x00\xe0"
+            + length
+            + inner
+            + (b"\xfe\xff\x0d\xe0" + bytes(4) if undefined else b"")
+        )
         length = b"\xff" * 4 if undefined else len(item).to_bytes(4, "little")
         inner = b"\x40\x00\x75\x02" + (b"SQ\0\0" if explicit else b"") + length + item
         inner += b"\xfe\xff\xdd\xe0" + bytes(4) if undefined else b""
@@ -170,7 +192,9 @@ def _nested(depth: int, undefined: bool, explicit: bool) -> bytes:
 def _write_nested(folder: Path, depth: int, undefined: bool, syntax: str) -> None:
     for path in write_series(folder, T2.but(syntax=syntax)):
         head, mark, tail = path.read_bytes().rpartition(b"\xe0\x7f\x10\x00")
-        path.write_bytes(head + _nested(depth, undefined, syntax == EXPLICIT) + mark + tail)
+        path.write_bytes(
+            head + _nested(depth, undefined, syntax == EXPLICIT) + mark + tail
+        )
 
 
 @case("nesting 500")
@@ -197,7 +221,10 @@ def _(root: Path) -> None:
     data = path.read_bytes()
     meta_end = 132 + 12 + int.from_bytes(data[140:144], "little")
     squeeze = zlib.compressobj(9, zlib.DEFLATED, -15)
-    bomb = squeeze.compress(b"\x08\x00\x08\x00CS\x04\x00ABCD" + bytes(5_000_000)) + squeeze.flush()
+    bomb = (
+        squeeze.compress(b"\x08\x00\x08\x00CS\x04\x00ABCD" + bytes(5_000_000))
+        + squeeze.flush()
+    )
     for other in root.iterdir():
         other.write_bytes(data[:meta_end] + bomb)
     studies, refused = read_all(root)
@@ -225,7 +252,9 @@ def _(root: Path) -> None:
     check_stack(only_series(read_one(root)), T2)
 
 
-def _with(sequence: str, keyword: str, values: list[object]) -> Callable[[Dataset, int], None]:
+def _with(
+    sequence: str, keyword: str, values: list[object]
+) -> Callable[[Dataset, int], None]:
     def change(group: Dataset, i: int) -> None:
         item = Dataset()
         setattr(item, keyword, values[i])
@@ -237,17 +266,30 @@ def _with(sequence: str, keyword: str, values: list[object]) -> Callable[[Datase
 @case("enhanced: per-frame groups outrank shared ones, split by echo")
 def _(root: Path) -> None:
     spec = T2.but(offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0) * 2)
-    write(root / "e.dcm", enhanced(spec, _with("MREchoSequence", "EffectiveEchoTime", [20.0] * 5 + [100.0] * 5)))
+    write(
+        root / "e.dcm",
+        enhanced(
+            spec, _with("MREchoSequence", "EffectiveEchoTime", [20.0] * 5 + [100.0] * 5)
+        ),
+    )
     study = read_one(root)
     playing = next(series for series in study.series if series.role)
     assert [series.slices for series in study.series] == [5, 5]
-    np.testing.assert_array_equal(playing.stacks[0].pixels, np.stack([image(i) for i in range(5, 10)]))
+    np.testing.assert_array_equal(
+        playing.stacks[0].pixels, np.stack([image(i) for i in range(5, 10)])
+    )
 
 
 @case("enhanced: split by b-value")
 def _(root: Path) -> None:
     spec = T2.but(offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0) * 2)
-    write(root / "e.dcm", enhanced(spec, _with("MRDiffusionSequence", "DiffusionBValue", [0.0] * 5 + [800.0] * 5)))
+    write(
+        root / "e.dcm",
+        enhanced(
+            spec,
+            _with("MRDiffusionSequence", "DiffusionBValue", [0.0] * 5 + [800.0] * 5),
+        ),
+    )
     study = read_one(root)
     assert [series.slices for series in study.series] == [5, 5]
     assert [series.role for series in study.series] == [Role.SAGITTAL_T2, None]
@@ -257,14 +299,25 @@ def _(root: Path) -> None:
 @case("enhanced: split by time")
 def _(root: Path) -> None:
     spec = T2.but(offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0) * 2)
-    write(root / "e.dcm", enhanced(spec, _with("FrameContentSequence", "TemporalPositionIndex", [1] * 5 + [2] * 5)))
+    write(
+        root / "e.dcm",
+        enhanced(
+            spec,
+            _with("FrameContentSequence", "TemporalPositionIndex", [1] * 5 + [2] * 5),
+        ),
+    )
     assert [series.slices for series in read_one(root).series] == [5, 5]
 
 
 @case("enhanced: split by stack")
 def _(root: Path) -> None:
-    spec = AXIAL_T2.but(offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0, 36.0))
-    write(root / "e.dcm", enhanced(spec, _with("FrameContentSequence", "StackID", ["1"] * 5 + ["2"] * 5)))
+    spec = AXIAL_T2.but(
+        offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0, 20.0, 24.0, 28.0, 32.0, 36.0)
+    )
+    write(
+        root / "e.dcm",
+        enhanced(spec, _with("FrameContentSequence", "StackID", ["1"] * 5 + ["2"] * 5)),
+    )
     assert [len(stack.pixels) for stack in only_series(read_one(root)).stacks] == [5, 5]
 
 

@@ -63,7 +63,11 @@ for _name, (_type, _word) in _NO_ROLE.items():
 @case("no role: colour images")
 def _(root: Path) -> None:
     def colour(ds: Dataset, i: int) -> None:
-        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = 3, "RGB", 0
+        ds.SamplesPerPixel, ds.PhotometricInterpretation, ds.PlanarConfiguration = (
+            3,
+            "RGB",
+            0,
+        )
         ds.BitsAllocated, ds.BitsStored, ds.HighBit = 8, 8, 7
         ds.PixelData = bytes(32 * 28 * 3)
 
@@ -82,7 +86,13 @@ def _(root: Path) -> None:
 @case("a study of localizers")
 def _(root: Path) -> None:
     for i, orientation in enumerate((SAGITTAL, AXIAL, CORONAL)):
-        spec = T2.but(orientation=orientation, offsets_mm=(0.0, 15.0, 30.0), te=5.0, tr=20.0, seed=10 * i)
+        spec = T2.but(
+            orientation=orientation,
+            offsets_mm=(0.0, 15.0, 30.0),
+            te=5.0,
+            tr=20.0,
+            seed=10 * i,
+        )
         write_series(root, spec, [f"{i}{k}" for k in range(3)])
     study = read_one(root)
     assert study.reason is Reason.NO_SAGITTAL
@@ -93,7 +103,10 @@ def _(root: Path) -> None:
 def _(root: Path) -> None:
     write_series(root / "sag", T2)
     write_series(root / "ax1", AXIAL_T2)
-    write_series(root / "ax2", AXIAL_T2.but(uid="1.2.3.4", base_mm=(-60.0, -60.0, 90.0), seed=300))
+    write_series(
+        root / "ax2",
+        AXIAL_T2.but(uid="1.2.3.4", base_mm=(-60.0, -60.0, 90.0), seed=300),
+    )
     study = read_one(root)
     assert [series.path for series in study.with_role(Role.AXIAL_T2)] == ["ax1", "ax2"]
 
@@ -142,7 +155,10 @@ def _(root: Path) -> None:
     (root / "zero.dcm").symlink_to("/dev/zero")
     assert read_all(root) == (
         [],
-        [RefusedFile(name, Reason.NOT_A_REGULAR_FILE) for name in ("null.dcm", "zero.dcm")],
+        [
+            RefusedFile(name, Reason.NOT_A_REGULAR_FILE)
+            for name in ("null.dcm", "zero.dcm")
+        ],
     )
 
 
@@ -217,7 +233,9 @@ def _(root: Path) -> None:
     from spine_engine.dicom import WorkUnit, read_unit
 
     assert isinstance(units[0], WorkUnit)
-    assert read_unit(root / "in", units[0]).refused == (RefusedFile("004.dcm", Reason.NOT_A_REGULAR_FILE),)
+    assert read_unit(root / "in", units[0]).refused == (
+        RefusedFile("004.dcm", Reason.NOT_A_REGULAR_FILE),
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

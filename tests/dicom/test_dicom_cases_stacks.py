@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from case_table import case_table, check_stack, dropped, only_series, refused_with, spoiled
+from case_table import (
+    case_table,
+    check_stack,
+    dropped,
+    only_series,
+    refused_with,
+    spoiled,
+)
 from dicom_builder import (
     AXIAL,
     AXIAL_T2,
@@ -95,7 +102,9 @@ def _(root: Path) -> None:
 
 @case("no orientation")
 def _(root: Path) -> None:
-    write_series(root, T2.but(change=lambda ds, i: delattr(ds, "ImageOrientationPatient")))
+    write_series(
+        root, T2.but(change=lambda ds, i: delattr(ds, "ImageOrientationPatient"))
+    )
     assert refused_with(root, Reason.NO_ORIENTATION).reason is Reason.NO_ORIENTATION
 
 
@@ -108,14 +117,25 @@ def _(root: Path) -> None:
 @case("no pixel spacing")
 def _(root: Path) -> None:
     write_series(
-        root, T2.but(change=lambda ds, i: delattr(ds, "PixelSpacing"), extra={"ImagerPixelSpacing": [1.0, 1.0]})
+        root,
+        T2.but(
+            change=lambda ds, i: delattr(ds, "PixelSpacing"),
+            extra={"ImagerPixelSpacing": [1.0, 1.0]},
+        ),
     )
     refused_with(root, Reason.NO_PIXEL_SPACING)
 
 
 @case("one slice without position")
 def _(root: Path) -> None:
-    write_series(root, T2.but(change=lambda ds, i: spoiled(ds, i, lambda ds: delattr(ds, "ImagePositionPatient"))))
+    write_series(
+        root,
+        T2.but(
+            change=lambda ds, i: spoiled(
+                ds, i, lambda ds: delattr(ds, "ImagePositionPatient")
+            )
+        ),
+    )
     dropped(root)
 
 
@@ -128,7 +148,9 @@ def _(root: Path) -> None:
     data = paths[3].read_bytes()
     start = data.index(b"\x20\x00\x32\x00DS")
     length = int.from_bytes(data[start + 6 : start + 8], "little")
-    paths[3].write_bytes(data[: start + 8] + b"NaN\\1\\2".ljust(length) + data[start + 8 + length :])
+    paths[3].write_bytes(
+        data[: start + 8] + b"NaN\\1\\2".ljust(length) + data[start + 8 + length :]
+    )
     dropped(root)
 
 
@@ -176,7 +198,9 @@ def _(root: Path) -> None:
         for i, tilt in enumerate(tilts)
     ]
     for i, block in enumerate(blocks):
-        write_series(root / "ax", block, [f"{(7 * (5 * i + k)) % 31:03d}" for k in range(5)])
+        write_series(
+            root / "ax", block, [f"{(7 * (5 * i + k)) % 31:03d}" for k in range(5)]
+        )
     series = only_series(read_one(root))
     assert series.role is Role.AXIAL_T2
     assert [len(stack.pixels) for stack in series.stacks] == [5] * 6
@@ -187,7 +211,11 @@ def _(root: Path) -> None:
 @case("blocks that differ by less than a degree")
 def _(root: Path) -> None:
     """Two blocks prescribed at 10.0 and 10.6 degrees, a jump apart: each keeps its own tilt."""
-    upper = AXIAL_T2.but(orientation=tilted(10.0), base_mm=(-60.0, -60.0, 40.0), offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0))
+    upper = AXIAL_T2.but(
+        orientation=tilted(10.0),
+        base_mm=(-60.0, -60.0, 40.0),
+        offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0),
+    )
     lower = upper.but(orientation=tilted(10.6), base_mm=(-60.0, -55.0, 0.0), seed=300)
     write_series(root / "ax", upper, [f"{i}a" for i in range(5)])
     write_series(root / "ax", lower, [f"{i}b" for i in range(5)])
@@ -201,7 +229,14 @@ def _(root: Path) -> None:
     """Rounded direction cosines are one stack: never split by comparing strings."""
 
     def jitter(ds: Dataset, i: int) -> None:
-        ds.ImageOrientationPatient = [0.0, 1.0, 0.0005 * (i % 3), 0.0, 0.0005 * (i % 3), -1.0]
+        ds.ImageOrientationPatient = [
+            0.0,
+            1.0,
+            0.0005 * (i % 3),
+            0.0,
+            0.0005 * (i % 3),
+            -1.0,
+        ]
 
     write_series(root, T2.but(change=jitter))
     series = only_series(read_one(root))
@@ -212,7 +247,9 @@ def _(root: Path) -> None:
 def _(root: Path) -> None:
     write_series(root, T2)
     for i, orientation in enumerate((AXIAL, CORONAL)):
-        scout = T2.but(orientation=orientation, offsets_mm=(0.0, 10.0, 20.0), seed=40 + 10 * i)
+        scout = T2.but(
+            orientation=orientation, offsets_mm=(0.0, 10.0, 20.0), seed=40 + 10 * i
+        )
         write_series(root, scout, [f"scout{i}{k}" for k in range(3)])
     study = read_one(root)
     with_role = [series for series in study.series if series.role]
@@ -225,7 +262,11 @@ def _(root: Path) -> None:
 @case("mixed matrix sizes")
 def _(root: Path) -> None:
     write_series(root, T2)
-    write_series(root, T2.but(rows=16, columns=16, offsets_mm=(1.0, 5.0, 9.0)), [f"x{i}" for i in range(3)])
+    write_series(
+        root,
+        T2.but(rows=16, columns=16, offsets_mm=(1.0, 5.0, 9.0)),
+        [f"x{i}" for i in range(3)],
+    )
     study = read_one(root)
     check_stack(only_series(study), T2)
     assert Warn.MIXED_MATRIX in study.warnings
@@ -246,7 +287,9 @@ def _(root: Path) -> None:
 @case("two echoes without echo times")
 def _(root: Path) -> None:
     for echo in (1, 2):
-        spec = T2.but(te=None, seed=60 * echo, extra={"EchoNumbers": echo}, text="sag t2")
+        spec = T2.but(
+            te=None, seed=60 * echo, extra={"EchoNumbers": echo}, text="sag t2"
+        )
         write_series(root, spec, [f"{i}_{echo}" for i in range(8)])
     study = read_one(root)
     assert sorted(len(series.stacks[0].pixels) for series in study.series) == [8, 8]

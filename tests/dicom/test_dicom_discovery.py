@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 from dicom_builder import AXIAL_T2, T1, T2, read_all, write_series
 
-from spine_engine.dicom import InputFile, Limits, RefusedFile, WorkUnit, discover, discovery, read_unit
+from spine_engine.dicom import (
+    InputFile,
+    Limits,
+    RefusedFile,
+    WorkUnit,
+    discover,
+    discovery,
+    read_unit,
+)
 from spine_engine.errors import Reason, UsageError
 from spine_engine.study import Role
 
@@ -35,7 +43,9 @@ def test_rsna_layout_gives_one_unit_a_study(tmp_path: Path) -> None:
     assert [unit.key for unit in units] == ["10/0", "200/0", "9/0"]
     assert [unit.study_id for unit in units] == ["10", "200", "9"]
     assert [len(unit.files) for unit in units] == [15, 15, 15]
-    assert units[0].files[0] == InputFile("10/0/10_0_0.dcm", (tmp_path / "10/0/10_0_0.dcm").stat().st_size)
+    assert units[0].files[0] == InputFile(
+        "10/0/10_0_0.dcm", (tmp_path / "10/0/10_0_0.dcm").stat().st_size
+    )
 
 
 @pytest.mark.parametrize("layout", ["flat", "flat-per-patient", "deep"])
@@ -63,18 +73,34 @@ def test_several_studies_in_a_folder_are_split_not_decoded(tmp_path: Path) -> No
     assert reading.studies == ()
     assert len(reading.split) == 3
     assert len({part.key for part in reading.split}) == 3
-    assert sorted(part.study_id or "" for part in reading.split) == ["5.1", "5.2", "5.3"]
+    assert sorted(part.study_id or "" for part in reading.split) == [
+        "5.1",
+        "5.2",
+        "5.3",
+    ]
     assert all(part.key.startswith(".#") for part in reading.split)
-    assert sorted(file.path for part in reading.split for file in part.files) == [file.path for file in unit.files]
+    assert sorted(file.path for part in reading.split for file in part.files) == [
+        file.path for file in unit.files
+    ]
 
 
 def test_two_studies_of_one_patient_side_by_side_are_two_units(tmp_path: Path) -> None:
-    for k, (study, spec) in enumerate((("5.1", T1), ("5.1", T2), ("5.2", T1), ("5.2", T2))):
-        write_series(tmp_path / "patient" / f"series{k}", spec.but(study=study, uid=f"{study}.{k}"))
-    assert [unit.key for unit in units_of(tmp_path)] == ["patient/series0", "patient/series2"]
+    for k, (study, spec) in enumerate(
+        (("5.1", T1), ("5.1", T2), ("5.2", T1), ("5.2", T2))
+    ):
+        write_series(
+            tmp_path / "patient" / f"series{k}",
+            spec.but(study=study, uid=f"{study}.{k}"),
+        )
+    assert [unit.key for unit in units_of(tmp_path)] == [
+        "patient/series0",
+        "patient/series2",
+    ]
 
 
-def test_first_unit_comes_before_the_last_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_unit_comes_before_the_last_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for study in ("1.1", "1.2", "1.3", "1.4"):
         write_study(tmp_path, study)
     listed: list[str] = []
@@ -135,8 +161,12 @@ def test_empty_input(tmp_path: Path) -> None:
 def test_digest_follows_the_files(tmp_path: Path) -> None:
     unit = WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2", 6)))
     assert unit.digest == WorkUnit("elsewhere", unit.files).digest
-    assert unit.digest != WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2", 7))).digest
-    assert unit.digest != WorkUnit("a", (InputFile("a/1", 5), InputFile("a/3", 6))).digest
+    assert (
+        unit.digest != WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2", 7))).digest
+    )
+    assert (
+        unit.digest != WorkUnit("a", (InputFile("a/1", 5), InputFile("a/3", 6))).digest
+    )
 
 
 def test_units_and_readings_travel_between_processes(tmp_path: Path) -> None:
@@ -147,7 +177,9 @@ def test_units_and_readings_travel_between_processes(tmp_path: Path) -> None:
     assert len(reading.studies[0].series) == 3
 
 
-def test_each_file_is_opened_once_more_than_peeked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_file_is_opened_once_more_than_peeked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_study(tmp_path, "1.1")
     (unit,) = units_of(tmp_path)
     opened: list[str] = []
@@ -166,7 +198,9 @@ def test_each_file_is_opened_once_more_than_peeked(tmp_path: Path, monkeypatch: 
 
 def test_names_that_are_no_unicode(tmp_path: Path) -> None:
     write_series(tmp_path / "s", T2)
-    os.rename(tmp_path / "s" / "004.dcm", os.fsencode(tmp_path / "s") + b"/\xff\xfe.dcm")
+    os.rename(
+        tmp_path / "s" / "004.dcm", os.fsencode(tmp_path / "s") + b"/\xff\xfe.dcm"
+    )
     (unit,) = units_of(tmp_path)
     assert len(unit.digest) == 64
     assert read_unit(tmp_path, unit).studies[0].series[0].slices == 8
@@ -177,7 +211,11 @@ def test_a_study_of_too_many_files_or_bytes(tmp_path: Path) -> None:
     (unit,) = units_of(tmp_path)
     for limits in (Limits(study_files=10), Limits(study_bytes=10_000)):
         (study,) = read_unit(tmp_path, unit, limits=limits).studies
-        assert (study.study_id, study.reason, study.series) == ("1.1", Reason.TOO_LARGE, ())
+        assert (study.study_id, study.reason, study.series) == (
+            "1.1",
+            Reason.TOO_LARGE,
+            (),
+        )
 
 
 def test_a_study_that_takes_too_long(tmp_path: Path) -> None:

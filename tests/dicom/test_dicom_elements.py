@@ -30,7 +30,13 @@ from raw_dicom import (
 )
 
 from spine_engine.dicom.elements import Elements, ParsedFile, parse
-from spine_engine.dicom.header import WANTED, check_is_image, read_image, series_uid, study_uid
+from spine_engine.dicom.header import (
+    WANTED,
+    check_is_image,
+    read_image,
+    series_uid,
+    study_uid,
+)
 from spine_engine.errors import Reason, StudyError
 
 ITEM_END = struct.pack("<HHL", 0xFFFE, 0xE00D, 0)
@@ -49,7 +55,13 @@ def reason_of(data: bytes) -> Reason | None:
 def whole(header: bytes, after: bytes = b"", syntax: str = EXPLICIT) -> bytes:
     """A file of a sound slice with ``header`` before its pixels and ``after`` behind them."""
     pixels = dataset({"PixelData": image(0)}, syntax)
-    return dicom({}, syntax) + dataset(mr(PixelData=None), syntax) + header + pixels + after
+    return (
+        dicom({}, syntax)
+        + dataset(mr(PixelData=None), syntax)
+        + header
+        + pixels
+        + after
+    )
 
 
 # --- how a file begins ------------------------------------------------------------------------------------------------
@@ -58,7 +70,15 @@ def whole(header: bytes, after: bytes = b"", syntax: str = EXPLICIT) -> bytes:
 def start(group: bytes, number: int, vr: bytes, length: int, order: str = "<") -> bytes:
     """The first element of a data set, and enough behind it."""
     head = group + struct.pack(order + "H", number)
-    return head + (vr + struct.pack(order + "H", length) if vr else struct.pack(order + "L", length)) + bytes(40)
+    return (
+        head
+        + (
+            vr + struct.pack(order + "H", length)
+            if vr
+            else struct.pack(order + "L", length)
+        )
+        + bytes(40)
+    )
 
 
 @pytest.mark.parametrize(
@@ -95,16 +115,24 @@ def test_what_begins_like_dicom(data: bytes, taken: bool) -> None:
     assert caught.value.reason is Reason.NOT_AN_IMAGE
 
 
-@pytest.mark.parametrize(("syntax", "told"), [(EXPLICIT, EXPLICIT), (IMPLICIT, IMPLICIT), (BIG, BIG)])
-def test_without_meta_information_the_first_element_tells_the_encoding(syntax: str, told: str) -> None:
+@pytest.mark.parametrize(
+    ("syntax", "told"), [(EXPLICIT, EXPLICIT), (IMPLICIT, IMPLICIT), (BIG, BIG)]
+)
+def test_without_meta_information_the_first_element_tells_the_encoding(
+    syntax: str, told: str
+) -> None:
     walked = parse(dicom(mr(), syntax, meta=False), WANTED)
     assert walked.transfer_syntax == told
     assert read_image(walked).rows == 8
     assert read_image(walked).frames[0].echo_time_ms == 100
 
 
-@pytest.mark.parametrize(("said", "really"), [(EXPLICIT, IMPLICIT), (IMPLICIT, EXPLICIT), (RLE, IMPLICIT)])
-def test_what_the_first_element_shows_outranks_the_meta_information(said: str, really: str) -> None:
+@pytest.mark.parametrize(
+    ("said", "really"), [(EXPLICIT, IMPLICIT), (IMPLICIT, EXPLICIT), (RLE, IMPLICIT)]
+)
+def test_what_the_first_element_shows_outranks_the_meta_information(
+    said: str, really: str
+) -> None:
     walked = parse(dicom({}, said) + dataset(mr(), really), WANTED)
     assert walked.transfer_syntax == said
     assert study_uid(walked) == "1.2.3"
@@ -114,7 +142,13 @@ def test_what_the_first_element_shows_outranks_the_meta_information(said: str, r
 def test_padding_of_the_transfer_syntax_is_no_part_of_it() -> None:
     for pad in (b"\0", b" "):
         meta = element(0x00020010, "UI", b"1.2.840.10008.1.2.1" + pad)
-        data = bytes(128) + b"DICM" + element(0x00020000, "UL", struct.pack("<L", len(meta))) + meta + dataset(mr())
+        data = (
+            bytes(128)
+            + b"DICM"
+            + element(0x00020000, "UL", struct.pack("<L", len(meta)))
+            + meta
+            + dataset(mr())
+        )
         assert parse(data, WANTED).transfer_syntax == EXPLICIT
 
 
@@ -174,7 +208,9 @@ def test_fragments_of_an_encapsulated_icon_are_stepped_over() -> None:
 @pytest.mark.parametrize("length", [b"\x06\0", b"??", b"zz", b"1A", b"A1", b"aB"])
 def test_an_element_without_a_vr_among_others_has_a_long_length(length: bytes) -> None:
     """Some writers change to implicit VR in the middle (PS3.5 6.2.2): where the VR would be, the length begins."""
-    data = whole(b"\x29\x00\x10\x10" + length + b"\0\0" + bytes(int.from_bytes(length, "little")))
+    data = whole(
+        b"\x29\x00\x10\x10" + length + b"\0\0" + bytes(int.from_bytes(length, "little"))
+    )
     assert reason_of(data) is None
     assert read_image(parse(data, WANTED)).columns == 6
 
@@ -185,7 +221,9 @@ def test_a_vr_that_is_not_known_has_a_short_length() -> None:
     assert read_image(parse(data, WANTED)).columns == 6
 
 
-@pytest.mark.parametrize("vr", ["OB", "OD", "OF", "OL", "OV", "OW", "SV", "UC", "UN", "UR", "UT", "UV"])
+@pytest.mark.parametrize(
+    "vr", ["OB", "OD", "OF", "OL", "OV", "OW", "SV", "UC", "UN", "UR", "UT", "UV"]
+)
 def test_long_vrs_have_long_lengths(vr: str) -> None:
     data = whole(element(0x00291010, vr, bytes(70_000)))
     assert reason_of(data) is None
@@ -208,14 +246,20 @@ def test_short_vrs_have_short_lengths(vr: str) -> None:
 def test_an_unknown_sequence_of_undefined_length_is_implicit_inside() -> None:
     """PS3.5 6.2.2 note 2: UN of undefined length holds implicit little endian items."""
     length_like_a_vr = int.from_bytes(b"DA", "little")
-    inside = element(0x00080060, "CS", b"CT", explicit=False) + element(0x00291011, "LO", b"x" * 30, explicit=False)
+    inside = element(0x00080060, "CS", b"CT", explicit=False) + element(
+        0x00291011, "LO", b"x" * 30, explicit=False
+    )
     inside += element(0x00291012, "LO", b"x" * length_like_a_vr, explicit=False)
-    data = whole(element(0x00291010, "UN", item(inside) + sequence_end(), undefined=True))
+    data = whole(
+        element(0x00291010, "UN", item(inside) + sequence_end(), undefined=True)
+    )
     assert reason_of(data) is None
     assert read_image(parse(data, WANTED)).modality == "MR"
 
 
-def test_a_wanted_sequence_may_be_unknown_and_of_defined_length_in_implicit_vr() -> None:
+def test_a_wanted_sequence_may_be_unknown_and_of_defined_length_in_implicit_vr() -> (
+    None
+):
     shared = [{"MREchoSequence": [{"EffectiveEchoTime": 77.0}]}]
     walked = parse(dicom(mr(SharedFunctionalGroupsSequence=shared), IMPLICIT), WANTED)
     assert read_image(walked).frames[0].echo_time_ms == 77
@@ -237,8 +281,14 @@ def test_damage_inside_a_sequence_that_is_wanted_is_damage() -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        b"\x40\x00\x75\x02SQ\0\0" + UNDEFINED + b"\x40\x00\x75\x02" + bytes(8),  # no item
-        b"\x40\x00\x75\x02SQ\0\0" + UNDEFINED + b"\xfe\xff\x00\xe0" + struct.pack("<L", 90_000),  # longer than the file
+        b"\x40\x00\x75\x02SQ\0\0"
+        + UNDEFINED
+        + b"\x40\x00\x75\x02"
+        + bytes(8),  # no item
+        b"\x40\x00\x75\x02SQ\0\0"
+        + UNDEFINED
+        + b"\xfe\xff\x00\xe0"
+        + struct.pack("<L", 90_000),  # longer than the file
         b"\x29\x00\x10\x10LO\xff\xff",
         b"\x29\x00\x10\x10OB\0\0" + struct.pack("<L", 90_000),
     ],
@@ -271,7 +321,9 @@ def test_a_sequence_ends_where_it_says() -> None:
 @pytest.mark.parametrize("cut", range(1, 12))
 def test_bytes_too_few_for_an_element_are_damage(cut: int) -> None:
     """A header that ends in the middle of an element, at any of its bytes."""
-    data = dicom({}) + dataset(mr(PixelData=None)) + element(0x00291010, "OB", b"")[:cut]
+    data = (
+        dicom({}) + dataset(mr(PixelData=None)) + element(0x00291010, "OB", b"")[:cut]
+    )
     assert parse(data, WANTED).dataset.damaged
     assert reason_of(data) is Reason.CORRUPT_FILE
 
@@ -306,12 +358,19 @@ FLAT: dict[str, st.SearchStrategy[Any]] = {
     "InstanceNumber": st.integers(-9999, 9999),
     "Rows": st.integers(0, 65535),
     "BitsStored": st.integers(0, 65535),
-    "SeriesInstanceUID": st.lists(st.integers(1, 99), min_size=1, max_size=8).map(lambda n: ".".join(map(str, n))),
+    "SeriesInstanceUID": st.lists(st.integers(1, 99), min_size=1, max_size=8).map(
+        lambda n: ".".join(map(str, n))
+    ),
     "ImageComments": st.text("abc", max_size=300),
     "EffectiveEchoTime": st.floats(-1e6, 1e6),
     "TemporalPositionIndex": st.integers(0, 2**32 - 1),
 }
-SEQUENCES = ("SharedFunctionalGroupsSequence", "PlanePositionSequence", "ReferencedImageSequence", "MREchoSequence")
+SEQUENCES = (
+    "SharedFunctionalGroupsSequence",
+    "PlanePositionSequence",
+    "ReferencedImageSequence",
+    "MREchoSequence",
+)
 
 
 @st.composite
@@ -321,7 +380,9 @@ def headers(draw: st.DrawFn, depth: int = 2) -> Dataset:
     for keyword in draw(st.lists(st.sampled_from(sorted(FLAT)), unique=True)):
         setattr(made, keyword, draw(FLAT[keyword]))
     if depth:
-        for keyword in draw(st.lists(st.sampled_from(SEQUENCES), unique=True, max_size=2)):
+        for keyword in draw(
+            st.lists(st.sampled_from(SEQUENCES), unique=True, max_size=2)
+        ):
             setattr(made, keyword, draw(st.lists(headers(depth - 1), max_size=2)))
             made[keyword].is_undefined_length = draw(st.booleans())
     return made
@@ -339,14 +400,30 @@ def as_read(elements: Elements, theirs: Dataset) -> None:
                 as_read(one, other)
         else:
             raw = Dataset()
-            raw.add_new(tag, vr.decode(), pydicom.values.convert_value(vr.decode(), as_raw(tag, vr, value, elements)))
+            raw.add_new(
+                tag,
+                vr.decode(),
+                pydicom.values.convert_value(
+                    vr.decode(), as_raw(tag, vr, value, elements)
+                ),
+            )
             assert raw[tag].value == wanted[tag].value
 
 
 def as_raw(tag: int, vr: bytes, value: bytes, elements: Elements) -> Any:
     from pydicom.dataelem import RawDataElement
 
-    return RawDataElement(pydicom.tag.Tag(tag), vr.decode(), len(value), value, 0, False, elements.little, True, True)
+    return RawDataElement(
+        pydicom.tag.Tag(tag),
+        vr.decode(),
+        len(value),
+        value,
+        0,
+        False,
+        elements.little,
+        True,
+        True,
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -355,7 +432,10 @@ def test_headers_are_read_as_pydicom_wrote_them(header: Dataset, syntax: str) ->
     header.ImageType = "ORIGINAL"
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = syntax
-    header.file_meta.MediaStorageSOPClassUID, header.file_meta.MediaStorageSOPInstanceUID = "1.2", "1.3"
+    (
+        header.file_meta.MediaStorageSOPClassUID,
+        header.file_meta.MediaStorageSOPInstanceUID,
+    ) = "1.2", "1.3"
     stream = io.BytesIO()
     dcmwrite(stream, header, enforce_file_format=True)
     walked = parse(stream.getvalue(), WANTED)

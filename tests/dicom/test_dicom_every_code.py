@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 from raw_dicom import AXIAL, dicom, encapsulated, image, mr, read_files, series
 
-from spine_engine.dicom import Limits, RefusedFile, RoleOverrides, WorkUnit, discover, reading
+from spine_engine.dicom import (
+    Limits,
+    RefusedFile,
+    RoleOverrides,
+    WorkUnit,
+    discover,
+    reading,
+)
 from spine_engine.errors import Reason, Warn
 from spine_engine.study import Role, Study
 
@@ -42,7 +49,9 @@ WARNINGS_ELSEWHERE = {
 
 def codes(title: str) -> list[str]:
     """The codes of the table rows under a heading of docs/reasons.md."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    section = (
+        PAGE.read_text(encoding="utf-8").split(f"\n## {title}\n")[1].split("\n## ")[0]
+    )
     return re.findall(r"^\| `([a-z0-9_]+)` \|", section, re.MULTILINE)
 
 
@@ -100,7 +109,14 @@ def not_a_volume(root: Path) -> Told:
 
 @reason
 def unsupported_transfer_syntax(root: Path) -> Told:
-    return told(root, {"video": dicom(mr(PixelData=encapsulated(b"\0\0\0\x01" * 9)), "1.2.840.10008.1.2.4.102")})
+    return told(
+        root,
+        {
+            "video": dicom(
+                mr(PixelData=encapsulated(b"\0\0\0\x01" * 9)), "1.2.840.10008.1.2.4.102"
+            )
+        },
+    )
 
 
 @reason
@@ -150,7 +166,11 @@ def unreadable(root: Path) -> Told:
 
 @reason
 def uid_collision(root: Path) -> Told:
-    return told(root, named("a", series()), named("b", series(SeriesInstanceUID="1.2.3.2", PatientID="OTHER")))
+    return told(
+        root,
+        named("a", series()),
+        named("b", series(SeriesInstanceUID="1.2.3.2", PatientID="OTHER")),
+    )
 
 
 @reason
@@ -188,8 +208,14 @@ def no_memory(*_: object) -> None:
         ("out_of_memory", [], 0),
     ],
 )
-def test_a_study_carries_the_reason(tmp_path: Path, code: str, series_reasons: list[str | None], files: int) -> None:
-    assert REASONS[code](tmp_path) == (Reason(code), series_reasons, [Reason(code)] * files)
+def test_a_study_carries_the_reason(
+    tmp_path: Path, code: str, series_reasons: list[str | None], files: int
+) -> None:
+    assert REASONS[code](tmp_path) == (
+        Reason(code),
+        series_reasons,
+        [Reason(code)] * files,
+    )
 
 
 @pytest.mark.parametrize("code", ["not_an_image", "not_a_regular_file", "unreadable"])
@@ -203,7 +229,9 @@ T1 = {"SeriesInstanceUID": "1.2.3.2", "EchoTime": 10, "RepetitionTime": 550}
 AX = {"SeriesInstanceUID": "1.2.3.3", "ImageOrientationPatient": AXIAL}
 
 
-def warnings_of(root: Path, *groups: dict[str, bytes], overrides: RoleOverrides | None = None) -> tuple[Warn, ...]:
+def warnings_of(
+    root: Path, *groups: dict[str, bytes], overrides: RoleOverrides | None = None
+) -> tuple[Warn, ...]:
     """The warnings of a study of three sound series and ``groups``; the sagittal T2 comes with the case."""
     whole = (named("t1", series(**T1)), named("ax", series(**AX)), *groups)
     files = dict(chain(*(group.items() for group in whole)))
@@ -213,7 +241,9 @@ def warnings_of(root: Path, *groups: dict[str, bytes], overrides: RoleOverrides 
 
 
 def at(*positions: float) -> dict[str, bytes]:
-    return {f"{i}": dicom(mr(i, at_mm=position)) for i, position in enumerate(positions)}
+    return {
+        f"{i}": dicom(mr(i, at_mm=position)) for i, position in enumerate(positions)
+    }
 
 
 def gap(root: Path) -> tuple[Warn, ...]:
@@ -233,23 +263,39 @@ def dup_file(root: Path) -> tuple[Warn, ...]:
 
 
 def slice_dropped(root: Path) -> tuple[Warn, ...]:
-    return warnings_of(root, series(), {"lost": dicom(mr(8, ImagePositionPatient=None))})
+    return warnings_of(
+        root, series(), {"lost": dicom(mr(8, ImagePositionPatient=None))}
+    )
 
 
 def mixed_matrix(root: Path) -> tuple[Warn, ...]:
-    return warnings_of(root, series(), {f"x{i}": dicom(mr(i, at_mm=4 * i + 1, Rows=4)) for i in range(3)})
+    return warnings_of(
+        root,
+        series(),
+        {f"x{i}": dicom(mr(i, at_mm=4 * i + 1, Rows=4)) for i in range(3)},
+    )
 
 
 def series_refused(root: Path) -> tuple[Warn, ...]:
-    return warnings_of(root, series(), named("x", series(SeriesInstanceUID="1.2.3.4", PixelSpacing=None)))
+    return warnings_of(
+        root,
+        series(),
+        named("x", series(SeriesInstanceUID="1.2.3.4", PixelSpacing=None)),
+    )
 
 
 def frame_of_reference(root: Path) -> tuple[Warn, ...]:
-    return warnings_of(root, series(FrameOfReferenceUID="1.1"), named("t1", series(**T1, FrameOfReferenceUID="1.2")))
+    return warnings_of(
+        root,
+        series(FrameOfReferenceUID="1.1"),
+        named("t1", series(**T1, FrameOfReferenceUID="1.2")),
+    )
 
 
 def role_overridden(root: Path) -> tuple[Warn, ...]:
-    stated = RoleOverrides({("1.2.3", "1.2.3.1"): Role.SAGITTAL_T2, ("1.2.3", "1.2.3.3"): Role.SAGITTAL_T2})
+    stated = RoleOverrides(
+        {("1.2.3", "1.2.3.1"): Role.SAGITTAL_T2, ("1.2.3", "1.2.3.3"): Role.SAGITTAL_T2}
+    )
     return warnings_of(root, series(), overrides=stated)
 
 
@@ -274,7 +320,9 @@ def no_axial_t2(root: Path) -> tuple[Warn, ...]:
 
 
 def study_of(root: Path, *groups: dict[str, bytes]) -> Study:
-    files = dict(chain(*(named(f"{i}", group).items() for i, group in enumerate(groups))))
+    files = dict(
+        chain(*(named(f"{i}", group).items() for i, group in enumerate(groups)))
+    )
     (study,) = read_files(root, files).studies
     return study
 
@@ -286,7 +334,9 @@ WARNING_CASES: Sequence[Callable[[Path], tuple[Warn, ...]]] = (
 
 
 @pytest.mark.parametrize("case", WARNING_CASES, ids=lambda case: case.__name__)
-def test_a_study_carries_this_warning_and_no_other(tmp_path: Path, case: Callable[[Path], tuple[Warn, ...]]) -> None:
+def test_a_study_carries_this_warning_and_no_other(
+    tmp_path: Path, case: Callable[[Path], tuple[Warn, ...]]
+) -> None:
     assert case(tmp_path) == (Warn(case.__name__),)
 
 
@@ -302,15 +352,31 @@ def test_no_reason_of_the_page_is_without_a_test() -> None:
 
 
 def test_no_warning_of_the_page_is_without_a_test() -> None:
-    assert sorted([*(case.__name__ for case in WARNING_CASES), *WARNINGS_ELSEWHERE]) == sorted(codes("Warnings"))
+    assert sorted(
+        [*(case.__name__ for case in WARNING_CASES), *WARNINGS_ELSEWHERE]
+    ) == sorted(codes("Warnings"))
 
 
-@pytest.mark.parametrize(("code", "file"), sorted((REASONS_ELSEWHERE | WARNINGS_ELSEWHERE).items()))
+@pytest.mark.parametrize(
+    ("code", "file"), sorted((REASONS_ELSEWHERE | WARNINGS_ELSEWHERE).items())
+)
 def test_the_file_that_holds_a_code_elsewhere_names_it(code: str, file: str) -> None:
-    assert re.search(rf"\b(Reason|Warn)\.{code.upper()}\b|[\"']{code}[\"']", (TESTS / file).read_text(encoding="utf-8"))
+    assert re.search(
+        rf"\b(Reason|Warn)\.{code.upper()}\b|[\"']{code}[\"']",
+        (TESTS / file).read_text(encoding="utf-8"),
+    )
 
 
 def test_warnings_come_in_the_order_of_the_page(tmp_path: Path) -> None:
-    files = at(0, 4, 8, 16, 20, 24) | {"copy": dicom(mr(0, at_mm=0)), "lost": dicom(mr(9, PixelSpacing=None))}
+    files = at(0, 4, 8, 16, 20, 24) | {
+        "copy": dicom(mr(0, at_mm=0)),
+        "lost": dicom(mr(9, PixelSpacing=None)),
+    }
     (study,) = read_files(tmp_path, files).studies
-    assert study.warnings == (Warn.GAP, Warn.DUP_FILE, Warn.SLICE_DROPPED, Warn.NO_SAGITTAL_T1, Warn.NO_AXIAL_T2)
+    assert study.warnings == (
+        Warn.GAP,
+        Warn.DUP_FILE,
+        Warn.SLICE_DROPPED,
+        Warn.NO_SAGITTAL_T1,
+        Warn.NO_AXIAL_T2,
+    )

@@ -11,12 +11,31 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dicom_builder import EXPLICIT, IMPLICIT, RLE, T1, T2, datasets, enhanced, image, write, write_series
+from dicom_builder import (
+    EXPLICIT,
+    IMPLICIT,
+    RLE,
+    T1,
+    T2,
+    datasets,
+    enhanced,
+    image,
+    write,
+    write_series,
+)
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.sequence import Sequence
 
-from spine_engine.dicom import Limits, WorkUnit, discover, elements, files, pixels, read_unit
+from spine_engine.dicom import (
+    Limits,
+    WorkUnit,
+    discover,
+    elements,
+    files,
+    pixels,
+    read_unit,
+)
 from spine_engine.dicom.elements import ParsedFile, parse
 from spine_engine.dicom.header import WANTED, read_image
 from spine_engine.errors import StudyError
@@ -32,8 +51,18 @@ def with_nested(ds: Dataset, index: int) -> None:
 
 
 def seen(walked: ParsedFile) -> tuple[Any, ...]:
-    place = walked.pixel_data and (walked.pixel_data.start, walked.pixel_data.length, walked.pixel_data.encapsulated)
-    return (str(walked.dataset), str(walked.meta), walked.transfer_syntax, place, str(walked.refusal))
+    place = walked.pixel_data and (
+        walked.pixel_data.start,
+        walked.pixel_data.length,
+        walked.pixel_data.encapsulated,
+    )
+    return (
+        str(walked.dataset),
+        str(walked.meta),
+        walked.transfer_syntax,
+        place,
+        str(walked.refusal),
+    )
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, RLE, "1.2.840.10008.1.2.2"])
@@ -51,18 +80,28 @@ def test_the_quick_walk_sees_what_the_thorough_one_sees(
         ]
         cases.append(data.replace(b"\x08\0\x60\0CS", b"\xfe\xff\x0d\xe0CS"))
         for _ in range(60):
-            broken = bytearray(data[: damage.choice((len(data), damage.randrange(140, len(data))))])
+            broken = bytearray(
+                data[: damage.choice((len(data), damage.randrange(140, len(data))))]
+            )
             for _ in range(damage.choice((1, 3))):
-                broken[damage.randrange(132, min(len(broken), 1300))] = damage.choice((0, 0xFE, 0xFF, 0x10, 0xE0))
+                broken[damage.randrange(132, min(len(broken), 1300))] = damage.choice(
+                    (0, 0xFE, 0xFF, 0x10, 0xE0)
+                )
             cases.append(bytes(broken))
     quick = [seen(parse(data, WANTED)) for data in cases]
-    monkeypatch.setattr(elements, "_SHORT_LENGTHS", 1 << 40)  # no limit is that high: every element goes the long way
+    monkeypatch.setattr(
+        elements, "_SHORT_LENGTHS", 1 << 40
+    )  # no limit is that high: every element goes the long way
     assert quick == [seen(parse(data, WANTED)) for data in cases]
 
 
 def test_the_quick_walk_keeps_the_header_limit(tmp_path: Path) -> None:
-    path = write(tmp_path / "a", datasets(T2.but(extra={"ImageComments": "x" * 5_000}))[0])
-    assert parse(path.read_bytes(), WANTED, Limits(header_bytes=4_000)).refusal is not None
+    path = write(
+        tmp_path / "a", datasets(T2.but(extra={"ImageComments": "x" * 5_000}))[0]
+    )
+    assert (
+        parse(path.read_bytes(), WANTED, Limits(header_bytes=4_000)).refusal is not None
+    )
 
 
 def item(value: bytes) -> bytes:
@@ -109,11 +148,19 @@ def test_a_fragment_that_is_a_frame_is_pydicoms_frame(data: bytes, quick: bool) 
 @pytest.mark.parametrize("bits", [12, 16])
 @pytest.mark.parametrize("signed", [False, True])
 @pytest.mark.parametrize("dirty", [False, True])
-def test_values_in_place_are_the_values(tmp_path: Path, bits: int, signed: bool, dirty: bool) -> None:
+def test_values_in_place_are_the_values(
+    tmp_path: Path, bits: int, signed: bool, dirty: bool
+) -> None:
     """The extremes of the stored range, with clean and with dirty unused bits, as arithmetic says they must be."""
-    low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    low, high = (
+        (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
+    )
     wanted = np.resize(np.array([low, low + 1, 0, high - 1, high]), (32, 28))
-    stored = (wanted % (1 << bits) + (0x3000 if dirty and bits == 12 else 0)) if dirty else wanted % (1 << 16)
+    stored = (
+        (wanted % (1 << bits) + (0x3000 if dirty and bits == 12 else 0))
+        if dirty
+        else wanted % (1 << 16)
+    )
     ds = datasets(T2)[0]
     ds.BitsStored, ds.HighBit, ds.PixelRepresentation = bits, bits - 1, int(signed)
     ds.PixelData = stored.astype("<u2").tobytes()
@@ -126,7 +173,9 @@ def test_values_in_place_are_the_values(tmp_path: Path, bits: int, signed: bool,
 
 
 @pytest.mark.parametrize(("junk", "in_place"), [(0, True), (100_000, False)])
-def test_a_view_never_keeps_a_large_file_for_a_few_pixels(tmp_path: Path, junk: int, in_place: bool) -> None:
+def test_a_view_never_keeps_a_large_file_for_a_few_pixels(
+    tmp_path: Path, junk: int, in_place: bool
+) -> None:
     (path,) = write_series(tmp_path, T2.but(offsets_mm=(0.0,), rows=128, columns=128))
     data = path.read_bytes() + bytes(junk)
     walked = parse(data, WANTED)
@@ -151,7 +200,11 @@ def test_each_file_is_opened_once_and_closed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_study: bool
 ) -> None:
     write_series(tmp_path, T2, [f"a{i}" for i in range(8)])
-    write_series(tmp_path, T1.but(study="1.2.9" if other_study else "1.2.3"), [f"b{i}" for i in range(8)])
+    write_series(
+        tmp_path,
+        T1.but(study="1.2.9" if other_study else "1.2.3"),
+        [f"b{i}" for i in range(8)],
+    )
     write(tmp_path / "c", enhanced(T1.but(uid="1.2.3.7")))
     (tmp_path / "d").write_bytes(b"no DICOM")
     (unit,) = (found for found in discover(tmp_path) if isinstance(found, WorkUnit))
@@ -186,4 +239,8 @@ def test_files_opened_ahead_are_closed_when_reading_ends_early(tmp_path: Path) -
 
 def open_descriptors() -> set[str]:
     """The descriptors of this process, but for the one that lists them."""
-    return {name for name in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{name}")}
+    return {
+        name
+        for name in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{name}")
+    }

@@ -8,7 +8,13 @@ import pytest
 from raw_dicom import BIG, IMPLICIT, SAGITTAL, dicom, image_of, mr
 
 from spine_engine.dicom.elements import parse
-from spine_engine.dicom.header import WANTED, FrameHeader, check_is_image, read_image, study_uid
+from spine_engine.dicom.header import (
+    WANTED,
+    FrameHeader,
+    check_is_image,
+    read_image,
+    study_uid,
+)
 from spine_engine.errors import Reason, StudyError
 
 
@@ -21,7 +27,11 @@ def frame_of(**changes: Any) -> FrameHeader:
     [
         ("series_uid", {}, "1.2.3.1"),
         ("series_uid", {"SeriesInstanceUID": None}, ""),
-        ("patient", {"PatientBirthDate": "19600102"}, ("PATIENT", "19600102", "DOE^JANE")),
+        (
+            "patient",
+            {"PatientBirthDate": "19600102"},
+            ("PATIENT", "19600102", "DOE^JANE"),
+        ),
         ("patient", {"PatientID": None, "PatientName": None}, ("", "", "")),
         ("modality", {"Modality": "mr"}, "MR"),
         ("modality", {"Modality": None}, ""),
@@ -50,15 +60,39 @@ def frame_of(**changes: Any) -> FrameHeader:
         ("frame_of_reference", {}, ""),
         ("scanning_sequence", {"ScanningSequence": "SE\\ ir "}, ("SE", "IR")),
         ("scanning_sequence", {"ScanningSequence": None}, ()),
-        ("scanning_sequence", {"ScanningSequence": None, "EchoPulseSequence": "SPIN"}, ("SE",)),
-        ("scanning_sequence", {"ScanningSequence": None, "EchoPulseSequence": "GRADIENT"}, ("GR",)),
-        ("scanning_sequence", {"ScanningSequence": None, "EchoPulseSequence": "both"}, ("SE", "GR")),
-        ("scanning_sequence", {"ScanningSequence": None, "EchoPulseSequence": "OTHER"}, ()),
-        ("scanning_sequence", {"ScanningSequence": "SE", "EchoPulseSequence": "GRADIENT"}, ("SE",)),
+        (
+            "scanning_sequence",
+            {"ScanningSequence": None, "EchoPulseSequence": "SPIN"},
+            ("SE",),
+        ),
+        (
+            "scanning_sequence",
+            {"ScanningSequence": None, "EchoPulseSequence": "GRADIENT"},
+            ("GR",),
+        ),
+        (
+            "scanning_sequence",
+            {"ScanningSequence": None, "EchoPulseSequence": "both"},
+            ("SE", "GR"),
+        ),
+        (
+            "scanning_sequence",
+            {"ScanningSequence": None, "EchoPulseSequence": "OTHER"},
+            (),
+        ),
+        (
+            "scanning_sequence",
+            {"ScanningSequence": "SE", "EchoPulseSequence": "GRADIENT"},
+            ("SE",),
+        ),
         ("contrast_agent", {}, False),
         ("contrast_agent", {"ContrastBolusAgent": "GD"}, True),
         ("contrast_agent", {"ContrastBolusAgent": "  "}, False),
-        ("texts", {"ProtocolName": "t2 Sag", "SequenceName": "*se2d1"}, ("WORDS", "T2 SAG", "*SE2D1")),
+        (
+            "texts",
+            {"ProtocolName": "t2 Sag", "SequenceName": "*se2d1"},
+            ("WORDS", "T2 SAG", "*SE2D1"),
+        ),
         ("texts", {"SeriesDescription": None}, ("", "", "")),
         ("series_number", {"SeriesNumber": 7}, 7),
         ("series_number", {"SeriesNumber": None}, 0),
@@ -69,7 +103,9 @@ def frame_of(**changes: Any) -> FrameHeader:
     ],
 )
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", IMPLICIT, BIG])
-def test_what_a_file_says_once(syntax: str, attribute: str, changes: dict[str, Any], value: object) -> None:
+def test_what_a_file_says_once(
+    syntax: str, attribute: str, changes: dict[str, Any], value: object
+) -> None:
     assert getattr(image_of(syntax, **changes), attribute) == value
 
 
@@ -101,7 +137,14 @@ def test_fat_suppression_is_told_by_options(option: str, keyword: str) -> None:
         ("position_mm", {"ImagePositionPatient": " 1 \\ 2 \\ 3 "}, (1.0, 2.0, 3.0)),
         (
             "position_mm",
-            {"ImagePositionPatient": "0" * 60 + "1\\" + "0" * 60 + "2\\" + "0" * 60 + "3"},
+            {
+                "ImagePositionPatient": "0" * 60
+                + "1\\"
+                + "0" * 60
+                + "2\\"
+                + "0" * 60
+                + "3"
+            },
             (1.0, 2.0, 3.0),
         ),
         ("position_mm", {"ImagePositionPatient": ""}, None),
@@ -140,19 +183,39 @@ def test_fat_suppression_is_told_by_options(option: str, keyword: str) -> None:
         ("image_type", {"ImageType": "original\\Primary "}, ("ORIGINAL", "PRIMARY")),
         ("image_type", {"FrameType": "DERIVED\\X"}, ("DERIVED", "X")),
         ("image_type", {"ImageType": None}, ()),
-        ("acquired", {"AcquisitionDate": "20240102", "AcquisitionTime": "101112.5"}, "20240102101112.5"),
-        ("acquired", {"AcquisitionDate": "20240102", "FrameAcquisitionDateTime": "20230101"}, "20230101"),
+        (
+            "acquired",
+            {"AcquisitionDate": "20240102", "AcquisitionTime": "101112.5"},
+            "20240102101112.5",
+        ),
+        (
+            "acquired",
+            {"AcquisitionDate": "20240102", "FrameAcquisitionDateTime": "20230101"},
+            "20230101",
+        ),
         ("acquired", {}, ""),
     ],
 )
-def test_what_a_file_says_of_its_slice(attribute: str, changes: dict[str, Any], value: object) -> None:
+def test_what_a_file_says_of_its_slice(
+    attribute: str, changes: dict[str, Any], value: object
+) -> None:
     assert getattr(frame_of(**changes), attribute) == value
 
 
 @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.1", IMPLICIT, BIG])
 def test_binary_numbers_have_the_order_of_the_file(syntax: str) -> None:
-    image = image_of(syntax, EffectiveEchoTime=77.25, TemporalPositionIndex=70_000, Rows=258, PixelData=b"")
-    assert (image.frames[0].echo_time_ms, image.frames[0].temporal, image.rows) == (77.25, 70_000, 258)
+    image = image_of(
+        syntax,
+        EffectiveEchoTime=77.25,
+        TemporalPositionIndex=70_000,
+        Rows=258,
+        PixelData=b"",
+    )
+    assert (image.frames[0].echo_time_ms, image.frames[0].temporal, image.rows) == (
+        77.25,
+        70_000,
+        258,
+    )
 
 
 def test_numbers_may_come_in_another_vr() -> None:
@@ -179,14 +242,21 @@ def group(**values: Any) -> list[dict[str, Any]]:
         "PixelSpacing": "PixelMeasuresSequence",
         "ImageOrientationPatient": "PlaneOrientationSequence",
     }
-    return [{sequence[keyword]: [{keyword: value}] for keyword, value in values.items()}]
+    return [
+        {sequence[keyword]: [{keyword: value}] for keyword, value in values.items()}
+    ]
 
 
 def test_a_frames_own_group_outranks_the_shared_one_and_that_the_data_set() -> None:
     image = image_of(
         NumberOfFrames=3,
-        PerFrameFunctionalGroupsSequence=[*group(EffectiveEchoTime=10.0), *group(StackID="2")],
-        SharedFunctionalGroupsSequence=group(EffectiveEchoTime=20.0, RepetitionTime=2000),
+        PerFrameFunctionalGroupsSequence=[
+            *group(EffectiveEchoTime=10.0),
+            *group(StackID="2"),
+        ],
+        SharedFunctionalGroupsSequence=group(
+            EffectiveEchoTime=20.0, RepetitionTime=2000
+        ),
     )
     assert [frame.echo_time_ms for frame in image.frames] == [10.0, 20.0, 20.0]
     assert [frame.stack_id for frame in image.frames] == ["", "2", ""]
@@ -209,14 +279,26 @@ def test_every_functional_group_is_read() -> None:
         "ImageOrientationPatient": (1, 0, 0, 0, 1, 0),
     }
     frame = image_of(SharedFunctionalGroupsSequence=group(**values)).frames[0]
-    assert (frame.echo_time_ms, frame.repetition_time_ms, frame.inversion_time_ms) == (91, 3100, 150)
+    assert (frame.echo_time_ms, frame.repetition_time_ms, frame.inversion_time_ms) == (
+        91,
+        3100,
+        150,
+    )
     assert (frame.position_mm, frame.orientation) == ((1, 2, 3), (1, 0, 0, 0, 1, 0))
-    assert (frame.stack_id, frame.slope, frame.b_value, frame.spacing_mm) == ("9", 3, 500, (0.5, 0.25))
+    assert (frame.stack_id, frame.slope, frame.b_value, frame.spacing_mm) == (
+        "9",
+        3,
+        500,
+        (0.5, 0.25),
+    )
     assert frame.image_type == ("ORIGINAL", "A")
 
 
 def test_a_frames_time_is_its_own_else_that_of_the_file() -> None:
-    own = [{"FrameContentSequence": [{"FrameAcquisitionDateTime": "20240505"}]}, {"FrameContentSequence": []}]
+    own = [
+        {"FrameContentSequence": [{"FrameAcquisitionDateTime": "20240505"}]},
+        {"FrameContentSequence": []},
+    ]
     image = image_of(
         NumberOfFrames=2,
         AcquisitionDate="20240101",
@@ -228,7 +310,14 @@ def test_a_frames_time_is_its_own_else_that_of_the_file() -> None:
 
 
 def test_only_the_first_item_of_a_group_counts() -> None:
-    groups = [{"MREchoSequence": [{"EffectiveEchoTime": 10.0}, {"EffectiveEchoTime": 20.0, "RepetitionTime": 7}]}]
+    groups = [
+        {
+            "MREchoSequence": [
+                {"EffectiveEchoTime": 10.0},
+                {"EffectiveEchoTime": 20.0, "RepetitionTime": 7},
+            ]
+        }
+    ]
     frame = image_of(PerFrameFunctionalGroupsSequence=groups).frames[0]
     assert (frame.echo_time_ms, frame.repetition_time_ms) == (10, 3500)
 
@@ -246,7 +335,17 @@ def test_frames_without_groups_share_everything() -> None:
 
 
 def test_one_frame_with_groups_is_one_frame() -> None:
-    assert len(image_of(PerFrameFunctionalGroupsSequence=[*group(StackID="1"), *group(StackID="2")]).frames) == 1
+    assert (
+        len(
+            image_of(
+                PerFrameFunctionalGroupsSequence=[
+                    *group(StackID="1"),
+                    *group(StackID="2"),
+                ]
+            ).frames
+        )
+        == 1
+    )
 
 
 # --- which files are images -------------------------------------------------------------------------------------------
@@ -278,12 +377,30 @@ def reason_of(meta_class: str = "", **changes: Any) -> Reason | None:
 def test_objects_that_hold_no_image(sop_class: str) -> None:
     assert reason_of(SOPClassUID=sop_class) is Reason.NOT_AN_IMAGE
     assert reason_of(meta_class=sop_class, SOPClassUID=None) is Reason.NOT_AN_IMAGE
-    assert reason_of(meta_class=sop_class) is None, "the data set's own class outranks the meta information's"
+    assert reason_of(meta_class=sop_class) is None, (
+        "the data set's own class outranks the meta information's"
+    )
 
 
 @pytest.mark.parametrize(
     "modality",
-    ["SR", "PR", "KO", "SEG", "DOC", "REG", "FID", "PLAN", "RTSTRUCT", "RTPLAN", "RTDOSE", "ECG", "HD", "AU", "sr"],
+    [
+        "SR",
+        "PR",
+        "KO",
+        "SEG",
+        "DOC",
+        "REG",
+        "FID",
+        "PLAN",
+        "RTSTRUCT",
+        "RTPLAN",
+        "RTDOSE",
+        "ECG",
+        "HD",
+        "AU",
+        "sr",
+    ],
 )
 def test_modalities_that_hold_no_image(modality: str) -> None:
     assert reason_of(Modality=modality) is Reason.NOT_AN_IMAGE
@@ -298,18 +415,29 @@ def test_modalities_that_may_hold_one(modality: str | None) -> None:
     ("changes", "reason"),
     [
         ({}, Reason.CORRUPT_FILE),
-        ({"Modality": "mr", "ImagePositionPatient": None, "Rows": None}, Reason.CORRUPT_FILE),
+        (
+            {"Modality": "mr", "ImagePositionPatient": None, "Rows": None},
+            Reason.CORRUPT_FILE,
+        ),
         ({"Modality": "OT", "ImagePositionPatient": None}, Reason.CORRUPT_FILE),
         ({"Modality": "OT", "Rows": None}, Reason.CORRUPT_FILE),
-        ({"Modality": "OT", "Rows": None, "ImagePositionPatient": None}, Reason.NOT_AN_IMAGE),
-        ({"Modality": None, "Rows": None, "ImagePositionPatient": None}, Reason.NOT_AN_IMAGE),
+        (
+            {"Modality": "OT", "Rows": None, "ImagePositionPatient": None},
+            Reason.NOT_AN_IMAGE,
+        ),
+        (
+            {"Modality": None, "Rows": None, "ImagePositionPatient": None},
+            Reason.NOT_AN_IMAGE,
+        ),
     ],
 )
 def test_a_file_without_pixels(changes: dict[str, Any], reason: Reason) -> None:
     assert reason_of(PixelData=None, **changes) is reason
 
 
-@pytest.mark.parametrize(("uid", "key"), [("1" * 64, "1" * 64), ("1" * 65, ""), ("", ""), (" 1.2 ", "1.2")])
+@pytest.mark.parametrize(
+    ("uid", "key"), [("1" * 64, "1" * 64), ("1" * 65, ""), ("", ""), (" 1.2 ", "1.2")]
+)
 def test_study_uids_have_at_most_64_characters(uid: str, key: str) -> None:
     assert study_uid(parse(dicom(mr(StudyInstanceUID=uid)), WANTED)) == key
 

@@ -25,7 +25,12 @@ def folder(tmp_path: Path) -> Path:
 def run(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(inspect)
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160", "TERM": "dumb"}, catch_exceptions=False)
+    return CliRunner().invoke(
+        app,
+        list(arguments),
+        env={"COLUMNS": "160", "TERM": "dumb"},
+        catch_exceptions=False,
+    )
 
 
 def test_json_has_one_study_a_line(folder: Path) -> None:
@@ -46,15 +51,28 @@ def test_json_has_one_study_a_line(folder: Path) -> None:
 
 def test_table_shows_roles_stacks_and_why(folder: Path) -> None:
     shown = run(str(folder)).stdout
-    for words in ("study 1.2.3", "sagittal_t1", "axial [red]", "8 x 32 x 28", "TE 100 ms", "not_an_image"):
+    for words in (
+        "study 1.2.3",
+        "sagittal_t1",
+        "axial [red]",
+        "8 x 32 x 28",
+        "TE 100 ms",
+        "not_an_image",
+    ):
         assert words in shown
     assert "JANE" not in shown
 
 
 def test_a_series_descriptions_states_roles(folder: Path, tmp_path: Path) -> None:
     roles = tmp_path / "roles.csv"
-    roles.write_text("study_id,series_id,role\n1.2.3,t1,sagittal_t2\n1.2.3,t2,sagittal_t1\n")
-    study = json.loads(run(str(folder), "--json", "--series-descriptions", str(roles)).stdout.splitlines()[0])
+    roles.write_text(
+        "study_id,series_id,role\n1.2.3,t1,sagittal_t2\n1.2.3,t2,sagittal_t1\n"
+    )
+    study = json.loads(
+        run(
+            str(folder), "--json", "--series-descriptions", str(roles)
+        ).stdout.splitlines()[0]
+    )
     stated = {series["path"]: series["role"] for series in study["series"]}
     assert stated["study/t1"] == "sagittal_t2"
     assert stated["study/t2"] == "sagittal_t1"

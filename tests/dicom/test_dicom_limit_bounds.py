@@ -83,14 +83,32 @@ def test_the_limits_are_those_of_the_documentation() -> None:
         ({"matrix": 8}, {"matrix": 7}, {"Rows": 6, "Columns": 8}),
         ({"frames": 3}, {"frames": 2}, {"NumberOfFrames": 3}),
         ({"frame_bytes": 96}, {"frame_bytes": 95}, {}),  # 8 x 6 pixels of 2 bytes
-        ({"frame_bytes": 96}, {"frame_bytes": 95}, {"BitsAllocated": 8, "BitsStored": 8}),  # decoded to 2 bytes
+        (
+            {"frame_bytes": 96},
+            {"frame_bytes": 95},
+            {"BitsAllocated": 8, "BitsStored": 8},
+        ),  # decoded to 2 bytes
         ({"frame_bytes": 192}, {"frame_bytes": 191}, {"BitsAllocated": 32}),
         ({"frame_bytes": 288}, {"frame_bytes": 287}, {"SamplesPerPixel": 3}),
         ({"frame_bytes": 96}, {"frame_bytes": 95}, {"SamplesPerPixel": 0}),
     ],
-    ids=["rows", "columns", "frames", "frame", "8 bits", "32 bits", "colour", "no samples"],
+    ids=[
+        "rows",
+        "columns",
+        "frames",
+        "frame",
+        "8 bits",
+        "32 bits",
+        "colour",
+        "no samples",
+    ],
 )
-def test_declared_sizes(syntax: str, inside: dict[str, int], outside: dict[str, int], changes: dict[str, int]) -> None:
+def test_declared_sizes(
+    syntax: str,
+    inside: dict[str, int],
+    outside: dict[str, int],
+    changes: dict[str, int],
+) -> None:
     data = stored(syntax, **changes)
     assert outcome(data, **inside) is None
     assert outcome(data, **outside) is Reason.TOO_LARGE
@@ -101,7 +119,10 @@ def test_the_default_matrix_and_frame(syntax: str) -> None:
     assert outcome(stored(syntax, Rows=16_384, PixelData=b"")) is None
     assert outcome(stored(syntax, Rows=16_385, PixelData=b"")) is Reason.TOO_LARGE
     assert outcome(stored(syntax, Rows=16_384, Columns=8_192, PixelData=b"")) is None
-    assert outcome(stored(syntax, Rows=16_384, Columns=8_193, PixelData=b"")) is Reason.TOO_LARGE
+    assert (
+        outcome(stored(syntax, Rows=16_384, Columns=8_193, PixelData=b""))
+        is Reason.TOO_LARGE
+    )
     assert outcome(stored(syntax, NumberOfFrames=10_001)) is Reason.TOO_LARGE
 
 
@@ -148,7 +169,9 @@ def test_pixels_are_no_element() -> None:
 @pytest.mark.parametrize("explicit", [True, False])
 @pytest.mark.parametrize("undefined", [True, False])
 @pytest.mark.parametrize(("nesting", "limits"), [(64, {}), (3, {"nesting": 3})])
-def test_nesting(order: str, explicit: bool, undefined: bool, nesting: int, limits: dict[str, int]) -> None:
+def test_nesting(
+    order: str, explicit: bool, undefined: bool, nesting: int, limits: dict[str, int]
+) -> None:
     if order == ">" and not explicit:
         order = "<"  # there is no implicit big endian
     syntax = BIG if order == ">" else EXPLICIT if explicit else IMPLICIT
@@ -156,7 +179,10 @@ def test_nesting(order: str, explicit: bool, undefined: bool, nesting: int, limi
         inner = b""
         for _ in range(depth):
             inner = sequence(inner, order, explicit, undefined)
-        head, pixels = dataset(mr(PixelData=None), syntax), dataset({"PixelData": image(0)}, syntax)
+        head, pixels = (
+            dataset(mr(PixelData=None), syntax),
+            dataset({"PixelData": image(0)}, syntax),
+        )
         assert outcome(dicom({}, syntax) + head + inner + pixels, **limits) is expected
 
 
@@ -171,7 +197,10 @@ def sequence(inner: bytes, order: str, explicit: bool, undefined: bool) -> bytes
 
 
 def test_items_of_a_sequence() -> None:
-    groups = [{"PlanePositionSequence": [{"ImagePositionPatient": (0, 0, i)}]} for i in range(3)]
+    groups = [
+        {"PlanePositionSequence": [{"ImagePositionPatient": (0, 0, i)}]}
+        for i in range(3)
+    ]
     data = dicom(mr(PerFrameFunctionalGroupsSequence=groups))
     assert outcome(data, frames=3) is None
     assert outcome(data, frames=2) is Reason.TOO_LARGE
@@ -181,8 +210,13 @@ def test_items_of_a_sequence() -> None:
 def test_inflation(over: int) -> None:
     """What grows by the limit's factor is read, what grows by more is not."""
     data = dicom(mr(PixelData=bytes(20_000), Rows=100, Columns=100), DEFLATED)
-    small, large = len(data) - data.index(b"1.2.840.10008.1.2.1.99") - 22, len(dataset(mr(PixelData=bytes(20_000))))
-    factor = large // small + 1 - over  # the smallest that is enough, or the largest that is not
+    small, large = (
+        len(data) - data.index(b"1.2.840.10008.1.2.1.99") - 22,
+        len(dataset(mr(PixelData=bytes(20_000)))),
+    )
+    factor = (
+        large // small + 1 - over
+    )  # the smallest that is enough, or the largest that is not
     assert factor > 10
     assert outcome(data, inflate_ratio=factor) is (Reason.TOO_LARGE if over else None)
 
@@ -196,7 +230,10 @@ def test_inflated_data_count_as_a_file() -> None:
 
 def test_deflated_data_that_do_not_inflate() -> None:
     data = dicom(mr(), DEFLATED)
-    assert outcome(data[: data.index(b"1.2.840.10008.1.2.1.99") + 22] + b"\xff" * 40) is Reason.CORRUPT_FILE
+    assert (
+        outcome(data[: data.index(b"1.2.840.10008.1.2.1.99") + 22] + b"\xff" * 40)
+        is Reason.CORRUPT_FILE
+    )
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -212,7 +249,9 @@ def test_file(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.TOO_LARGE
     (found,) = discover(tmp_path, Limits(file_bytes=size))
     assert isinstance(found, WorkUnit)
-    assert list(discover(tmp_path, Limits(file_bytes=size - 1))) == [RefusedFile("a", Reason.TOO_LARGE)]
+    assert list(discover(tmp_path, Limits(file_bytes=size - 1))) == [
+        RefusedFile("a", Reason.TOO_LARGE)
+    ]
 
 
 def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:
@@ -221,11 +260,17 @@ def test_no_more_is_read_than_asked_for(tmp_path: Path) -> None:
     assert read_file(tmp_path / "a", first_bytes=1000) == bytes(range(100))
 
 
-def test_a_read_that_comes_in_pieces_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_that_comes_in_pieces_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A network file system may answer with less than was asked for."""
     (tmp_path / "a").write_bytes(bytes(range(200)) * 3)
     really = files_module.os.read
-    monkeypatch.setattr(files_module.os, "read", lambda descriptor, count: really(descriptor, min(count, 7)))
+    monkeypatch.setattr(
+        files_module.os,
+        "read",
+        lambda descriptor, count: really(descriptor, min(count, 7)),
+    )
     assert read_file(tmp_path / "a") == bytes(range(200)) * 3
     assert read_file(tmp_path / "a", first_bytes=33) == bytes(range(33))
 
@@ -240,7 +285,9 @@ def test_a_file_that_shrank_is_unreadable(tmp_path: Path) -> None:
     assert caught.value.reason is Reason.UNREADABLE
 
 
-def test_a_file_that_cannot_be_read_is_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_cannot_be_read_is_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a").write_bytes(bytes(50))
 
     def fail(descriptor: int, count: int) -> bytes:
@@ -263,7 +310,9 @@ def test_a_file_that_cannot_be_read_is_unreadable(tmp_path: Path, monkeypatch: p
     ],
     ids=["empty", "folder", "link", "FIFO", "gone"],
 )
-def test_what_is_no_ordinary_file_is_not_read(tmp_path: Path, make: Callable[[Path], Any], reason: Reason) -> None:
+def test_what_is_no_ordinary_file_is_not_read(
+    tmp_path: Path, make: Callable[[Path], Any], reason: Reason
+) -> None:
     make(tmp_path / "a")
     with pytest.raises(StudyError) as caught:
         read_file(tmp_path / "a")
@@ -299,11 +348,22 @@ def test_bytes_of_a_study_as_decoded_pixels(tmp_path: Path, way: str) -> None:
     elif way == "RLE":
         runs = b"".join(b"\x81\0" for _ in range(32))  # 32 runs of 128 zeros
         frame = np.array([2, 64, 128, *[0] * 13], "<u4").tobytes() + runs + runs
-        files = {f"{i}": dicom(mr(i, **big | {"PixelData": encapsulated(frame)}), RLE) for i in range(5)}
+        files = {
+            f"{i}": dicom(mr(i, **big | {"PixelData": encapsulated(frame)}), RLE)
+            for i in range(5)
+        }
     else:
-        groups = [{"PlanePositionSequence": [{"ImagePositionPatient": (4 * i, 0, 0)}]} for i in range(5)]
-        five = big | {"NumberOfFrames": 5, "PixelData": np.zeros((5 * 64, 64), np.uint16)}
-        files = {"one": dicom(mr(**five, PerFrameFunctionalGroupsSequence=groups), DEFLATED)}
+        groups = [
+            {"PlanePositionSequence": [{"ImagePositionPatient": (4 * i, 0, 0)}]}
+            for i in range(5)
+        ]
+        five = big | {
+            "NumberOfFrames": 5,
+            "PixelData": np.zeros((5 * 64, 64), np.uint16),
+        }
+        files = {
+            "one": dicom(mr(**five, PerFrameFunctionalGroupsSequence=groups), DEFLATED)
+        }
     decoded = 5 * 64 * 64 * 2
     assert sum(map(len, files.values())) < decoded / 3
     assert reason_of(tmp_path, files, study_bytes=decoded) is None
@@ -311,6 +371,11 @@ def test_bytes_of_a_study_as_decoded_pixels(tmp_path: Path, way: str) -> None:
 
 
 def test_an_rle_slice_of_the_helper_is_what_it_says(tmp_path: Path) -> None:
-    files = {f"{i}": dicom(mr(i, PixelData=encapsulated(rle16(image(i)))), RLE) for i in range(5)}
+    files = {
+        f"{i}": dicom(mr(i, PixelData=encapsulated(rle16(image(i)))), RLE)
+        for i in range(5)
+    }
     (study,) = read_files(tmp_path, files).studies
-    np.testing.assert_array_equal(study.series[0].stacks[0].pixels, np.stack([image(i) for i in range(5)]))
+    np.testing.assert_array_equal(
+        study.series[0].stacks[0].pixels, np.stack([image(i) for i in range(5)])
+    )

@@ -40,20 +40,31 @@ def test_limit_refuses_one_file(tmp_path: Path, limits: Limits) -> None:
     large.add_new(0x00291010, "OB", bytes(3_000))
     write(tmp_path / "large.dcm", large)
     reading = read(tmp_path, limits)
-    assert [(file.path, file.reason) for file in reading.refused] == [("large.dcm", Reason.TOO_LARGE)]
-    slices = {series.path: series.slices for series in reading.studies[0].series if series.reason is None}
+    assert [(file.path, file.reason) for file in reading.refused] == [
+        ("large.dcm", Reason.TOO_LARGE)
+    ]
+    slices = {
+        series.path: series.slices
+        for series in reading.studies[0].series
+        if series.reason is None
+    }
     assert slices == {".": 8}
 
 
 def test_the_same_file_is_read_within_the_limits(tmp_path: Path) -> None:
-    write_series(tmp_path, T2.but(change=lambda ds, i: ds.add_new(0x00291010, "OB", bytes(3_000))))
+    write_series(
+        tmp_path,
+        T2.but(change=lambda ds, i: ds.add_new(0x00291010, "OB", bytes(3_000))),
+    )
     reading = read(tmp_path, Limits())
     assert reading.refused == ()
     assert reading.studies[0].series[0].slices == 8
 
 
 def test_a_declared_giant_takes_no_memory(tmp_path: Path) -> None:
-    (path,) = write_series(tmp_path, T2.but(offsets_mm=(0.0,), extra={"Rows": 65000, "Columns": 65000}))
+    (path,) = write_series(
+        tmp_path, T2.but(offsets_mm=(0.0,), extra={"Rows": 65000, "Columns": 65000})
+    )
     data = read_file(path)
     tracemalloc.start()
     with pytest.raises(StudyError) as caught:

@@ -62,7 +62,9 @@ def decodable(**changes: Any) -> Reason | None:
 def test_bits(bits: tuple[int, int, int], sound: bool) -> None:
     allocated, stored, high = bits
     expected = None if sound else Reason.CORRUPT_PIXELS
-    assert decodable(BitsAllocated=allocated, BitsStored=stored, HighBit=high) is expected
+    assert (
+        decodable(BitsAllocated=allocated, BitsStored=stored, HighBit=high) is expected
+    )
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 6), (8, 0), (None, 6)])
@@ -75,11 +77,32 @@ def test_a_matrix_of_little(size: int) -> None:
     assert decodable(Rows=size, Columns=size, PixelData=b"") is None
 
 
-READ = ("", ".1", ".2", ".1.99", ".5", *(f".4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)))
-OTHERS = (".1.98", ".4.52", ".4.92", ".4.100", ".4.102", ".4.103", ".4.106", ".4.110", ".6.1", ".7.1")
+READ = (
+    "",
+    ".1",
+    ".2",
+    ".1.99",
+    ".5",
+    *(f".4.{n}" for n in (50, 51, 57, 70, 80, 81, 90, 91, 201, 202, 203)),
+)
+OTHERS = (
+    ".1.98",
+    ".4.52",
+    ".4.92",
+    ".4.100",
+    ".4.102",
+    ".4.103",
+    ".4.106",
+    ".4.110",
+    ".6.1",
+    ".7.1",
+)
 
 
-@pytest.mark.parametrize(("end", "known"), [*((end, True) for end in READ), *((end, False) for end in OTHERS)])
+@pytest.mark.parametrize(
+    ("end", "known"),
+    [*((end, True) for end in READ), *((end, False) for end in OTHERS)],
+)
 def test_transfer_syntaxes(end: str, known: bool) -> None:
     syntax = "1.2.840.10008.1.2" + end
     data = dicom(mr(), syntax if syntax in NATIVE else EXPLICIT, said=syntax)
@@ -112,24 +135,37 @@ def test_bytes_in_big_endian_words_are_swapped() -> None:
     bits = {"BitsAllocated": 8, "BitsStored": 8, "HighBit": 7}
     values = np.arange(48, dtype=np.uint8).reshape(8, 6)
     swapped = values.reshape(-1, 2)[:, ::-1].tobytes()
-    np.testing.assert_array_equal(only_pixels(BIG, PixelData=("OW", swapped), **bits), values)
-    np.testing.assert_array_equal(only_pixels(BIG, PixelData=("OB", values.tobytes()), **bits), values)
+    np.testing.assert_array_equal(
+        only_pixels(BIG, PixelData=("OW", swapped), **bits), values
+    )
+    np.testing.assert_array_equal(
+        only_pixels(BIG, PixelData=("OB", values.tobytes()), **bits), values
+    )
     odd = np.arange(45, dtype=np.uint8).reshape(9, 5)
-    np.testing.assert_array_equal(only_pixels(BIG, PixelData=("OW", odd.tobytes()), Rows=9, Columns=5, **bits), odd)
+    np.testing.assert_array_equal(
+        only_pixels(BIG, PixelData=("OW", odd.tobytes()), Rows=9, Columns=5, **bits),
+        odd,
+    )
 
 
 def test_frames_follow_one_another() -> None:
-    frames = pixels_of(NumberOfFrames=3, PixelData=np.stack([image(i) for i in range(3)]))
+    frames = pixels_of(
+        NumberOfFrames=3, PixelData=np.stack([image(i) for i in range(3)])
+    )
     for i, found in enumerate(frames):
         np.testing.assert_array_equal(found, image(i))
     assert len(frames) == 3
 
 
-@pytest.mark.parametrize(("missing", "whole"), [(0, 3), (1, 2), (96, 2), (97, 1), (288, 0)])
+@pytest.mark.parametrize(
+    ("missing", "whole"), [(0, 3), (1, 2), (96, 2), (97, 1), (288, 0)]
+)
 def test_a_frame_that_is_not_wholly_there_is_corrupt(missing: int, whole: int) -> None:
     """Nothing is made up in its place; the frames before it stand."""
     data = np.stack([image(i) for i in range(3)]).tobytes()
-    walked = parse(dicom(mr(NumberOfFrames=3, PixelData=data))[: -missing or None], WANTED)
+    walked = parse(
+        dicom(mr(NumberOfFrames=3, PixelData=data))[: -missing or None], WANTED
+    )
     assert walked.pixel_data is not None
     frames = list(pixels.frames(read_image(walked), walked.pixel_data))
     for i, found in enumerate(frames):
@@ -150,7 +186,11 @@ def test_a_length_that_is_too_short_for_the_matrix() -> None:
 def test_what_follows_the_pixels_is_none(length: int, whole: bool) -> None:
     """A length that is too short is not made up for with other bytes of the file."""
     data = (
-        dicom(mr(PixelData=None)) + b"\xe0\x7f\x10\0OW\0\0" + struct.pack("<L", length) + image(0).tobytes() + bytes(99)
+        dicom(mr(PixelData=None))
+        + b"\xe0\x7f\x10\0OW\0\0"
+        + struct.pack("<L", length)
+        + image(0).tobytes()
+        + bytes(99)
     )
     walked = parse(data, WANTED)
     assert walked.pixel_data is not None
@@ -159,11 +199,16 @@ def test_what_follows_the_pixels_is_none(length: int, whole: bool) -> None:
 
 
 def test_more_pixels_than_declared_are_left_alone() -> None:
-    np.testing.assert_array_equal(only_pixels(PixelData=image(1).tobytes() + bytes(500)), image(1))
+    np.testing.assert_array_equal(
+        only_pixels(PixelData=image(1).tobytes() + bytes(500)), image(1)
+    )
 
 
 def test_native_pixels_of_undefined_length_are_corrupt() -> None:
-    walked = parse(dicom(mr(PixelData=encapsulated(image(0).tobytes())), RLE, said=EXPLICIT), WANTED)
+    walked = parse(
+        dicom(mr(PixelData=encapsulated(image(0).tobytes())), RLE, said=EXPLICIT),
+        WANTED,
+    )
     assert walked.pixel_data is not None
     assert walked.pixel_data.encapsulated
     (found,) = pixels.frames(read_image(walked), walked.pixel_data)
@@ -179,20 +224,31 @@ def test_native_pixels_of_undefined_length_are_corrupt() -> None:
 @pytest.mark.parametrize("inverted", [False, True])
 @pytest.mark.parametrize("stored", [1, 7, 8, 10, 12, 15, 16])
 @pytest.mark.parametrize("shift", [0, 3])
-def test_stored_bits(allocated: int, signed: bool, inverted: bool, stored: int, shift: int) -> None:
+def test_stored_bits(
+    allocated: int, signed: bool, inverted: bool, stored: int, shift: int
+) -> None:
     """Every value of the corners of the stored range, with other bits set all around them, as arithmetic says."""
     if stored + shift > allocated:
         stored = allocated - shift
-    values = np.array([0, 1, (1 << stored) - 1, (1 << stored) - 2, 1 << stored - 1, (1 << stored - 1) - 1]) % (
-        1 << stored
-    )
+    values = np.array(
+        [
+            0,
+            1,
+            (1 << stored) - 1,
+            (1 << stored) - 2,
+            1 << stored - 1,
+            (1 << stored - 1) - 1,
+        ]
+    ) % (1 << stored)
     raw = np.resize(values << shift, 48).astype(np.uint64)
     dirt = ((1 << allocated) - 1) & ~(((1 << stored) - 1) << shift)
     raw[::2] |= np.uint64(dirt)
     data = raw.astype({8: np.uint8, 16: np.uint16, 32: np.uint32}[allocated])
     expected = np.resize(values, 48).astype(int)
     if signed:
-        expected = np.where(expected >= 1 << stored - 1, expected - (1 << stored), expected)
+        expected = np.where(
+            expected >= 1 << stored - 1, expected - (1 << stored), expected
+        )
     if inverted:
         expected = (-1 if signed else (1 << stored) - 1) - expected
     found = only_pixels(
@@ -205,9 +261,12 @@ def test_stored_bits(allocated: int, signed: bool, inverted: bool, stored: int, 
 
 
 @pytest.mark.parametrize(
-    ("stored", "signed", "first", "last"), [(12, 0, 4095, 4048), (16, 0, 65535, 65488), (12, 1, -1, -48)]
+    ("stored", "signed", "first", "last"),
+    [(12, 0, 4095, 4048), (16, 0, 65535, 65488), (12, 1, -1, -48)],
 )
-def test_inversion_is_about_the_stored_range(stored: int, signed: int, first: int, last: int) -> None:
+def test_inversion_is_about_the_stored_range(
+    stored: int, signed: int, first: int, last: int
+) -> None:
     """Whatever values a picture holds: here 0 to 47 only."""
     found = only_pixels(
         PixelData=np.arange(48, dtype=np.uint16), BitsStored=stored, HighBit=stored - 1, PixelRepresentation=signed,

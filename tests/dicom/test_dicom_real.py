@@ -18,28 +18,43 @@ def test_roles_and_stacks(real_data: Path) -> None:
     studies, _ = read_all(root, RoleOverrides.find(root))
     by_folder = {study.series[0].path.split("/")[0]: study for study in studies}
     assert set(by_folder) == {"AKs", "VB1-16", "VB2-02", "VB2-14", "VB3-21"}
-    assert _stacks(by_folder.pop("AKs")) == {Role.SAGITTAL_T1: [14], Role.SAGITTAL_T2: [14]}
+    assert _stacks(by_folder.pop("AKs")) == {
+        Role.SAGITTAL_T1: [14],
+        Role.SAGITTAL_T2: [14],
+    }
     sagittal = {"VB1-16": 14, "VB2-02": 19, "VB2-14": 19, "VB3-21": 19}
     axial = {"VB1-16": [5] * 5, "VB2-02": [5] * 4, "VB2-14": [5] * 4, "VB3-21": [5] * 4}
     for name, study in by_folder.items():
-        assert _stacks(study) == {Role.SAGITTAL_T2: [sagittal[name]], Role.AXIAL_T2: axial[name]}
+        assert _stacks(study) == {
+            Role.SAGITTAL_T2: [sagittal[name]],
+            Role.AXIAL_T2: axial[name],
+        }
         assert study.reason is None
         assert study.warnings == (Warn.NO_SAGITTAL_T1,)
 
 
 def _stacks(study: Study) -> dict[Role | None, list[int]]:
-    return {series.role: [len(stack.pixels) for stack in series.stacks] for series in study.series}
+    return {
+        series.role: [len(stack.pixels) for stack in series.stacks]
+        for series in study.series
+    }
 
 
-def test_every_disc_lies_inside_the_sagittal_stack_and_an_axial_one(real_data: Path) -> None:
+def test_every_disc_lies_inside_the_sagittal_stack_and_an_axial_one(
+    real_data: Path,
+) -> None:
     root = real_data / "studies"
     truth = json.loads((root / "truth.json").read_text())
     for study in read_all(root)[0]:
         name = study.series[0].path.split("/")[0]
         for center in truth[name].values():
             for role in (Role.SAGITTAL_T2, Role.AXIAL_T2):
-                stacks = [stack for series in study.with_role(role) for stack in series.stacks]
-                assert not stacks or any(_holds(stack, np.array(center)) for stack in stacks), (name, role, center)
+                stacks = [
+                    stack for series in study.with_role(role) for stack in series.stacks
+                ]
+                assert not stacks or any(
+                    _holds(stack, np.array(center)) for stack in stacks
+                ), (name, role, center)
 
 
 def _holds(stack: object, point: np.ndarray) -> bool:

@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 from raw_dicom import image_of
 
-from spine_engine.dicom.roles import contrast_of_numbers, contrast_of_text, ineligible, plane_of
+from spine_engine.dicom.roles import (
+    contrast_of_numbers,
+    contrast_of_text,
+    ineligible,
+    plane_of,
+)
 from spine_engine.study import Stack
 
 
 def contrast(te: float | None, tr: float | None, ti: float | None = None) -> str | None:
-    return contrast_of_numbers(image_of(EchoTime=te, RepetitionTime=tr, InversionTime=ti).frames[0])
+    return contrast_of_numbers(
+        image_of(EchoTime=te, RepetitionTime=tr, InversionTime=ti).frames[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +62,9 @@ def contrast(te: float | None, tr: float | None, ti: float | None = None) -> str
         (None, None, None, None),
     ],
 )
-def test_contrast_by_times(te: float | None, tr: float | None, ti: float | None, expected: str | None) -> None:
+def test_contrast_by_times(
+    te: float | None, tr: float | None, ti: float | None, expected: str | None
+) -> None:
     assert contrast(te, tr, ti) == expected
 
 
@@ -66,10 +75,14 @@ def stack_with_normal(normal: tuple[float, float, float]) -> Stack:
     down /= np.linalg.norm(down)
     axes = np.stack([n, down, np.cross(down, n)])
     one = np.ones(1, np.float32)
-    return Stack(np.zeros((1, 2, 2), np.uint16), one, one, np.zeros((1, 3)), axes, (1.0, 1.0))
+    return Stack(
+        np.zeros((1, 2, 2), np.uint16), one, one, np.zeros((1, 3)), axes, (1.0, 1.0)
+    )
 
 
-def normal(axis: int, share: float, rest: tuple[float, float]) -> tuple[float, float, float]:
+def normal(
+    axis: int, share: float, rest: tuple[float, float]
+) -> tuple[float, float, float]:
     """A unit normal with ``share`` along an axis and the rest divided between the others."""
     left = np.sqrt(1 - share**2) * np.array(rest) / np.linalg.norm(rest)
     values = list(left)
@@ -92,19 +105,36 @@ def normal(axis: int, share: float, rest: tuple[float, float]) -> tuple[float, f
         (0, 0.71, (0, 1), "axial"),
     ],
 )
-def test_plane_by_normal(axis: int, share: float, rest: tuple[float, float], plane: str | None, sign: int) -> None:
+def test_plane_by_normal(
+    axis: int, share: float, rest: tuple[float, float], plane: str | None, sign: int
+) -> None:
     x, y, z = normal(axis, share, rest)
     assert plane_of(stack_with_normal((sign * x, sign * y, sign * z)), ()) == plane
 
 
 @pytest.mark.parametrize(
-    ("normal", "plane"), [((0.8, 0.6, 0.0), "sagittal"), ((0.6, 0.8, 0.0), "coronal"), ((0.0, 0.51**0.5, 0.7), "axial")]
+    ("normal", "plane"),
+    [
+        ((0.8, 0.6, 0.0), "sagittal"),
+        ((0.6, 0.8, 0.0), "coronal"),
+        ((0.0, 0.51**0.5, 0.7), "axial"),
+    ],
 )
-def test_a_normal_at_the_bound_is_inside(normal: tuple[float, float, float], plane: str) -> None:
+def test_a_normal_at_the_bound_is_inside(
+    normal: tuple[float, float, float], plane: str
+) -> None:
     stack = stack_with_normal((1.0, 0.0, 0.0))
     x, y, z = normal
-    axes = np.array([[x, y, z], [0.0, z, -y] if not x else [-y, x, 0.0], [1.0, 0.0, 0.0] if not x else [0.0, 0.0, 1.0]])
-    placed = Stack(stack.pixels, stack.slope, stack.intercept, stack.origins_mm, axes, (1.0, 1.0))
+    axes = np.array(
+        [
+            [x, y, z],
+            [0.0, z, -y] if not x else [-y, x, 0.0],
+            [1.0, 0.0, 0.0] if not x else [0.0, 0.0, 1.0],
+        ]
+    )
+    placed = Stack(
+        stack.pixels, stack.slope, stack.intercept, stack.origins_mm, axes, (1.0, 1.0)
+    )
     assert plane_of(placed, ()) == plane
 
 
@@ -140,7 +170,9 @@ OBLIQUE = (0.6, 0.55, 0.58)
         ([], None),
     ],
 )
-def test_plane_by_text_where_the_normal_does_not_tell(texts: list[str], plane: str | None) -> None:
+def test_plane_by_text_where_the_normal_does_not_tell(
+    texts: list[str], plane: str | None
+) -> None:
     assert plane_of(stack_with_normal(OBLIQUE), texts) == plane
 
 
@@ -214,11 +246,17 @@ def test_the_first_text_that_tells_decides() -> None:
         ({"ImageType": "ORIGINAL\\PRIMARY\\ADC"}, "map images"),
         ({"ImageType": "ORIGINAL\\PRIMARY\\PHASE"}, "phase images"),
         ({"ImageType": "DERIVED\\SECONDARY"}, "derived images"),
-        ({"ImageType": "DERIVED\\SECONDARY\\WATER", "DiffusionBValue": 9.0}, "derived images"),
+        (
+            {"ImageType": "DERIVED\\SECONDARY\\WATER", "DiffusionBValue": 9.0},
+            "derived images",
+        ),
         ({"ImageType": "SECONDARY\\SCREEN SAVE"}, "screen save images"),
         ({"DiffusionBValue": 0.0}, None),
         ({"DiffusionBValue": 0.5}, "diffusion images (b 0)"),
-        ({"DiffusionBValue": 799.6, "ScanningSequence": "GR"}, "diffusion images (b 800)"),
+        (
+            {"DiffusionBValue": 799.6, "ScanningSequence": "GR"},
+            "diffusion images (b 800)",
+        ),
         ({"ScanningSequence": "GR"}, "gradient echo"),
         ({"ScanningSequence": "GR\\IR"}, "gradient echo"),
         ({"ScanningSequence": "GR\\SE"}, None),

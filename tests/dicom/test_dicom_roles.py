@@ -25,11 +25,16 @@ from spine_engine.dicom.roles import contrast_of_text
 from spine_engine.errors import Reason, UsageError, Warn
 from spine_engine.study import Role, Series
 
-OBLIQUE = tuple(float(v) for v in (*np.array([1, 1, 0]) / np.sqrt(2), *np.array([-1, 1, 2]) / np.sqrt(6)))
+OBLIQUE = tuple(
+    float(v)
+    for v in (*np.array([1, 1, 0]) / np.sqrt(2), *np.array([-1, 1, 2]) / np.sqrt(6))
+)
 """A plane between all others: |normal| = 0.58 along each axis."""
 
 
-def series_of(root: Path, spec: SeriesSpec, overrides: RoleOverrides | None = None) -> Series:
+def series_of(
+    root: Path, spec: SeriesSpec, overrides: RoleOverrides | None = None
+) -> Series:
     write_series(root / "s", spec)
     study = read_one(root, overrides)
     assert len(study.series) == 1
@@ -45,7 +50,9 @@ def table(path: Path, *rows: str) -> RoleOverrides:
 
 
 @pytest.mark.parametrize(
-    ("study", "series"), [("1.2.3", "1.2.3.1"), ("1.2.3", "s"), ("1.2.3", "1")], ids=["uid", "folder", "last-part"]
+    ("study", "series"),
+    [("1.2.3", "1.2.3.1"), ("1.2.3", "s"), ("1.2.3", "1")],
+    ids=["uid", "folder", "last-part"],
 )
 def test_override_wins_over_numbers(tmp_path: Path, study: str, series: str) -> None:
     overrides = table(tmp_path / "roles.csv", f"{study},{series},Sagittal T1")
@@ -75,7 +82,11 @@ def test_override_names_short_stacks_and_unknown_contrasts(tmp_path: Path) -> No
     overrides = table(tmp_path / "roles.csv", "1.2.3,s,Axial T2")
     for i, tilt in enumerate((0.0, 10.0, 20.0)):
         block = AXIAL_T2.but(
-            orientation=tilted(tilt), base_mm=(-60.0, -60.0, -40.0 * i), offsets_mm=(0.0, 4.0, 8.0), te=None, tr=None
+            orientation=tilted(tilt),
+            base_mm=(-60.0, -60.0, -40.0 * i),
+            offsets_mm=(0.0, 4.0, 8.0),
+            te=None,
+            tr=None,
         )
         write_series(tmp_path / "in" / "s", block, [f"{i}{k}" for k in range(3)])
     (series,) = read_one(tmp_path / "in", overrides).series
@@ -85,7 +96,9 @@ def test_override_names_short_stacks_and_unknown_contrasts(tmp_path: Path) -> No
 
 def test_rsna_layout_finds_its_table_beside_the_input(tmp_path: Path) -> None:
     for spec, name in ((T2, "11"), (T1, "22"), (AXIAL_T2, "33")):
-        plain = spec.but(te=None, tr=None, study="4003253", uid=f"4003253.{name}", text="")
+        plain = spec.but(
+            te=None, tr=None, study="4003253", uid=f"4003253.{name}", text=""
+        )
         write_series(tmp_path / "train_images" / "4003253" / name, plain)
     (tmp_path / "train_series_descriptions.csv").write_text(
         "study_id,series_id,series_description\n"
@@ -132,11 +145,17 @@ def test_four_slices_take_no_role(tmp_path: Path) -> None:
 
 
 def test_five_slices_do(tmp_path: Path) -> None:
-    assert series_of(tmp_path, T2.but(offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0))).role is Role.SAGITTAL_T2
+    assert (
+        series_of(tmp_path, T2.but(offsets_mm=(0.0, 4.0, 8.0, 12.0, 16.0))).role
+        is Role.SAGITTAL_T2
+    )
 
 
 def test_no_modality_is_eligible(tmp_path: Path) -> None:
-    assert series_of(tmp_path, T2.but(change=lambda ds, i: delattr(ds, "Modality"))).role is Role.SAGITTAL_T2
+    assert (
+        series_of(tmp_path, T2.but(change=lambda ds, i: delattr(ds, "Modality"))).role
+        is Role.SAGITTAL_T2
+    )
 
 
 # --- rule 3: plane ----------------------------------------------------------------------------------------------------
@@ -158,7 +177,9 @@ def test_no_modality_is_eligible(tmp_path: Path) -> None:
         (OBLIQUE, "Ax T2 and Sag T2", None),
     ],
 )
-def test_plane(tmp_path: Path, orientation: tuple[float, ...], text: str, role: Role | None) -> None:
+def test_plane(
+    tmp_path: Path, orientation: tuple[float, ...], text: str, role: Role | None
+) -> None:
     assert series_of(tmp_path, T2.but(orientation=orientation, text=text)).role is role
 
 
@@ -188,7 +209,13 @@ T1_ROLE, T2_ROLE = Role.SAGITTAL_T1, Role.SAGITTAL_T2
     ],
 )
 def test_contrast_from_numbers(
-    tmp_path: Path, te: float, tr: float, ti: float | None, text: str, role: Role | None, contrast: str | None
+    tmp_path: Path,
+    te: float,
+    tr: float,
+    ti: float | None,
+    text: str,
+    role: Role | None,
+    contrast: str | None,
 ) -> None:
     series = series_of(tmp_path, T2.but(te=te, tr=tr, ti=ti, text=text))
     assert (series.role, series.contrast) == (role, contrast)
@@ -196,10 +223,15 @@ def test_contrast_from_numbers(
 
 
 @pytest.mark.parametrize(
-    ("sequence", "role"), [("GR", None), (["GR", "SE"], T2_ROLE), ("SE", T2_ROLE), (["SE", "IR"], T2_ROLE)]
+    ("sequence", "role"),
+    [("GR", None), (["GR", "SE"], T2_ROLE), ("SE", T2_ROLE), (["SE", "IR"], T2_ROLE)],
 )
-def test_gradient_echo_without_spin_echo_is_not_eligible(tmp_path: Path, sequence: Any, role: Role | None) -> None:
-    assert series_of(tmp_path, T2.but(extra={"ScanningSequence": sequence})).role is role
+def test_gradient_echo_without_spin_echo_is_not_eligible(
+    tmp_path: Path, sequence: Any, role: Role | None
+) -> None:
+    assert (
+        series_of(tmp_path, T2.but(extra={"ScanningSequence": sequence})).role is role
+    )
 
 
 # --- rule 5: text -----------------------------------------------------------------------------------------------------
@@ -263,8 +295,19 @@ TALL = T2.but(rows=160, base_mm=(10.0, -60.0, 100.0))
         (T2, T2.but(extra={"PixelSpacing": [1.24, 0.75]})),
         (T2.but(extra={"ScanOptions": "FS"}), T2),
         (T1.but(extra={"ContrastBolusAgent": "GD"}), T1),
-        (T2.but(extra={"AcquisitionDate": "20240101"}), T2.but(extra={"AcquisitionDate": "20240102"})),
-        (T2.but(te=60.0, tr=4000.0, ti=160.0, offsets_mm=tuple(2.0 * i for i in range(20))), T2),
+        (
+            T2.but(extra={"AcquisitionDate": "20240101"}),
+            T2.but(extra={"AcquisitionDate": "20240102"}),
+        ),
+        (
+            T2.but(
+                te=60.0,
+                tr=4000.0,
+                ti=160.0,
+                offsets_mm=tuple(2.0 * i for i in range(20)),
+            ),
+            T2,
+        ),
         (T2, TALL.but(te=60.0, tr=4000.0, ti=160.0)),
     ],
     ids=[
@@ -279,7 +322,9 @@ TALL = T2.but(rows=160, base_mm=(10.0, -60.0, 100.0))
     ],
 )
 @pytest.mark.parametrize("swapped", [False, True])
-def test_among_equals(tmp_path: Path, worse: SeriesSpec, better: SeriesSpec, swapped: bool) -> None:
+def test_among_equals(
+    tmp_path: Path, worse: SeriesSpec, better: SeriesSpec, swapped: bool
+) -> None:
     worse, better = worse.but(uid="1.2.3.7"), better.but(uid="1.2.3.8")
     write_series(tmp_path / ("b" if swapped else "a"), worse)
     write_series(tmp_path / ("a" if swapped else "b"), better)

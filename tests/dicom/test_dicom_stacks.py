@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from raw_dicom import AXIAL, SAGITTAL, image, slice_of
 
-from spine_engine.dicom.geometry import BuiltStack, Slice, build_stacks, contrast_groups, image_kind, place
+from spine_engine.dicom.geometry import (
+    BuiltStack,
+    Slice,
+    build_stacks,
+    contrast_groups,
+    image_kind,
+    place,
+)
 from spine_engine.errors import Reason, StudyError, Warn
 
 
@@ -23,11 +30,22 @@ def tilted(degrees: float) -> tuple[float, ...]:
 def turned(degrees: float) -> tuple[float, ...]:
     """An axial orientation turned in its plane: the normal stays."""
     a = np.deg2rad(degrees)
-    return (float(np.cos(a)), float(np.sin(a)), 0.0, -float(np.sin(a)), float(np.cos(a)), 0.0)
+    return (
+        float(np.cos(a)),
+        float(np.sin(a)),
+        0.0,
+        -float(np.sin(a)),
+        float(np.cos(a)),
+        0.0,
+    )
 
 
-def block(count: int, first: int = 0, step: float = 4.0, start: float = 0.0, **changes: Any) -> list[Slice]:
-    return [slice_of(first + i, at_mm=start + step * i, **changes) for i in range(count)]
+def block(
+    count: int, first: int = 0, step: float = 4.0, start: float = 0.0, **changes: Any
+) -> list[Slice]:
+    return [
+        slice_of(first + i, at_mm=start + step * i, **changes) for i in range(count)
+    ]
 
 
 def stacks(slices: Sequence[Slice]) -> list[BuiltStack]:
@@ -70,13 +88,19 @@ def refused(**changes: Any) -> Reason | None:
 def test_orientations_within_a_thousandth_are_renormalised(
     right: tuple[float, ...], down: tuple[float, ...], sound: bool
 ) -> None:
-    changes = {"ImageOrientationPatient": (*map(float, right), *map(float, down)), "base_mm": (1, 2, 3), "at_mm": 0}
+    changes = {
+        "ImageOrientationPatient": (*map(float, right), *map(float, down)),
+        "base_mm": (1, 2, 3),
+        "at_mm": 0,
+    }
     if not sound:
         assert refused(**changes) is Reason.BAD_ORIENTATION
         return
     axes = place(slice_of(**changes)).axes
     np.testing.assert_allclose(axes @ axes.T, np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(axes[2], (0, 1, 0), atol=1e-12)  # rows keep their direction, columns are squared to them
+    np.testing.assert_allclose(
+        axes[2], (0, 1, 0), atol=1e-12
+    )  # rows keep their direction, columns are squared to them
     np.testing.assert_allclose(axes, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]], atol=1e-3)
 
 
@@ -89,17 +113,26 @@ def test_axes_that_slices_share_cannot_be_written() -> None:
 @pytest.mark.parametrize(
     ("missing", "reason"),
     [
-        (("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"), Reason.NO_ORIENTATION),
+        (
+            ("ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing"),
+            Reason.NO_ORIENTATION,
+        ),
         (("ImagePositionPatient", "PixelSpacing"), Reason.NO_POSITION),
         (("PixelSpacing",), Reason.NO_PIXEL_SPACING),
     ],
 )
-def test_the_first_thing_that_is_missing_is_said(missing: tuple[str, ...], reason: Reason) -> None:
+def test_the_first_thing_that_is_missing_is_said(
+    missing: tuple[str, ...], reason: Reason
+) -> None:
     assert refused(**dict.fromkeys(missing)) is reason
 
 
 def test_slices_without_a_place_are_counted_by_reason() -> None:
-    lost = [slice_of(9, ImagePositionPatient=None), slice_of(9, PixelSpacing=None), slice_of(8, PixelSpacing=None)]
+    lost = [
+        slice_of(9, ImagePositionPatient=None),
+        slice_of(9, PixelSpacing=None),
+        slice_of(8, PixelSpacing=None),
+    ]
     built, refused = build_stacks([*block(3), *lost])
     assert [len(one.slices) for one in built] == [3]
     assert refused == Counter({Reason.NO_PIXEL_SPACING: 2, Reason.NO_POSITION: 1})
@@ -125,9 +158,21 @@ def test_slices_without_a_place_are_counted_by_reason() -> None:
         ({}, {"DiffusionBValue": 1.0}, 2),
         ({}, {"InversionTime": 1}, 2),
         ({}, {"InversionTime": 0}, 1),
-        ({"ImageType": "ORIGINAL\\PRIMARY\\M"}, {"ImageType": "ORIGINAL\\PRIMARY\\M\\ND"}, 1),
-        ({"ImageType": "ORIGINAL\\PRIMARY\\M"}, {"ImageType": "ORIGINAL\\PRIMARY\\WATER"}, 2),
-        ({"SeriesDescription": "a"}, {"SeriesDescription": "b", "RepetitionTime": 900}, 1),
+        (
+            {"ImageType": "ORIGINAL\\PRIMARY\\M"},
+            {"ImageType": "ORIGINAL\\PRIMARY\\M\\ND"},
+            1,
+        ),
+        (
+            {"ImageType": "ORIGINAL\\PRIMARY\\M"},
+            {"ImageType": "ORIGINAL\\PRIMARY\\WATER"},
+            2,
+        ),
+        (
+            {"SeriesDescription": "a"},
+            {"SeriesDescription": "b", "RepetitionTime": 900},
+            1,
+        ),
     ],
 )
 def test_a_series_is_split_by_what_makes_another_contrast(
@@ -149,14 +194,19 @@ def test_echo_times_that_drift_are_one_echo() -> None:
         ({"EchoTime": 20.0, "DiffusionBValue": 9.0}, {"EchoTime": 90.0}),
         ({"TemporalPositionIdentifier": 5}, {"DiffusionBValue": 50.0}),
         ({"ImageType": "ORIGINAL\\PRIMARY\\WATER"}, {"TemporalPositionIdentifier": 5}),
-        ({"ImageType": "ORIGINAL\\PRIMARY\\FAT"}, {"ImageType": "ORIGINAL\\PRIMARY\\WATER"}),
+        (
+            {"ImageType": "ORIGINAL\\PRIMARY\\FAT"},
+            {"ImageType": "ORIGINAL\\PRIMARY\\WATER"},
+        ),
         ({"InversionTime": 160}, {"ImageType": "ORIGINAL\\PRIMARY\\WATER"}),
         ({"InversionTime": 160}, {"InversionTime": 800}),
     ],
     ids=["echo", "b-value", "time", "kind", "kind before inversion", "inversion"],
 )
 @pytest.mark.parametrize("swapped", [False, True])
-def test_groups_come_in_ascending_order(first: dict[str, Any], second: dict[str, Any], swapped: bool) -> None:
+def test_groups_come_in_ascending_order(
+    first: dict[str, Any], second: dict[str, Any], swapped: bool
+) -> None:
     slices = [slice_of(0, **first), slice_of(1, **second)]
     groups = contrast_groups(slices[::-1] if swapped else slices)
     assert [[s.path for s in group] for group in groups] == [["000"], ["001"]]
@@ -168,8 +218,30 @@ KINDS = {
     "projection": ["PROJECTION IMAGE", "PROJECTION", "MIP", "MNIP", "MAX_IP"],
     "reformat": ["MPR", "REFORMATTED", "CSA MPR", "CURVED"],
     "screen save": ["SCREEN SAVE", "CSA REPORT", "PROTOCOL", "SCREENSHOT"],
-    "map": ["ADC", "FA", "EADC", "T2 MAP", "T1 MAP", "T2_STAR", "DIFFUSION MAP", "R2", "PERFUSION", "FIELD_MAP"],
-    "phase": ["P", "PHASE", "PHASE MAP", "PHASE_MAP", "I", "R", "REAL", "IMAGINARY", "VELOCITY", "VELOCITY MAP"],
+    "map": [
+        "ADC",
+        "FA",
+        "EADC",
+        "T2 MAP",
+        "T1 MAP",
+        "T2_STAR",
+        "DIFFUSION MAP",
+        "R2",
+        "PERFUSION",
+        "FIELD_MAP",
+    ],
+    "phase": [
+        "P",
+        "PHASE",
+        "PHASE MAP",
+        "PHASE_MAP",
+        "I",
+        "R",
+        "REAL",
+        "IMAGINARY",
+        "VELOCITY",
+        "VELOCITY MAP",
+    ],
     "derived": ["DERIVED"],
     "water": ["WATER", "W"],
     "fat": ["FAT", "F"],
@@ -179,7 +251,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("kind", "word"), [(kind, word) for kind, words in KINDS.items() for word in words])
+@pytest.mark.parametrize(
+    ("kind", "word"), [(kind, word) for kind, words in KINDS.items() for word in words]
+)
 def test_the_kind_of_an_image(kind: str, word: str) -> None:
     assert image_kind(("ORIGINAL", "PRIMARY", word, "ND")) == kind
 
@@ -194,40 +268,66 @@ def test_the_more_telling_word_names_the_kind() -> None:
 
 @pytest.mark.parametrize("turn", [tilted, turned])
 @pytest.mark.parametrize(("degrees", "expected"), [(0.97, [8]), (1.03, [5, 3])])
-def test_slices_within_a_degree_are_parallel(turn: Any, degrees: float, expected: list[int]) -> None:
+def test_slices_within_a_degree_are_parallel(
+    turn: Any, degrees: float, expected: list[int]
+) -> None:
     """In their normals and in their rows. Every other slice is turned, so no jump divides them."""
-    most = [slice_of(i, at_mm=4 * i, ImageOrientationPatient=AXIAL) for i in (0, 2, 4, 6, 7)]
+    most = [
+        slice_of(i, at_mm=4 * i, ImageOrientationPatient=AXIAL) for i in (0, 2, 4, 6, 7)
+    ]
     rest = [
-        slice_of(i, ImageOrientationPatient=turn(degrees), base_mm=(10, -60, 80 + 4 * i), at_mm=0) for i in (1, 3, 5)
+        slice_of(
+            i,
+            ImageOrientationPatient=turn(degrees),
+            base_mm=(10, -60, 80 + 4 * i),
+            at_mm=0,
+        )
+        for i in (1, 3, 5)
     ]
     assert sorted(sizes([*most, *rest]), reverse=True) == expected
 
 
-def test_the_most_frequent_orientation_leads_and_the_nearest_leader_takes_a_slice() -> None:
+def test_the_most_frequent_orientation_leads_and_the_nearest_leader_takes_a_slice() -> (
+    None
+):
     """At 0, 0.8 and 1.6 degrees: the five in the middle are within a degree of all, the others of them only."""
     slices = [
-        slice_of(i, ImageOrientationPatient=tilted(degrees), base_mm=(0, 0, 3 * i), at_mm=0)
+        slice_of(
+            i, ImageOrientationPatient=tilted(degrees), base_mm=(0, 0, 3 * i), at_mm=0
+        )
         for i, degrees in enumerate((0.8, 0.0, 0.8, 1.6, 0.8, 0.0, 0.8, 1.6, 0.8))
     ]
     assert sizes(slices) == [9]
     apart = [
-        slice_of(i, ImageOrientationPatient=tilted(degrees), base_mm=(0, 0, 3 * i), at_mm=0)
+        slice_of(
+            i, ImageOrientationPatient=tilted(degrees), base_mm=(0, 0, 3 * i), at_mm=0
+        )
         for i, degrees in enumerate((0.0, 0.0, 0.0, 1.2, 1.2, 0.7))
     ]
     assert sorted(sizes(apart)) == [3, 3]  # 0.7 is nearer to 1.2
 
 
 def test_stacks_with_ids_are_apart() -> None:
-    assert sizes([*block(3, StackID="1"), *block(4, 3, start=12.0, StackID="2")]) == [3, 4]
+    assert sizes([*block(3, StackID="1"), *block(4, 3, start=12.0, StackID="2")]) == [
+        3,
+        4,
+    ]
 
 
 def test_the_axes_of_a_stack_are_those_of_most_of_its_slices() -> None:
     slices = [
-        slice_of(i, ImageOrientationPatient=tilted(0.02 if i in (1, 4) else 0.0), base_mm=(0, 0, 4 * i), at_mm=0)
+        slice_of(
+            i,
+            ImageOrientationPatient=tilted(0.02 if i in (1, 4) else 0.0),
+            base_mm=(0, 0, 4 * i),
+            at_mm=0,
+        )
         for i in range(6)
     ]
     (one,) = stacks(slices)
-    np.testing.assert_allclose(one.stack.axes, [[0, 0, 1], [0, 1, 0], [1, 0, 0]], atol=1e-12)
+    np.testing.assert_allclose(
+        one.stack.axes, [[0, 0, 1], [0, 1, 0], [1, 0, 0]], atol=1e-12
+    )
 
 
 # --- one matrix, one spacing ------------------------------------------------------------------------------------------
@@ -246,11 +346,15 @@ def test_the_axes_of_a_stack_are_those_of_most_of_its_slices() -> None:
         ({"BitsStored": 13, "HighBit": 12}, True),
     ],
 )
-def test_the_largest_group_of_one_matrix_and_spacing_is_kept(change: dict[str, Any], same: bool) -> None:
+def test_the_largest_group_of_one_matrix_and_spacing_is_kept(
+    change: dict[str, Any], same: bool
+) -> None:
     (one,) = stacks([*block(5), *block(3, 5, start=20.0, **change)])
     assert len(one.slices) == (8 if same else 5)
     assert (Warn.MIXED_MATRIX in one.warnings) is not same
-    assert one.notes == (() if same else ("3 slices of another matrix or spacing left out",))
+    assert one.notes == (
+        () if same else ("3 slices of another matrix or spacing left out",)
+    )
 
 
 @pytest.mark.parametrize(
@@ -268,7 +372,9 @@ def test_of_groups_of_one_size_the_larger_matrix_is_kept(
     smaller: dict[str, Any], larger: dict[str, Any], swapped: bool
 ) -> None:
     start = (1.0, 0.0) if swapped else (0.0, 1.0)
-    (one,) = stacks([*block(3, start=start[0], **smaller), *block(3, 3, start=start[1], **larger)])
+    (one,) = stacks(
+        [*block(3, start=start[0], **smaller), *block(3, 3, start=start[1], **larger)]
+    )
     assert [s.path for s in one.slices] == ["003", "004", "005"]
 
 
@@ -287,7 +393,9 @@ def test_of_groups_of_one_size_the_larger_matrix_is_kept(
     ],
 )
 @pytest.mark.parametrize("direction", [0, 1])
-def test_slices_side_by_side_are_blocks(along: float, across: float, expected: list[int], direction: int) -> None:
+def test_slices_side_by_side_are_blocks(
+    along: float, across: float, expected: list[int], direction: int
+) -> None:
     base = [0.0, 0.0, along]
     base[direction] += across
     here = block(4, ImageOrientationPatient=AXIAL, base_mm=(0, 0, 0))
@@ -309,23 +417,41 @@ def test_slices_side_by_side_are_blocks(along: float, across: float, expected: l
         ((4, 5), 0.5, "gap", [5, 4]),
     ],
 )
-def test_blocks_of_a_tilt_of_their_own(counts: tuple[int, int], tilt: float, jump: str, expected: list[int]) -> None:
+def test_blocks_of_a_tilt_of_their_own(
+    counts: tuple[int, int], tilt: float, jump: str, expected: list[int]
+) -> None:
     """Blocks of at least three, a jump apart: more than 1.5 usual distances along, or more than 1 mm aside."""
-    along, aside = {"gap": (6.1, 0.0), "no gap": (5.9, 0.0), "aside": (4.0, 1.1), "not aside": (4.0, 0.9)}[jump]
+    along, aside = {
+        "gap": (6.1, 0.0),
+        "no gap": (5.9, 0.0),
+        "aside": (4.0, 1.1),
+        "not aside": (4.0, 0.9),
+    }[jump]
     first, second = counts
-    lower = [slice_of(i, ImageOrientationPatient=AXIAL, base_mm=(0, 0, 4 * i), at_mm=0) for i in range(first)]
+    lower = [
+        slice_of(i, ImageOrientationPatient=AXIAL, base_mm=(0, 0, 4 * i), at_mm=0)
+        for i in range(first)
+    ]
     start = 4 * (first - 1) + along
     upper = [
-        slice_of(first + i, ImageOrientationPatient=tilted(tilt), base_mm=(aside, 0, start + 4 * i), at_mm=0)
+        slice_of(
+            first + i,
+            ImageOrientationPatient=tilted(tilt),
+            base_mm=(aside, 0, start + 4 * i),
+            at_mm=0,
+        )
         for i in range(second)
     ]
     assert sizes([*lower, *upper]) == expected
 
 
 @pytest.mark.parametrize(
-    ("moved", "first"), [((0, 0, 9), "003"), ((9, 0, 0), "003"), ((0, 9, 0), "003"), ((9, 0, -9), "000")]
+    ("moved", "first"),
+    [((0, 0, 9), "003"), ((9, 0, 0), "003"), ((0, 9, 0), "003"), ((9, 0, -9), "000")],
 )
-def test_stacks_come_from_the_top_then_from_the_left_then_from_the_back(moved: tuple[int, ...], first: str) -> None:
+def test_stacks_come_from_the_top_then_from_the_left_then_from_the_back(
+    moved: tuple[int, ...], first: str
+) -> None:
     here = block(3, ImageOrientationPatient=AXIAL, base_mm=(0, 0, 0), StackID="1")
     there = block(3, 3, ImageOrientationPatient=AXIAL, base_mm=moved, StackID="2")
     for slices in ([*here, *there], [*there, *here]):
@@ -340,14 +466,19 @@ def test_stacks_come_from_the_top_then_from_the_left_then_from_the_back(moved: t
 
 def test_slices_ascend_along_the_normal_with_their_own_values() -> None:
     positions = (8.0, 0.0, 20.0, 4.0, 16.0)
-    slices = [slice_of(i, at_mm=p, RescaleSlope=i + 1, RescaleIntercept=-i) for i, p in enumerate(positions)]
+    slices = [
+        slice_of(i, at_mm=p, RescaleSlope=i + 1, RescaleIntercept=-i)
+        for i, p in enumerate(positions)
+    ]
     (one,) = stacks(slices)
     order = [1, 3, 0, 4, 2]
     np.testing.assert_array_equal(one.stack.pixels, np.stack([image(i) for i in order]))
     np.testing.assert_array_equal(one.stack.slope, [i + 1 for i in order])
     np.testing.assert_array_equal(one.stack.intercept, [-i for i in order])
     assert one.stack.slope.dtype == one.stack.intercept.dtype == np.float32
-    np.testing.assert_allclose(one.stack.origins_mm, [[10 - positions[i], -60, 80] for i in order])
+    np.testing.assert_allclose(
+        one.stack.origins_mm, [[10 - positions[i], -60, 80] for i in order]
+    )
     np.testing.assert_allclose(one.stack.axes, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]])
     assert one.stack.spacing_mm == (1.25, 0.75)
     assert [s.path for s in one.slices] == [f"{i:03d}" for i in order]
@@ -371,7 +502,9 @@ def test_slices_ascend_along_the_normal_with_their_own_values() -> None:
         ((40,), set()),
     ],
 )
-def test_gaps_and_uneven_distances(distances: tuple[float, ...], expected: set[Warn]) -> None:
+def test_gaps_and_uneven_distances(
+    distances: tuple[float, ...], expected: set[Warn]
+) -> None:
     positions = np.concatenate([[0.0], np.cumsum(distances)])
     (one,) = stacks([slice_of(i, at_mm=float(p)) for i, p in enumerate(positions)])
     assert one.warnings == expected

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from raw_dicom import dicom, mr
 
-from spine_engine.dicom import InputFile, Limits, RefusedFile, WorkUnit, discover, discovery, files
+from spine_engine.dicom import (
+    InputFile,
+    Limits,
+    RefusedFile,
+    WorkUnit,
+    discover,
+    discovery,
+    files,
+)
 from spine_engine.errors import Reason, UsageError
 
 DICOM = dicom(mr())
@@ -26,7 +34,9 @@ def put(root: Path, *paths: str, study: str = "1.2.3") -> None:
 def told(root: Path, limits: Limits | None = None) -> list[Any]:
     """What is found: the paths of each unit's files, or what is refused and why, in the order in which it comes."""
     return [
-        (found.path, found.reason) if isinstance(found, RefusedFile) else [file.path for file in found.files]
+        (found.path, found.reason)
+        if isinstance(found, RefusedFile)
+        else [file.path for file in found.files]
         for found in discover(root, limits or Limits())
     ]
 
@@ -34,8 +44,40 @@ def told(root: Path, limits: Limits | None = None) -> list[Any]:
 # --- names ------------------------------------------------------------------------------------------------------------
 
 FOREIGN = (
-    *("csv", "tsv", "txt", "md", "json", "jsonl", "xml", "yaml", "yml", "html", "htm", "pdf", "doc", "xls", "log"),
-    *("ini", "inf", "db", "sqlite", "exe", "dll", "zip", "gz", "tar", "rar", "jpg", "jpeg", "png", "gif", "bmp"),
+    *(
+        "csv",
+        "tsv",
+        "txt",
+        "md",
+        "json",
+        "jsonl",
+        "xml",
+        "yaml",
+        "yml",
+        "html",
+        "htm",
+        "pdf",
+        "doc",
+        "xls",
+        "log",
+    ),
+    *(
+        "ini",
+        "inf",
+        "db",
+        "sqlite",
+        "exe",
+        "dll",
+        "zip",
+        "gz",
+        "tar",
+        "rar",
+        "jpg",
+        "jpeg",
+        "png",
+        "gif",
+        "bmp",
+    ),
     *("tif", "tiff", "nii", "npy", "mp4", "avi"),
 )
 
@@ -106,7 +148,9 @@ def test_a_fifo_is_no_regular_file(tmp_path: Path) -> None:
     assert told(tmp_path) == [("pipe", Reason.NOT_A_REGULAR_FILE)]
 
 
-def test_a_file_that_vanishes_between_the_list_and_the_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_vanishes_between_the_list_and_the_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, "a", "b")
     lstat = os.lstat
 
@@ -119,7 +163,9 @@ def test_a_file_that_vanishes_between_the_list_and_the_look(tmp_path: Path, monk
     assert told(tmp_path) == [("a", Reason.UNREADABLE), ["b"]]
 
 
-def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def deny(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -128,9 +174,14 @@ def test_a_folder_that_cannot_be_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("denied", [os.R_OK, os.X_OK])
-def test_an_input_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: int) -> None:
+def test_an_input_that_may_not_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: int
+) -> None:
     monkeypatch.setattr(discovery.os, "access", lambda path, mode: not mode & denied)
-    with pytest.raises(UsageError, match=r"cannot read the input folder .*; give a folder that holds DICOM files"):
+    with pytest.raises(
+        UsageError,
+        match=r"cannot read the input folder .*; give a folder that holds DICOM files",
+    ):
         next(discover(tmp_path))
 
 
@@ -144,9 +195,18 @@ def test_an_input_that_is_a_file(tmp_path: Path) -> None:
 
 
 def test_the_walk_is_by_name_files_first_and_depth_first(tmp_path: Path) -> None:
-    for study, path in enumerate(["b/2", "b/1", "b/x/1", "a/z/1", "a/10", "a/9", "c", "B/1"]):
+    for study, path in enumerate(
+        ["b/2", "b/1", "b/x/1", "a/z/1", "a/10", "a/9", "c", "B/1"]
+    ):
         put(tmp_path, path, study=f"1.{path.rpartition('/')[0] or study}")
-    assert told(tmp_path) == [["c"], ["B/1"], ["a/10", "a/9"], ["a/z/1"], ["b/1", "b/2"], ["b/x/1"]]
+    assert told(tmp_path) == [
+        ["c"],
+        ["B/1"],
+        ["a/10", "a/9"],
+        ["a/z/1"],
+        ["b/1", "b/2"],
+        ["b/x/1"],
+    ]
 
 
 def test_neighbouring_folders_of_one_study_are_one_unit(tmp_path: Path) -> None:
@@ -164,7 +224,9 @@ def test_folders_without_a_study_are_never_joined(tmp_path: Path) -> None:
     put(tmp_path, "a/1", "b/1", study="")
     put(tmp_path, "c/1", study="1.1")
     put(tmp_path, "d/1", study="")
-    assert [(u.key, u.study_id) for u in discover(tmp_path) if isinstance(u, WorkUnit)] == [
+    assert [
+        (u.key, u.study_id) for u in discover(tmp_path) if isinstance(u, WorkUnit)
+    ] == [
         ("a", None),
         ("b", None),
         ("c", "1.1"),
@@ -183,7 +245,11 @@ def test_a_refusal_does_not_part_a_study(tmp_path: Path) -> None:
     put(tmp_path, "a/1", "b/1")
     (tmp_path / "a" / "z.txt").write_text("hello" * 40)
     (tmp_path / "b" / "0.txt").write_text("hello" * 40)
-    assert told(tmp_path) == [("a/z.txt", Reason.NOT_AN_IMAGE), ("b/0.txt", Reason.NOT_AN_IMAGE), ["a/1", "b/1"]]
+    assert told(tmp_path) == [
+        ("a/z.txt", Reason.NOT_AN_IMAGE),
+        ("b/0.txt", Reason.NOT_AN_IMAGE),
+        ["a/1", "b/1"],
+    ]
 
 
 def test_files_of_a_unit_are_sorted_by_path(tmp_path: Path) -> None:
@@ -194,9 +260,13 @@ def test_files_of_a_unit_are_sorted_by_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("before", "known"), [(7, "1.2.3"), (8, None)])
-def test_the_first_eight_files_tell_the_study(tmp_path: Path, before: int, known: str | None) -> None:
+def test_the_first_eight_files_tell_the_study(
+    tmp_path: Path, before: int, known: str | None
+) -> None:
     for i in range(before):
-        (tmp_path / f"{i}").write_bytes(dicom(mr(StudyInstanceUID=None)) if i % 2 else b"\0" * 200)
+        (tmp_path / f"{i}").write_bytes(
+            dicom(mr(StudyInstanceUID=None)) if i % 2 else b"\0" * 200
+        )
     put(tmp_path, "z")
     (unit,) = discover(tmp_path)
     assert isinstance(unit, WorkUnit)
@@ -204,7 +274,9 @@ def test_the_first_eight_files_tell_the_study(tmp_path: Path, before: int, known
 
 
 @pytest.mark.parametrize(("peek", "known"), [(2_000, None), (4_000, "1.2.3")])
-def test_a_peek_reads_the_beginning(tmp_path: Path, peek: int, known: str | None) -> None:
+def test_a_peek_reads_the_beginning(
+    tmp_path: Path, peek: int, known: str | None
+) -> None:
     (tmp_path / "a").write_bytes(dicom(mr(PatientComments="x" * 3_000)))
     (unit,) = discover(tmp_path, Limits(peek_bytes=peek))
     assert isinstance(unit, WorkUnit)
@@ -226,7 +298,9 @@ def test_the_digest_is_of_paths_and_sizes() -> None:
 # --- opening ahead ----------------------------------------------------------------------------------------------------
 
 
-def test_sixteen_files_are_open_ahead_of_the_one_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sixteen_files_are_open_ahead_of_the_one_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, *(f"{i:02d}" for i in range(40)))
     opened: list[str] = []
     really = os.open
@@ -264,7 +338,11 @@ def test_files_are_read_where_the_system_takes_no_advice(
 def test_what_cannot_be_opened_takes_its_place(tmp_path: Path) -> None:
     put(tmp_path, "a", "c")
     found = list(files.open_ahead([str(tmp_path / name) for name in ("a", "b", "c")]))
-    assert [getattr(one, "reason", None) for one in found] == [None, Reason.UNREADABLE, None]
+    assert [getattr(one, "reason", None) for one in found] == [
+        None,
+        Reason.UNREADABLE,
+        None,
+    ]
     for one in found:
         if isinstance(one, files.OpenFile):
             assert one.read(3) == b"\0\0\0"

@@ -60,7 +60,9 @@ def test_a_file_that_opens_at_the_third_try_is_read(studies, failing, number):
     failing("open", number, 2, unit_of(folder).files[3].path)
     study = read_unit(folder, unit_of(folder)).studies[0]
     assert study.warnings == whole.warnings
-    assert [series.slices for series in study.series] == [series.slices for series in whole.series]
+    assert [series.slices for series in study.series] == [
+        series.slices for series in whole.series
+    ]
 
 
 def test_a_file_that_reads_at_the_second_try_is_opened_again(studies, monkeypatch):
@@ -70,7 +72,13 @@ def test_a_file_that_reads_at_the_second_try_is_opened_again(studies, monkeypatc
     wanted = path.read_bytes()
     read = os.read
     errors = [OSError(errno.EIO, "")]
-    monkeypatch.setattr(os, "read", lambda *args: read(*args) if not errors else (_ for _ in ()).throw(errors.pop()))
+    monkeypatch.setattr(
+        os,
+        "read",
+        lambda *args: (
+            read(*args) if not errors else (_ for _ in ()).throw(errors.pop())
+        ),
+    )
     assert files.read_file(path) == wanted
 
 
@@ -78,7 +86,9 @@ def test_a_file_that_is_cut_while_it_is_read_is_unreadable(tmp_path, monkeypatch
     path = tmp_path / "a"
     path.write_bytes(b"12345678")
     read = os.read
-    monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 3)))
+    monkeypatch.setattr(
+        os, "read", lambda descriptor, size: read(descriptor, min(size, 3))
+    )
     assert files.read_file(path) == b"12345678"
     shorter = iter([b"123", b""])
     monkeypatch.setattr(os, "read", lambda descriptor, size: next(shorter))
@@ -112,6 +122,13 @@ def test_a_folder_that_cannot_be_listed_leaves_its_study_incomplete(studies, fai
     refused = [one.path for one in found if not isinstance(one, WorkUnit)]
     assert refused == [f"{folder.name}/{series}"]
     units = {unit.study_id: unit for unit in found if isinstance(unit, WorkUnit)}
-    warnings = {name: read_unit(studies, unit).studies[0].warnings for name, unit in units.items()}
+    warnings = {
+        name: read_unit(studies, unit).studies[0].warnings
+        for name, unit in units.items()
+    }
     assert Warn.FILE_UNREADABLE in warnings[folder.name]
-    assert all(Warn.FILE_UNREADABLE not in said for name, said in warnings.items() if name != folder.name)
+    assert all(
+        Warn.FILE_UNREADABLE not in said
+        for name, said in warnings.items()
+        if name != folder.name
+    )

@@ -45,26 +45,37 @@ def test_several_are_an_error_that_lists_them(studies, names, kind):
     assert read_study(folder).study_id == names[0]
 
 
-def test_the_table_beside_the_folder_states_the_roles_unless_others_are_given(studies, names):
+def test_the_table_beside_the_folder_states_the_roles_unless_others_are_given(
+    studies, names
+):
     read = read_study(studies, names[0])
     assert all(series.evidence.startswith("override says") for series in read.series)
     plain = read_study(studies, names[0], overrides=RoleOverrides())
-    assert [series.role for series in plain.series] == [series.role for series in read.series]
+    assert [series.role for series in plain.series] == [
+        series.role for series in read.series
+    ]
     assert not any("override" in series.evidence for series in plain.series)
 
 
 def test_studies_mixed_in_one_folder_are_told_apart(studies, names, tmp_path):
     for number, path in enumerate(sorted((studies / "train_images").rglob("*.dcm"))):
         shutil.copy(path, tmp_path / f"{number}.dcm")
-    with pytest.raises(UsageError, match=f"holds 2 studies .* with one of {re.escape(', '.join(names))}"):
+    with pytest.raises(
+        UsageError,
+        match=f"holds 2 studies .* with one of {re.escape(', '.join(names))}",
+    ):
         read_study(tmp_path, overrides=RoleOverrides())
     for name in names:
         assert read_study(tmp_path, name, overrides=RoleOverrides()).study_id == name
 
 
-def test_files_of_one_study_in_several_places_are_read_together(studies, names, tmp_path):
+def test_files_of_one_study_in_several_places_are_read_together(
+    studies, names, tmp_path
+):
     whole = read_study(studies / "train_images" / names[0])
-    for number, folder in enumerate(sorted((studies / "train_images" / names[0]).iterdir())):
+    for number, folder in enumerate(
+        sorted((studies / "train_images" / names[0]).iterdir())
+    ):
         shutil.copytree(folder, tmp_path / f"disk{number}" / folder.name)
     read = read_study(tmp_path)
     assert [(series.role, series.slices) for series in read.series] == [
@@ -77,7 +88,9 @@ def test_a_folder_without_a_study_is_an_error(tmp_path):
         read_study(tmp_path, overrides=RoleOverrides())
 
 
-@pytest.mark.parametrize(("number", "more"), [(10, ""), (11, " and 1 more"), (200, " and 190 more")])
+@pytest.mark.parametrize(
+    ("number", "more"), [(10, ""), (11, " and 1 more"), (200, " and 190 more")]
+)
 def test_at_most_ten_studies_are_named(number, more):
     ids = [f"1.{k:03}" for k in range(number)]
     assert _listed(ids) == ", ".join(ids[:10]) + more

@@ -17,13 +17,18 @@ EIGHT_BITS = (PICTURE >> 4).astype(np.uint8)
 JPEG = {
     "lossless 16": imagecodecs.ljpeg_encode(PICTURE, bitspersample=16),
     "lossless 8": imagecodecs.ljpeg_encode(EIGHT_BITS, bitspersample=8),
-    **{f"predictor {n}": imagecodecs.jpeg_encode(PICTURE, lossless=True, predictor=n) for n in range(1, 8)},
+    **{
+        f"predictor {n}": imagecodecs.jpeg_encode(PICTURE, lossless=True, predictor=n)
+        for n in range(1, 8)
+    },
     "baseline": imagecodecs.jpeg8_encode(EIGHT_BITS, level=95),
     "baseline, coarse": imagecodecs.jpeg8_encode(EIGHT_BITS, level=20),
     "extended": imagecodecs.jpeg8_encode(PICTURE, level=95, bitspersample=12),
 }
 JPEG_2000 = {
-    "reversible": imagecodecs.jpeg2k_encode(PICTURE, codecformat="j2k", reversible=True, level=0),
+    "reversible": imagecodecs.jpeg2k_encode(
+        PICTURE, codecformat="j2k", reversible=True, level=0
+    ),
     "high throughput": imagecodecs.htj2k_encode(PICTURE),
 }
 EVERY = [(name, stream, is_whole_jpeg) for name, stream in JPEG.items()] + [
@@ -31,22 +36,30 @@ EVERY = [(name, stream, is_whole_jpeg) for name, stream in JPEG.items()] + [
 ]
 
 
-@pytest.mark.parametrize(("name", "stream", "is_whole"), EVERY, ids=[name for name, *_ in EVERY])
+@pytest.mark.parametrize(
+    ("name", "stream", "is_whole"), EVERY, ids=[name for name, *_ in EVERY]
+)
 def test_a_whole_stream_passes_and_one_cut_anywhere_does_not(name, stream, is_whole):
     assert is_whole(bytes(stream))
     for share in (0.3, 0.6, 0.9, 0.99):
-        assert not is_whole(bytes(stream)[: int(len(stream) * share)] + b"\xff\xd9"), share
+        assert not is_whole(bytes(stream)[: int(len(stream) * share)] + b"\xff\xd9"), (
+            share
+        )
 
 
 @pytest.mark.parametrize("name", JPEG)
 def test_a_hole_and_left_over_codes_are_found(name):
     stream = bytearray(JPEG[name])
     first, last = int(len(stream) * 0.6), int(len(stream) * 0.8)
-    assert not is_whole_jpeg(bytes(stream[:first]) + bytes(last - first) + bytes(stream[last:]))
+    assert not is_whole_jpeg(
+        bytes(stream[:first]) + bytes(last - first) + bytes(stream[last:])
+    )
     assert not is_whole_jpeg(bytes(stream[:-2]) + b"\x00\x00\xff\xd9")
 
 
-@pytest.mark.parametrize("padding", [b"", b"\xff", b"\x00", b" ", b"\xff" * 7, b"\x00\xff\x00"])
+@pytest.mark.parametrize(
+    "padding", [b"", b"\xff", b"\x00", b" ", b"\xff" * 7, b"\x00\xff\x00"]
+)
 def test_padding_is_no_part_of_a_stream(padding):
     for _, stream, is_whole in EVERY:
         assert without_padding(bytes(stream) + padding) == bytes(stream)
@@ -62,7 +75,10 @@ def by_hand(scan, interval=0, rows=4, columns=4):
         *([(0xDD, struct.pack(">H", interval))] if interval else []),
         (0xDA, bytes([1, 1, 0, 1, 0, 0])),
     ]
-    header = b"".join(bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body for marker, body in parts)
+    header = b"".join(
+        bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+        for marker, body in parts
+    )
     return b"\xff\xd8" + header + scan + b"\xff\xd9"
 
 

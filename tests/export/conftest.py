@@ -29,7 +29,9 @@ def one_thread() -> Iterator[None]:
 def exports_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where exports lie, for all processes of this test run."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "exports"
+    folder = (
+        base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    ) / "exports"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -37,15 +39,23 @@ def exports_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def exported_once(exports_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let ``Part.export`` take what this run has exported before, where nothing differs."""
-    torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+    torch = pytest.importorskip(
+        "torch", reason="needs the export extra: no export is shown"
+    )
     from spine_export import parts
     from spine_export.onnx import export_module
 
     def export_once(model: Any, path: Path, face: Any, **options: Any) -> Path:
-        digest = hashlib.sha256(f"{model!r} {face!r} {sorted(options.items())}".encode())
+        digest = hashlib.sha256(
+            f"{model!r} {face!r} {sorted(options.items())}".encode()
+        )
         for name, tensor in model.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else b"")
+            digest.update(
+                tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+                if tensor.ndim
+                else b""
+            )
         kept = exports_folder / f"{digest.hexdigest()}.onnx"
         if not kept.exists():
             partial = kept.with_suffix(f".{os.getpid()}")
@@ -63,7 +73,9 @@ def exported_once(exports_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.fixture
 def tiny_detector(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a bundle's detector be one convolution: what a bundle makes of it does not depend on what it computes."""
-    torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+    torch = pytest.importorskip(
+        "torch", reason="needs the export extra: no export is shown"
+    )
     from functools import partial
 
     from spine_engine.detection.spec import DetectorSpec
@@ -77,6 +89,8 @@ def tiny_detector(monkeypatch: pytest.MonkeyPatch) -> None:
         net = torch.nn.Conv2d(1, DetectorSpec().channels, 4, stride=2, padding=1)
         torch.nn.init.constant_(net.bias, -3.0)
         torch.nn.init.constant_(net.weight, 0.0)
-        return parts.Part(net.eval(), DETECTOR, partial(parts.detector_entry, spec=DetectorSpec()))
+        return parts.Part(
+            net.eval(), DETECTOR, partial(parts.detector_entry, spec=DetectorSpec())
+        )
 
     monkeypatch.setattr(bundle, "detector_part", part)

@@ -10,21 +10,37 @@ import numpy as np
 import pytest
 
 from spine_engine.backends import Profile, engines
-from spine_engine.backends.engines import RTX, build_engine, capabilities, has_gpu, load_library, reopen_engine
+from spine_engine.backends.engines import (
+    RTX,
+    build_engine,
+    capabilities,
+    has_gpu,
+    load_library,
+    reopen_engine,
+)
 from spine_engine.bundle import Bundle
 from spine_engine.errors import BackendError
 from spine_export.engines import build_engines
 
 # shapes: the detector takes one slice whose sides are multiples of 32, the grader up to eight levels at once
 PROFILES = {
-    "detector": Profile(smallest=(1, 1, 32, 32), usual=(1, 1, 192, 192), largest=(1, 1, 320, 320)),
-    "grader": Profile(smallest=(1, 3, 24, 40, 48), usual=(5, 3, 24, 40, 48), largest=(8, 3, 24, 40, 48), batches=(5,)),
+    "detector": Profile(
+        smallest=(1, 1, 32, 32), usual=(1, 1, 192, 192), largest=(1, 1, 320, 320)
+    ),
+    "grader": Profile(
+        smallest=(1, 3, 24, 40, 48),
+        usual=(5, 3, 24, 40, 48),
+        largest=(8, 3, 24, 40, 48),
+        batches=(5,),
+    ),
 }
 
 
 @pytest.fixture(autouse=True)
 def bindings() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings", reason=f"TensorRT-RTX is not installed: {RTX.install}")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason=f"TensorRT-RTX is not installed: {RTX.install}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -37,18 +53,27 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def bundle() -> Bundle:
     opened = Bundle.open()
     models = opened.manifest.models
-    entries = {role: replace(entry, profile=PROFILES[role]) for role, entry in models.by_role().items()}
-    return replace(opened, manifest=replace(opened.manifest, models=replace(models, **entries)))
+    entries = {
+        role: replace(entry, profile=PROFILES[role])
+        for role, entry in models.by_role().items()
+    }
+    return replace(
+        opened, manifest=replace(opened.manifest, models=replace(models, **entries))
+    )
 
 
 def grader(bundle: Bundle) -> bytes:
     return (bundle.path / bundle.grader.file).read_bytes()
 
 
-def test_the_packaged_bundle_is_built_for_sm89_and_found_again(bundle, cache, monkeypatch):
+def test_the_packaged_bundle_is_built_for_sm89_and_found_again(
+    bundle, cache, monkeypatch
+):
     lines: list[str] = []
     built = build_engines(bundle, "sm89", say=lines.append)
-    files = sum(1 + len(entry.variants) for entry in bundle.manifest.models.by_role().values())
+    files = sum(
+        1 + len(entry.variants) for entry in bundle.manifest.models.by_role().values()
+    )
     assert len(built) == len(lines) == files
     assert {engine.role for engine in built} == {"detector", "grader"}
     assert all(engine.size_bytes > 1_000_000 for engine in built)
@@ -60,20 +85,34 @@ def test_the_packaged_bundle_is_built_for_sm89_and_found_again(bundle, cache, mo
 
     monkeypatch.setattr(engines, "_build", build_again)
     again = build_engines(bundle, "SM89", say=lines.append)
-    assert [engine.size_bytes for engine in again] == [engine.size_bytes for engine in built]
+    assert [engine.size_bytes for engine in again] == [
+        engine.size_bytes for engine in built
+    ]
     with pytest.raises(AssertionError, match="built again"):
         build_engines(bundle, "sm86", say=lines.append)
 
 
 def test_a_changed_engine_in_the_cache_is_built_again(bundle, cache):
-    good = build_engine(grader(bundle), runtime="tensorrt-rtx", capability="sm89", profile=PROFILES["grader"])
+    good = build_engine(
+        grader(bundle),
+        runtime="tensorrt-rtx",
+        capability="sm89",
+        profile=PROFILES["grader"],
+    )
     (entry,) = cache.glob("*.blob")
     content = bytearray(entry.read_bytes())
     content[len(content) // 2] ^= 1
     entry.write_bytes(content)
-    again = build_engine(grader(bundle), runtime="tensorrt-rtx", capability="sm89", profile=PROFILES["grader"])
+    again = build_engine(
+        grader(bundle),
+        runtime="tensorrt-rtx",
+        capability="sm89",
+        profile=PROFILES["grader"],
+    )
     assert reopen_engine(again, runtime="tensorrt-rtx") is has_gpu()
-    assert abs(len(again) - len(good)) < len(good) / 20, "kernels are chosen by timing, so not the same bytes"
+    assert abs(len(again) - len(good)) < len(good) / 20, (
+        "kernels are chosen by timing, so not the same bytes"
+    )
     assert entry.read_bytes()[32:] == again
 
 
@@ -91,7 +130,9 @@ def test_a_changed_engine_in_the_cache_is_built_again(bundle, cache):
     ],
     ids=["empty", "rubbish", "header", "cut", "longer", "magic", "contents", "end"],
 )
-def test_the_deserialiser_refuses_what_is_no_engine_even_without_a_gpu(small_engine, spoil):
+def test_the_deserialiser_refuses_what_is_no_engine_even_without_a_gpu(
+    small_engine, spoil
+):
     assert reopen_engine(small_engine, runtime="tensorrt-rtx") is has_gpu()
     with pytest.raises(BackendError, match="refuses the engine"):
         reopen_engine(spoil(small_engine), runtime="tensorrt-rtx")
@@ -106,7 +147,9 @@ def small_engine(bindings_module) -> bytes:
 
 @pytest.fixture(scope="module")
 def bindings_module() -> None:
-    pytest.importorskip("tensorrt_rtx_bindings", reason=f"TensorRT-RTX is not installed: {RTX.install}")
+    pytest.importorskip(
+        "tensorrt_rtx_bindings", reason=f"TensorRT-RTX is not installed: {RTX.install}"
+    )
 
 
 ATTENTION = Profile(smallest=(1, 16, 64), usual=(2, 16, 64), largest=(4, 16, 64))
@@ -118,8 +161,15 @@ def attention_model() -> bytes:
     helper, f32 = onnx.helper, onnx.TensorProto.FLOAT
     # three tensors of their own: one as query, key and value at once crashes the builder of TensorRT-RTX 1.7.1
     nodes = [helper.make_node("Mul", ["x", f"w{name}"], [name]) for name in "qkv"]
-    nodes.append(helper.make_node("Attention", ["q", "k", "v"], ["y"], q_num_heads=2, kv_num_heads=2))
-    weights = [onnx.numpy_helper.from_array(np.full(64, n + 1, np.float32), f"w{name}") for n, name in enumerate("qkv")]
+    nodes.append(
+        helper.make_node(
+            "Attention", ["q", "k", "v"], ["y"], q_num_heads=2, kv_num_heads=2
+        )
+    )
+    weights = [
+        onnx.numpy_helper.from_array(np.full(64, n + 1, np.float32), f"w{name}")
+        for n, name in enumerate("qkv")
+    ]
     x, y = (helper.make_tensor_value_info(name, f32, ["n", 16, 64]) for name in "xy")
     graph = helper.make_graph(nodes, "attention", [x], [y], weights)
     content: bytes = helper.make_model(
@@ -128,7 +178,9 @@ def attention_model() -> bytes:
     return content
 
 
-def linear_model(kind: str = "f32", inputs: int = 1, size: object = "n", operation: str = "Sum") -> bytes:
+def linear_model(
+    kind: str = "f32", inputs: int = 1, size: object = "n", operation: str = "Sum"
+) -> bytes:
     """Return a sum of inputs of a type, each ``(n, 4)``."""
     onnx = pytest.importorskip("onnx")
     helper = onnx.helper
@@ -136,8 +188,16 @@ def linear_model(kind: str = "f32", inputs: int = 1, size: object = "n", operati
     names = [f"x{n}" for n in range(inputs)]
     given = [helper.make_tensor_value_info(name, typed, [size, 4]) for name in names]
     nodes = [helper.make_node(operation, [*names, "w"], ["y"])]
-    weight = onnx.numpy_helper.from_array(np.ones(4, np.float16 if kind == "f16" else np.float32), "w")
-    graph = helper.make_graph(nodes, "g", given, [helper.make_tensor_value_info("y", typed, [size, 4])], [weight])
+    weight = onnx.numpy_helper.from_array(
+        np.ones(4, np.float16 if kind == "f16" else np.float32), "w"
+    )
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        given,
+        [helper.make_tensor_value_info("y", typed, [size, 4])],
+        [weight],
+    )
     content: bytes = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
     ).SerializeToString()
@@ -147,23 +207,49 @@ def linear_model(kind: str = "f32", inputs: int = 1, size: object = "n", operati
 @pytest.mark.parametrize(
     ("model", "profile", "message"),
     [
-        (lambda: linear_model("f16"), ((1, 4), (2, 4), (3, 4)), "x0 must be float32, got HALF"),
-        (lambda: linear_model(inputs=2), ((1, 4), (2, 4), (3, 4)), "one input, this one has 2"),
-        (lambda: linear_model(), None, r"input x0 varies in shape \(-1, 4\): an engine needs a profile"),
-        (lambda: linear_model(), ((1, 5), (2, 5), (3, 5)), r"\(1, 5\) does not fit input x0 \(-1, 4\)"),
+        (
+            lambda: linear_model("f16"),
+            ((1, 4), (2, 4), (3, 4)),
+            "x0 must be float32, got HALF",
+        ),
+        (
+            lambda: linear_model(inputs=2),
+            ((1, 4), (2, 4), (3, 4)),
+            "one input, this one has 2",
+        ),
+        (
+            lambda: linear_model(),
+            None,
+            r"input x0 varies in shape \(-1, 4\): an engine needs a profile",
+        ),
+        (
+            lambda: linear_model(),
+            ((1, 5), (2, 5), (3, 5)),
+            r"\(1, 5\) does not fit input x0 \(-1, 4\)",
+        ),
         (lambda: linear_model(), ((1, 4, 1),) * 3, "does not fit"),
-        (lambda: linear_model(operation="Sorcery"), ((1, 4),) * 3, "cannot read the model: Sorcery.*Plugin not found"),
+        (
+            lambda: linear_model(operation="Sorcery"),
+            ((1, 4),) * 3,
+            "cannot read the model: Sorcery.*Plugin not found",
+        ),
     ],
     ids=["type", "inputs", "no profile", "wrong profile", "wrong rank", "unknown"],
 )
 def test_models_that_no_engine_is_built_for(model, profile, message):
-    shapes = Profile(smallest=profile[0], usual=profile[1], largest=profile[2]) if profile else None
+    shapes = (
+        Profile(smallest=profile[0], usual=profile[1], largest=profile[2])
+        if profile
+        else None
+    )
     with pytest.raises(BackendError, match=message):
         build_engine(model(), runtime="tensorrt-rtx", capability="sm89", profile=shapes)
 
 
 def test_a_model_of_fixed_shape_needs_no_profile():
-    engine = build_engine(linear_model(size=3), runtime="tensorrt-rtx", capability="sm89")
+    engine = build_engine(
+        linear_model(size=3), runtime="tensorrt-rtx", capability="sm89"
+    )
     assert reopen_engine(engine, runtime="tensorrt-rtx") is has_gpu()
 
 
@@ -171,14 +257,30 @@ def test_the_capabilities_are_the_librarys_own(bundle):
     known = capabilities(RTX)
     assert "sm89" in known
     assert known == tuple(sorted(known, key=lambda name: int(name[2:])))
-    assert len(known) == len([name for name in dir(load_library(RTX).ComputeCapability) if name.startswith("SM")])
-    with pytest.raises(BackendError, match=rf"grader.onnx|detector.onnx.*builds for {', '.join(known)}, not for sm90"):
+    assert len(known) == len(
+        [
+            name
+            for name in dir(load_library(RTX).ComputeCapability)
+            if name.startswith("SM")
+        ]
+    )
+    with pytest.raises(
+        BackendError,
+        match=rf"grader.onnx|detector.onnx.*builds for {', '.join(known)}, not for sm90",
+    ):
         build_engines(bundle, "sm90", say=print)
 
 
 def test_three_dimensions_in_f32_are_too_much_for_turing(bundle):
-    with pytest.raises(BackendError, match="3D convolution is not supported") as refusal:
-        build_engine(grader(bundle), runtime="tensorrt-rtx", capability="sm75", profile=PROFILES["grader"])
+    with pytest.raises(
+        BackendError, match="3D convolution is not supported"
+    ) as refusal:
+        build_engine(
+            grader(bundle),
+            runtime="tensorrt-rtx",
+            capability="sm75",
+            profile=PROFILES["grader"],
+        )
     assert "\n" not in str(refusal.value)
 
 

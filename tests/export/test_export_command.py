@@ -33,15 +33,26 @@ def exported(tmp_path, monkeypatch):
     def export(found, *words):
         part = SimpleNamespace(
             module="module",
-            export=lambda path, precision: (path.write_bytes(b"x" * 2_500_000), asked.append(precision)),
+            export=lambda path, precision: (
+                path.write_bytes(b"x" * 2_500_000),
+                asked.append(precision),
+            ),
             describe=lambda path: "entry",
         )
         asked = []
         monkeypatch.setattr(command, "grader_part", lambda checkpoint, config: part)
         monkeypatch.setattr(command, "phantom_samples", lambda: "samples")
-        monkeypatch.setattr(command, "verify", lambda *given: (asked.append(given), found)[1])
+        monkeypatch.setattr(
+            command, "verify", lambda *given: (asked.append(given), found)[1]
+        )
         out = tmp_path / "g.onnx"
-        return CliRunner().invoke(command.app, ["grader", "g.pt", "--out", str(out), *words]), asked, out
+        return (
+            CliRunner().invoke(
+                command.app, ["grader", "g.pt", "--out", str(out), *words]
+            ),
+            asked,
+            out,
+        )
 
     return export
 
@@ -52,15 +63,25 @@ def test_an_export_says_its_size_and_compares_only_when_asked(exported):
     assert ended.output == f"{out}: 2.5 MB\n"
 
 
-def test_an_export_that_is_compared_tells_every_way_and_ends_with_1_where_it_strays(exported, tmp_path):
-    good = {"openvino f32": probabilities(1e-5), "openvino bf16": probabilities(0.5, 0.5, 3)}
+def test_an_export_that_is_compared_tells_every_way_and_ends_with_1_where_it_strays(
+    exported, tmp_path
+):
+    good = {
+        "openvino f32": probabilities(1e-5),
+        "openvino bf16": probabilities(0.5, 0.5, 3),
+    }
     ended, asked, out = exported(good, "--verify", "--worst", str(tmp_path / "w"))
     assert ended.exit_code == 0
     assert asked == ["f32", ("module", out, "entry", "f32", "samples", tmp_path / "w")]
-    assert [line.split(":")[0] for line in ended.output.splitlines()[1:]] == ["  openvino f32", "  openvino bf16"]
+    assert [line.split(":")[0] for line in ended.output.splitlines()[1:]] == [
+        "  openvino f32",
+        "  openvino bf16",
+    ]
     ended, _, _ = exported({"openvino f32": probabilities(1e-3)}, "--verify")
     assert ended.exit_code == 1
-    assert ended.output.endswith("the exported file does not give the model's answers\n")
+    assert ended.output.endswith(
+        "the exported file does not give the model's answers\n"
+    )
 
 
 def test_the_worst_case_needs_the_comparison(exported):
@@ -80,9 +101,13 @@ def test_the_worst_case_needs_the_comparison(exported):
     ],
 )
 def test_spinenets_three_come_together_and_alone(words):
-    ended = CliRunner().invoke(command.app, ["bundle", "--out", "x", "--name", "x", *words])
+    ended = CliRunner().invoke(
+        command.app, ["bundle", "--out", "x", "--name", "x", *words]
+    )
     assert isinstance(ended.exception, UsageError)
-    assert "--vfr, --appearance and --context together, without --detector" in str(ended.exception)
+    assert "--vfr, --appearance and --context together, without --detector" in str(
+        ended.exception
+    )
 
 
 def test_a_bundle_is_written_from_what_was_given(tmp_path, monkeypatch):
@@ -91,18 +116,56 @@ def test_a_bundle_is_written_from_what_was_given(tmp_path, monkeypatch):
     (tmp_path / "b" / "m").write_bytes(b"x" * 3_000_000)
     (tmp_path / "card.json").write_text('{"licence": "CC0"}')
     (tmp_path / "d.json").write_text('{"shape": [8, 12, 16]}')
-    monkeypatch.setattr(command, "write_bundle", lambda out, recipe: (asked.append(vars(recipe)), Bundle.open())[1])
-    words = ["bundle", "--out", str(tmp_path / "b"), "--name", "mine", "--version", "2", "--int8", "--phantoms", "3"]
-    words += ["--vfr", "v", "--appearance", "a", "--context", "c", "--grader", "g", "--whole-study", "w"]
-    words += ["--card", str(tmp_path / "card.json"), "--whole-study-described", str(tmp_path / "d.json")]
+    monkeypatch.setattr(
+        command,
+        "write_bundle",
+        lambda out, recipe: (asked.append(vars(recipe)), Bundle.open())[1],
+    )
+    words = [
+        "bundle",
+        "--out",
+        str(tmp_path / "b"),
+        "--name",
+        "mine",
+        "--version",
+        "2",
+        "--int8",
+        "--phantoms",
+        "3",
+    ]
+    words += [
+        "--vfr",
+        "v",
+        "--appearance",
+        "a",
+        "--context",
+        "c",
+        "--grader",
+        "g",
+        "--whole-study",
+        "w",
+    ]
+    words += [
+        "--card",
+        str(tmp_path / "card.json"),
+        "--whole-study-described",
+        str(tmp_path / "d.json"),
+    ]
     ended = CliRunner().invoke(command.app, words)
     assert ended.exit_code == 0, ended.exception
     (given,) = asked
     assert given["detector"] == FILES
     assert (given["grader"], given["whole_study"]) == (Path("g"), Path("w"))
-    assert (given["name"], given["version"], given["int8"], given["phantoms"]) == ("mine", "2", True, 3)
+    assert (given["name"], given["version"], given["int8"], given["phantoms"]) == (
+        "mine",
+        "2",
+        True,
+        3,
+    )
     assert given["card"].licence == "CC0"
-    assert given["described"] == {"whole_study_grader": PipelineConfig(shape=(8, 12, 16))}
+    assert given["described"] == {
+        "whole_study_grader": PipelineConfig(shape=(8, 12, 16))
+    }
     assert given["calibration"] is None
     own = Bundle.open()
     assert ended.output == (

@@ -12,13 +12,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+torch = pytest.importorskip(
+    "torch", reason="needs the export extra: no export is shown"
+)
 pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
 pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
 
 from spine_engine.backends import cache as cache_room  # noqa: E402
 from spine_engine.bundle import Bundle, file_facts, write_manifest  # noqa: E402
-from spine_engine.errors import BackendError, BundleError, Reason, StudyError, UsageError  # noqa: E402
+from spine_engine.errors import (  # noqa: E402
+    BackendError,
+    BundleError,
+    Reason,
+    StudyError,
+    UsageError,
+)
 from spine_engine.pipeline.parity import LevelParity, Parity  # noqa: E402
 from spine_export import bundle as bundle_room  # noqa: E402
 from spine_export import engines as engines_room  # noqa: E402
@@ -53,7 +61,12 @@ def proven(tmp_path, monkeypatch):
     monkeypatch.setattr(precisions, "ask", said)
     opened = []
     monkeypatch.setattr(
-        precisions, "opened", lambda files, entries, precision: (opened.append((files, precision)), way(SURE))[1]
+        precisions,
+        "opened",
+        lambda files, entries, precision: (
+            opened.append((files, precision)),
+            way(SURE),
+        )[1],
     )
 
     def prove(ways, variants=("f16", "int8")):
@@ -61,21 +74,35 @@ def proven(tmp_path, monkeypatch):
         for own in files.values():
             own["grader"].write_bytes(own["grader"].name.encode())
         lines = []
-        entries = precisions.prove({"grader": ENTRY}, tmp_path, [], ways, files, lines.append)
-        assert opened[-1] == ({"grader": tmp_path / ENTRY.file}, "f32"), "float32 is the reference"
-        return entries["grader"], lines, sorted(path.name for path in tmp_path.glob("g.*"))
+        entries = precisions.prove(
+            {"grader": ENTRY}, tmp_path, [], ways, files, lines.append
+        )
+        assert opened[-1] == ({"grader": tmp_path / ENTRY.file}, "f32"), (
+            "float32 is the reference"
+        )
+        return (
+            entries["grader"],
+            lines,
+            sorted(path.name for path in tmp_path.glob("g.*")),
+        )
 
     return prove
 
 
-def test_a_precision_that_passes_is_named_with_its_file_and_one_that_fails_loses_it(proven, tmp_path):
+def test_a_precision_that_passes_is_named_with_its_file_and_one_that_fails_loses_it(
+    proven, tmp_path
+):
     near = SURE + np.array([-0.001, 0.001, 0.0])
-    entry, lines, left = proven({"bf16": way(near), "f16": way(OTHER), "int8": way(SURE)})
+    entry, lines, left = proven(
+        {"bf16": way(near), "f16": way(OTHER), "int8": way(SURE)}
+    )
     assert entry.precisions == ("f32", "bf16", "int8")
     assert left == ["g.int8.onnx"]
     assert list(entry.variants) == ["int8"]
     assert entry.variants["int8"].size_bytes == len(b"g.int8.onnx")
-    assert entry.variants["int8"].sha256 == file_facts(tmp_path / "g.int8.onnx")["sha256"]
+    assert (
+        entry.variants["int8"].sha256 == file_facts(tmp_path / "g.int8.onnx")["sha256"]
+    )
     assert entry.parity == {
         "bf16": {"mean": 0.000667, "largest": 0.001, "changed": 0.0},
         "f16": {"mean": 0.533, "largest": 0.8, "changed": 10.0},
@@ -103,19 +130,26 @@ def test_what_cannot_be_tried_or_finds_nothing_is_told_and_left_out(proven):
         "int8": way(SURE),
     }
     entry, lines, left = proven(ways)
-    assert lines[:2] == ["  bf16 not tried: not on this processor", "  f16 refused: not_localized: no disc"]
+    assert lines[:2] == [
+        "  bf16 not tried: not on this processor",
+        "  f16 refused: not_localized: no disc",
+    ]
     assert entry.precisions == ("f32", "int8")
     assert set(entry.parity) == {"int8"}
     assert left == ["g.int8.onnx"]
 
 
 def test_a_model_that_does_not_run_in_float32_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(precisions, "opened", lambda *_: way(BackendError("no runtime")))
+    monkeypatch.setattr(
+        precisions, "opened", lambda *_: way(BackendError("no runtime"))
+    )
     with pytest.raises(BackendError, match="no runtime"):
         precisions.prove({"grader": ENTRY}, tmp_path, [], {}, {}, print)
 
 
-def test_models_are_opened_in_order_with_their_profiles_and_all_closed(monkeypatch, tmp_path):
+def test_models_are_opened_in_order_with_their_profiles_and_all_closed(
+    monkeypatch, tmp_path
+):
     asked, closed = [], []
 
     def open_backend(path, **options):
@@ -125,7 +159,11 @@ def test_models_are_opened_in_order_with_their_profiles_and_all_closed(monkeypat
         return SimpleNamespace(close=lambda: closed.append(path.name))
 
     monkeypatch.setattr(precisions, "open_backend", open_backend)
-    entries = {"a": SimpleNamespace(profile="p"), "b": SimpleNamespace(profile=None), "c": SimpleNamespace(profile="q")}
+    entries = {
+        "a": SimpleNamespace(profile="p"),
+        "b": SimpleNamespace(profile=None),
+        "c": SimpleNamespace(profile="q"),
+    }
     files = {"a": tmp_path / "first", "b": tmp_path / "second", "c": tmp_path / "third"}
     two = {role: files[role] for role in "ab"}
     with precisions.opened(two, entries, "bf16")() as models:
@@ -137,7 +175,10 @@ def test_models_are_opened_in_order_with_their_profiles_and_all_closed(monkeypat
     ]
     assert sorted(closed) == ["first", "second"]
     closed.clear()
-    with pytest.raises(BackendError, match="no room"), precisions.opened(files, entries, "f32")():
+    with (
+        pytest.raises(BackendError, match="no room"),
+        precisions.opened(files, entries, "f32")(),
+    ):
         pass
     assert sorted(closed) == ["first", "second"]
 
@@ -151,8 +192,22 @@ def probabilities(largest, mean=0.0, changed=0):
     [
         ({"onnxruntime f32": probabilities(1e-4)}, "f32", True),
         ({"onnxruntime f32": probabilities(1.1e-4)}, "f32", False),
-        ({"onnxruntime f32": probabilities(0.0), "openvino f32": probabilities(2e-4)}, "f32", False),
-        ({"openvino f32": probabilities(0.0), "openvino bf16": probabilities(0.9, 0.9, 7)}, "f32", True),  # only told
+        (
+            {
+                "onnxruntime f32": probabilities(0.0),
+                "openvino f32": probabilities(2e-4),
+            },
+            "f32",
+            False,
+        ),
+        (
+            {
+                "openvino f32": probabilities(0.0),
+                "openvino bf16": probabilities(0.9, 0.9, 7),
+            },
+            "f32",
+            True,
+        ),  # only told
         ({"onnxruntime f16": probabilities(0.04, 0.005)}, "f16", True),
         ({"onnxruntime f16": probabilities(0.04, 0.0051)}, "f16", False),
         ({"onnxruntime f16": probabilities(0.04, 0.0, 1)}, "f16", False),
@@ -162,16 +217,22 @@ def probabilities(largest, mean=0.0, changed=0):
         ({"openvino f32": Difference(largest=2e-4, tolerance=1e-4)}, "f32", False),
     ],
 )
-def test_a_file_agrees_with_its_model_where_every_way_of_its_precision_does(found, precision, agree):
+def test_a_file_agrees_with_its_model_where_every_way_of_its_precision_does(
+    found, precision, agree
+):
     assert agrees(found, precision) is agree
 
 
 def test_nothing_compared_is_no_agreement():
     with pytest.raises(
-        UsageError, match=r'nothing here runs the file, .*pip install "spine-mri-engine\[onnxruntime\]"'
+        UsageError,
+        match=r'nothing here runs the file, .*pip install "spine-mri-engine\[onnxruntime\]"',
     ):
         agrees({"openvino bf16": probabilities(0.0)}, "f32")
-    with pytest.raises(UsageError, match="the model finds no level in any phantom, so nothing was compared"):
+    with pytest.raises(
+        UsageError,
+        match="the model finds no level in any phantom, so nothing was compared",
+    ):
         agrees({"openvino f32": LevelParity(largest_mm=0.0, found=0)}, "f32")
 
 
@@ -181,7 +242,10 @@ def test_the_ways_and_how_far_each_may_move():
         "f32": [("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "bf16")],
         "f16": [("onnxruntime", "f16")],
     }
-    assert str(Difference(largest=0.01234, tolerance=1.0)) == "outputs moved by 0.012 of the largest, at most"
+    assert (
+        str(Difference(largest=0.01234, tolerance=1.0))
+        == "outputs moved by 0.012 of the largest, at most"
+    )
 
 
 # -- engines built ahead -----------------------------------------------------------------------------------------------
@@ -198,7 +262,9 @@ def built(tmp_path, monkeypatch):
         return b"engine" * len(asked)
 
     monkeypatch.setattr(engines_room, "build_engine", build)
-    monkeypatch.setattr(engines_room, "reopen_engine", lambda engine, runtime: len(engine) > 6)
+    monkeypatch.setattr(
+        engines_room, "reopen_engine", lambda engine, runtime: len(engine) > 6
+    )
     return asked
 
 
@@ -206,14 +272,21 @@ def bundle_with(tmp_path, passed, files):
     """Return a bundle whose grader passed in these precisions and has these files."""
     manifest = Bundle.open().manifest
     for entry in manifest.models.by_role().values():
-        (tmp_path / entry.file).write_bytes((Bundle.open().path / entry.file).read_bytes())
+        (tmp_path / entry.file).write_bytes(
+            (Bundle.open().path / entry.file).read_bytes()
+        )
     variants = {}
     for name in files:
         (tmp_path / f"grader.{name}.onnx").write_bytes(name.encode())
         variants[name] = manifest_file(tmp_path / f"grader.{name}.onnx")
     grader = replace(manifest.models.grader, precisions=passed, variants=variants)
     detector = replace(manifest.models.detector, precisions=("f32",), variants={})
-    write_manifest(tmp_path, replace(manifest, models=replace(manifest.models, detector=detector, grader=grader)))
+    write_manifest(
+        tmp_path,
+        replace(
+            manifest, models=replace(manifest.models, detector=detector, grader=grader)
+        ),
+    )
     return Bundle.open(tmp_path)
 
 
@@ -234,7 +307,11 @@ def test_engines_are_built_of_every_file_whose_precision_passed(built, tmp_path)
         ("grader", "f16"),
     ]
     assert built[-1][0] == b"f16"
-    assert built[1][1] == {"runtime": "tensorrt-rtx", "capability": "sm89", "profile": bundle.grader.profile}
+    assert built[1][1] == {
+        "runtime": "tensorrt-rtx",
+        "capability": "sm89",
+        "profile": bundle.grader.profile,
+    }
     assert [engine.size_bytes for engine in engines] == [6, 12, 18]
     assert [engine.opened for engine in engines] == [False, True, True]
     assert lines[0].startswith("detector f32: 0.0 MB in ")
@@ -242,12 +319,16 @@ def test_engines_are_built_of_every_file_whose_precision_passed(built, tmp_path)
     assert lines[1].endswith(" s, opened")
 
 
-def test_a_model_that_cannot_be_built_is_named_by_its_file(built, tmp_path, monkeypatch):
+def test_a_model_that_cannot_be_built_is_named_by_its_file(
+    built, tmp_path, monkeypatch
+):
     def refuse(model, **options):
         raise BackendError("no kernel")
 
     monkeypatch.setattr(engines_room, "build_engine", refuse)
-    with pytest.raises(BackendError, match=rf"^{Bundle.open().detector.file}: no kernel$"):
+    with pytest.raises(
+        BackendError, match=rf"^{Bundle.open().detector.file}: no kernel$"
+    ):
         engines_room.build_engines(Bundle.open(), "sm89", runtime="tensorrt", say=print)
 
 
@@ -258,7 +339,10 @@ def test_engines_need_a_place_and_unchanged_models(built, tmp_path, monkeypatch)
     with pytest.raises(BundleError, match="bytes, the manifest says"):
         engines_room.build_engines(bundle, "sm89", say=print)
     monkeypatch.setattr(engines_room, "cache_folder", lambda: None)
-    with pytest.raises(BackendError, match="no safe cache folder to keep engines in: set XDG_CACHE_HOME"):
+    with pytest.raises(
+        BackendError,
+        match="no safe cache folder to keep engines in: set XDG_CACHE_HOME",
+    ):
         engines_room.build_engines(bundle, "sm89", say=print)
     assert cache_room.cache_folder() is not None
 
@@ -276,11 +360,17 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("described", [None, PipelineConfig(shape=(8, 12, 16), backbone="narrow_conv_8")])
+@pytest.mark.parametrize(
+    "described", [None, PipelineConfig(shape=(8, 12, 16), backbone="narrow_conv_8")]
+)
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_a_file_whose_pickle_runs_code_is_refused_and_runs_none(tmp_path, described, wrapped):
+def test_a_file_whose_pickle_runs_code_is_refused_and_runs_none(
+    tmp_path, described, wrapped
+):
     marker, path = tmp_path / "ran", tmp_path / "g.pt"
-    trap = {"config": {}, "model": {}, "extra": Trap(marker)} if wrapped else Trap(marker)
+    trap = (
+        {"config": {}, "model": {}, "extra": Trap(marker)} if wrapped else Trap(marker)
+    )
     torch.save(trap, path)
     with pytest.raises(UsageError):
         open_grader(path, described)
@@ -305,18 +395,30 @@ def test_the_card_is_what_people_say(tmp_path):
             Card.read(path)
         assert str(caught.value) == f"cannot use {path}: {message}"
     path.write_text("{")
-    with pytest.raises(UsageError, match=rf"^cannot read {path}: .*; want a JSON object$"):
+    with pytest.raises(
+        UsageError, match=rf"^cannot read {path}: .*; want a JSON object$"
+    ):
         Card.read(path)
-    with pytest.raises(UsageError, match=r"No such file or directory.*; want a JSON object"):
+    with pytest.raises(
+        UsageError, match=r"No such file or directory.*; want a JSON object"
+    ):
         Card.read(tmp_path / "none")
 
 
 def test_a_description_has_these_defaults_and_takes_a_backbone_as_an_object(tmp_path):
     path = tmp_path / "d.json"
-    path.write_text(json.dumps({"shape": [8, 12, 16], "backbone": {"family": "x", "depths": [1, 2]}}))
+    path.write_text(
+        json.dumps(
+            {"shape": [8, 12, 16], "backbone": {"family": "x", "depths": [1, 2]}}
+        )
+    )
     config = PipelineConfig.read(path)
     assert json.loads(config.backbone) == {"family": "x", "depths": [1, 2]}
-    assert (config.pool, config.spacing_mm, config.offset_mm) == ("avg", (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    assert (config.pool, config.spacing_mm, config.offset_mm) == (
+        "avg",
+        (1.0, 1.0, 1.0),
+        (0.0, 0.0, 0.0),
+    )
     assert (config.normalisation, config.shape) == ("grid_range", (8, 12, 16))
 
 
@@ -327,18 +429,35 @@ FILES = SpineNetFiles(vfr=Path("v"), appearance=Path("a"), context=Path("c"))
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "needs a grader, a whole-study grader or both; give --grader or --whole-study"),
-        ({"detector": Path("d")}, "needs a grader, a whole-study grader or both"),
-        ({"grader": Path("g")}, "a level grader and a detector need each other; give both --detector and --grader"),
-        ({"whole_study": Path("w"), "detector": FILES}, "a level grader and a detector need each other"),
-        ({"whole_study": Path("w"), "calibration": object()}, "a calibration is of a level grader's probabilities"),
         (
-            {"whole_study": Path("w"), "described": {"grader": PipelineConfig(shape=(8, 8, 8))}},
+            {},
+            "needs a grader, a whole-study grader or both; give --grader or --whole-study",
+        ),
+        ({"detector": Path("d")}, "needs a grader, a whole-study grader or both"),
+        (
+            {"grader": Path("g")},
+            "a level grader and a detector need each other; give both --detector and --grader",
+        ),
+        (
+            {"whole_study": Path("w"), "detector": FILES},
+            "a level grader and a detector need each other",
+        ),
+        (
+            {"whole_study": Path("w"), "calibration": object()},
+            "a calibration is of a level grader's probabilities",
+        ),
+        (
+            {
+                "whole_study": Path("w"),
+                "described": {"grader": PipelineConfig(shape=(8, 8, 8))},
+            },
             "a grader is described, but none is given",
         ),
     ],
 )
-def test_what_makes_no_bundle_is_refused_before_anything_is_read(tmp_path, given, message):
+def test_what_makes_no_bundle_is_refused_before_anything_is_read(
+    tmp_path, given, message
+):
     with pytest.raises(UsageError, match=message):
         bundle_room.write_bundle(tmp_path / "b", BundleRecipe(**GIVEN, **given))
     assert not list(tmp_path.iterdir())
@@ -349,24 +468,42 @@ def test_what_makes_no_bundle_is_refused_before_anything_is_read(tmp_path, given
     [
         ({}, {}),
         ({"history": []}, {}),
-        ({"history": [{"metric": 0.1}, {"metric": 0.23456, "prior": 1, "best": 0.2, "loss": 3.0}]}, None),
+        (
+            {
+                "history": [
+                    {"metric": 0.1},
+                    {"metric": 0.23456, "prior": 1, "best": 0.2, "loss": 3.0},
+                ]
+            },
+            None,
+        ),
         ({"history": [{"metric": 0.1}, {"loss": 3.0}]}, {}),
     ],
 )
 def test_a_checkpoints_last_figures_are_told(content, figures):
-    wanted = {"metric": 0.2346, "prior": 1.0, "best": 0.2} if figures is None else figures
+    wanted = (
+        {"metric": 0.2346, "prior": 1.0, "best": 0.2} if figures is None else figures
+    )
     assert bundle_room._figures_of(content) == wanted
 
 
-def test_facts_come_from_the_checkpoints_where_the_card_says_nothing(tmp_path, monkeypatch):
+def test_facts_come_from_the_checkpoints_where_the_card_says_nothing(
+    tmp_path, monkeypatch
+):
     contents = {
         "g": {"settings": {"data": "exams"}, "history": [{"metric": 0.5}]},
         "d": {"settings": {}, "history": [{"best": 0.25}]},
         "w": {},
     }
-    monkeypatch.setattr(bundle_room, "read_checkpoint", lambda path: contents[path.name])
+    monkeypatch.setattr(
+        bundle_room, "read_checkpoint", lambda path: contents[path.name]
+    )
     manifest = replace(Bundle.open().manifest, training_data=(), metrics={})
-    paths = {"detector": Path("d"), "grader": Path("g"), "whole_study_grader": Path("w")}
+    paths = {
+        "detector": Path("d"),
+        "grader": Path("g"),
+        "whole_study_grader": Path("w"),
+    }
     told = bundle_room._with_facts(manifest, paths)
     assert told.training_data == ("grader: exams",)
     assert told.metrics == {"detector.best": 0.25, "grader.metric": 0.5}
@@ -374,7 +511,9 @@ def test_facts_come_from_the_checkpoints_where_the_card_says_nothing(tmp_path, m
     assert bundle_room._with_facts(said, paths) == said
 
 
-def test_the_manifest_is_moved_last_and_only_the_former_bundles_files_go(tmp_path, monkeypatch):
+def test_the_manifest_is_moved_last_and_only_the_former_bundles_files_go(
+    tmp_path, monkeypatch
+):
     work, out = tmp_path / "work", tmp_path / "out"
     for folder in (work, out):
         folder.mkdir()
@@ -383,7 +522,9 @@ def test_the_manifest_is_moved_last_and_only_the_former_bundles_files_go(tmp_pat
     bundle_with(work, ("f32",), ())
     moved = []
     really = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (moved.append(Path(b).name), really(a, b)))
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (moved.append(Path(b).name), really(a, b))
+    )
     bundle_room._put(work, out)
     assert moved[-1] == "bundle.json"
     assert len(moved) == 3

@@ -20,7 +20,13 @@ from spine_export import bundle as bundle_room  # noqa: E402
 from spine_export.parts import grader_part  # noqa: E402
 from spine_export.sources import BundleRecipe, Card  # noqa: E402
 from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
-from spine_training.grader.model import MIRRORED_HEADS, WHOLE_STUDY, Grader, GraderConfig, save_grader  # noqa: E402
+from spine_training.grader.model import (  # noqa: E402
+    MIRRORED_HEADS,
+    WHOLE_STUDY,
+    Grader,
+    GraderConfig,
+    save_grader,
+)
 
 
 def write_bundle(out, say=print, **given):
@@ -50,15 +56,21 @@ def test_both_runtimes_agree_with_pytorch_for_any_batch(exported, runtime):
     model, path = exported
     backend = open_backend(path.read_bytes(), name=runtime, precision="f32")
     for batch in (1, 3, 5):
-        image = np.random.default_rng(batch).random((batch, 3, *TINY.shape), dtype=np.float32)
+        image = np.random.default_rng(batch).random(
+            (batch, 3, *TINY.shape), dtype=np.float32
+        )
         with torch.no_grad():
             wanted = model(torch.from_numpy(image)).numpy()
         found = backend.run({"image": image})["probabilities"]
         assert found.shape == (batch, len(CONDITIONS), 3)
         assert np.abs(found - wanted).max() <= PARITY
-        mirrored = backend.run({"image": np.ascontiguousarray(image[..., ::-1])})["probabilities"]
+        mirrored = backend.run({"image": np.ascontiguousarray(image[..., ::-1])})[
+            "probabilities"
+        ]
         assert np.abs(mirrored[:, list(MIRRORED_HEADS)] - found).max() <= 1e-6
-        assert np.abs(mirrored - found).max() > 10 * PARITY  # the model does tell the sides apart
+        assert (
+            np.abs(mirrored - found).max() > 10 * PARITY
+        )  # the model does tell the sides apart
     backend.close()
 
 
@@ -76,7 +88,10 @@ def checkpoints(tmp_path_factory):
     graders = {"grader": Grader(TINY), "whole_study": Grader(WHOLE)}
     for name, grader in graders.items():
         content = {"config": asdict(grader.config), "model": grader.state_dict()}
-        content |= {"settings": {"data": f"{name} data"}, "history": [{"metric": 0.5, "loss": 2.0}]}
+        content |= {
+            "settings": {"data": f"{name} data"},
+            "history": [{"metric": 0.5, "loss": 2.0}],
+        }
         torch.save(content, folder / f"{name}.pt")
     net = LevelHeatmapNet().state_dict()
     torch.save({"config": {}, "model": net, "ema": net}, folder / "detector.pt")
@@ -84,7 +99,9 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch and NNCF deprecate what they themselves use
+@pytest.mark.filterwarnings(
+    "ignore"
+)  # torch and NNCF deprecate what they themselves use
 def test_checkpoints_become_a_bundle_that_says_what_it_holds(checkpoints, tmp_path):
     out = tmp_path / "bundle"
     out.mkdir()
@@ -92,15 +109,33 @@ def test_checkpoints_become_a_bundle_that_says_what_it_holds(checkpoints, tmp_pa
     calibration = Calibration(temperature=table, shift=table)
     lines = []
     bundle = write_bundle(
-        out, name="tiny", version="0.1.0", calibration=calibration, phantoms=1, say=lines.append, **checkpoints
+        out,
+        name="tiny",
+        version="0.1.0",
+        calibration=calibration,
+        phantoms=1,
+        say=lines.append,
+        **checkpoints,
     )
     again = Bundle.open(out)
     assert again.digest == bundle.digest
     halves = ["grader.f16.onnx", "whole_study_grader.f16.onnx"]
-    kept = ["bundle.json", "detector.onnx", "grader.onnx", "whole_study_grader.onnx", *halves]
+    kept = [
+        "bundle.json",
+        "detector.onnx",
+        "grader.onnx",
+        "whole_study_grader.onnx",
+        *halves,
+    ]
     assert sorted(path.name for path in out.iterdir()) == sorted(kept)
-    assert again.manifest.metrics == {"grader.metric": 0.5, "whole_study_grader.metric": 0.5}
-    assert again.manifest.training_data == ("grader: grader data", "whole_study_grader: whole_study data")
+    assert again.manifest.metrics == {
+        "grader.metric": 0.5,
+        "whole_study_grader.metric": 0.5,
+    }
+    assert again.manifest.training_data == (
+        "grader: grader data",
+        "whole_study_grader: whole_study data",
+    )
     assert again.grader.grid.shape == TINY.shape
     assert again.grader.calibration == calibration
     whole = again.manifest.models.whole_study_grader
@@ -110,7 +145,11 @@ def test_checkpoints_become_a_bundle_that_says_what_it_holds(checkpoints, tmp_pa
         assert {"f32", "f16"} <= set(entry.precisions)
         assert 0 < entry.parity["f16"]["largest"] < 0.01
         assert entry.profile.smallest == (1, 3, *entry.grid.shape)
-        image = {"image": np.random.default_rng(0).random((1, 3, *entry.grid.shape), dtype=np.float32)}
+        image = {
+            "image": np.random.default_rng(0).random(
+                (1, 3, *entry.grid.shape), dtype=np.float32
+            )
+        }
         rows = {}
         for runtime, precision in (("openvino", "f32"), ("onnxruntime", "f16")):
             model = again.open_model(entry, name=runtime, precision=precision)
@@ -143,9 +182,21 @@ def test_what_makes_no_bundle_is_refused(checkpoints, tmp_path):
 
 def test_a_card_is_read_with_its_figures_by_dotted_name(tmp_path):
     path = tmp_path / "card.json"
-    path.write_text(json.dumps({"licence": "CC0", "training_data": ["exams"], "metrics": {"fold_0": {"right": 0.9}}}))
+    path.write_text(
+        json.dumps(
+            {
+                "licence": "CC0",
+                "training_data": ["exams"],
+                "metrics": {"fold_0": {"right": 0.9}},
+            }
+        )
+    )
     card = Card.read(path)
-    assert (card.licence, card.training_data, card.metrics) == ("CC0", ("exams",), {"fold_0.right": 0.9})
+    assert (card.licence, card.training_data, card.metrics) == (
+        "CC0",
+        ("exams",),
+        {"fold_0.right": 0.9},
+    )
     path.write_text(json.dumps({"license": "CC0"}))
     with pytest.raises(UsageError, match="unknown key 'license'; known are licence"):
         Card.read(path)

@@ -2,7 +2,9 @@
 
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+torch = pytest.importorskip(
+    "torch", reason="needs the export extra: no export is shown"
+)
 pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
 
 from torch import nn  # noqa: E402

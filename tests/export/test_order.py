@@ -3,10 +3,15 @@
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+torch = pytest.importorskip(
+    "torch", reason="needs the export extra: no export is shown"
+)
 onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
 pytest.importorskip("onnxscript", reason="needs the export extra: no export is shown")
-pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: exported files are not shown to run in it")
+pytest.importorskip(
+    "onnxruntime",
+    reason="onnxruntime is not installed: exported files are not shown to run in it",
+)
 
 import onnx_ir as ir  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
@@ -33,7 +38,9 @@ class Picture:
         for values in weights:
             names.append("" if values is None else f"w{len(self.weights)}")
             if values is not None:
-                self.weights.append(numpy_helper.from_array(np.asarray(values, np.float32), names[-1]))
+                self.weights.append(
+                    numpy_helper.from_array(np.asarray(values, np.float32), names[-1])
+                )
         given, self.last = self.last, f"y{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, [given, *names], [self.last], **said))
         return self
@@ -44,14 +51,22 @@ class Picture:
     def convolved(self, given, made, side=1, **said):
         draw = np.random.default_rng(made)
         shape = (made, given // said.get("group", 1), side, side)
-        return self.then("Conv", draw.normal(size=shape), draw.normal(size=made), **said)
+        return self.then(
+            "Conv", draw.normal(size=shape), draw.normal(size=made), **said
+        )
 
     def model(self, *outputs):
-        image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["n", *IMAGE])
+        image = helper.make_tensor_value_info(
+            "image", onnx.TensorProto.FLOAT, ["n", *IMAGE]
+        )
         outputs = [onnx.ValueInfoProto(name=name) for name in (outputs or (self.last,))]
         graph = helper.make_graph(self.nodes, "g", [image], outputs, self.weights)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-        return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10
+        )
+        return onnx.shape_inference.infer_shapes(
+            model, strict_mode=True, data_prop=True
+        )
 
 
 def answer(content):
@@ -72,7 +87,9 @@ def order_of(model, moved):
     assert wanted.keys() == found.keys()
     for name, values in wanted.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5)
-    return [node.op_type for node in after.graph.node if node.op_type in {"Conv", "Resize"}]
+    return [
+        node.op_type for node in after.graph.node if node.op_type in {"Conv", "Resize"}
+    ]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +97,11 @@ def order_of(model, moved):
     [
         {},
         {"coordinate_transformation_mode": "align_corners"},
-        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+        {
+            "mode": "nearest",
+            "coordinate_transformation_mode": "asymmetric",
+            "nearest_mode": "floor",
+        },
         {"factors": [1.0, 1.0, 1.0, 3.0]},
     ],
     ids=["bilinear", "corners", "nearest", "one axis"],
@@ -115,7 +136,9 @@ def test_a_1x1_convolution_goes_first(said, channels):
     ],
 )
 def test_what_would_change_numbers_or_work_stays(last):
-    assert order_of(Picture().enlarged().convolved(6, **last).then("Relu").model(), 0) == ["Resize", "Conv"]
+    assert order_of(
+        Picture().enlarged().convolved(6, **last).then("Relu").model(), 0
+    ) == ["Resize", "Conv"]
 
 
 @pytest.mark.parametrize(
@@ -124,12 +147,16 @@ def test_what_would_change_numbers_or_work_stays(last):
     ids=["cubic", "shrinks", "antialias"],
 )
 def test_what_is_no_plain_enlargement_stays(said):
-    assert order_of(Picture().enlarged(**said).convolved(6, 3).then("Relu").model(), 0) == ["Resize", "Conv"]
+    assert order_of(
+        Picture().enlarged(**said).convolved(6, 3).then("Relu").model(), 0
+    ) == ["Resize", "Conv"]
 
 
 def test_an_enlargement_with_another_reader_stays():
     picture = Picture().enlarged()
-    picture.convolved(6, 6).nodes.append(helper.make_node("Add", ["y0", picture.last], ["both"]))
+    picture.convolved(6, 6).nodes.append(
+        helper.make_node("Add", ["y0", picture.last], ["both"])
+    )
     assert order_of(picture.model("both"), 0) == ["Resize", "Conv"]
 
 
@@ -145,14 +172,27 @@ def test_two_in_a_row_and_a_graph_that_ends_in_its_convolution():
 
 def test_what_the_exporter_writes_is_known_for_an_enlargement(tmp_path):
     torch.manual_seed(0)
-    ways = [{"mode": "bilinear"}, {"mode": "bilinear", "align_corners": True}, {"mode": "nearest"}]
-    layers = [(nn.Upsample(scale_factor=2, **way), nn.Conv2d(6 - k, 5 - k, 1), nn.ReLU()) for k, way in enumerate(ways)]
+    ways = [
+        {"mode": "bilinear"},
+        {"mode": "bilinear", "align_corners": True},
+        {"mode": "nearest"},
+    ]
+    layers = [
+        (nn.Upsample(scale_factor=2, **way), nn.Conv2d(6 - k, 5 - k, 1), nn.ReLU())
+        for k, way in enumerate(ways)
+    ]
     module = nn.Sequential(*(layer for three in layers for layer in three)).eval()
-    face = Face(example=(2, *IMAGE), inputs=("image",), outputs=("maps",), dynamic=BATCH)
+    face = Face(
+        example=(2, *IMAGE), inputs=("image",), outputs=("maps",), dynamic=BATCH
+    )
     path = export_module(module, tmp_path / "moved.onnx", face)
     image = np.random.default_rng(0).random((3, *IMAGE), np.float32)
     with torch.no_grad():
         wanted = module(torch.from_numpy(image)).numpy()
     np.testing.assert_allclose(answer(path)["maps"], wanted, atol=1e-5)
-    kinds = [node.op_type for node in onnx.load(path).graph.node if node.op_type in {"Conv", "Resize"}]
+    kinds = [
+        node.op_type
+        for node in onnx.load(path).graph.node
+        if node.op_type in {"Conv", "Resize"}
+    ]
     assert kinds == ["Conv", "Resize"] * 3

@@ -31,7 +31,10 @@ def test_a_split_block_computes_what_the_joined_one_does(size):
     block = UpBlock(6, 4, 8).eval()
     block.norm_1 = block.norm_2 = torch.nn.Identity()
     block.conv_1.bias = torch.nn.Parameter(torch.randn(8))
-    below, beside = torch.randn(2, 6, *size), torch.randn(2, 4, 2 * size[0], 2 * size[1])
+    below, beside = (
+        torch.randn(2, 6, *size),
+        torch.randn(2, 4, 2 * size[0], 2 * size[1]),
+    )
     with torch.inference_mode():
         wanted, found = block(below, beside), SplitUpBlock(block)(below, beside)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
@@ -40,7 +43,9 @@ def test_a_split_block_computes_what_the_joined_one_does(size):
 def test_the_folded_net_answers_as_the_trained_one(net):
     slices = torch.rand(2, 1, 96, 64)
     ready = folded(net)
-    assert [isinstance(up, SplitUpBlock) for up in ready.up] == [True] * (len(net.up) - JOINED) + [False] * JOINED
+    assert [isinstance(up, SplitUpBlock) for up in ready.up] == [True] * (
+        len(net.up) - JOINED
+    ) + [False] * JOINED
     with torch.inference_mode():
         torch.testing.assert_close(ready(slices), net(slices), rtol=1e-4, atol=1e-4)
 

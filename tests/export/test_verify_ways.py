@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the export extra: no export is shown")
+torch = pytest.importorskip(
+    "torch", reason="needs the export extra: no export is shown"
+)
 pytest.importorskip("timm_3d", reason="needs the export extra: no export is shown")
 onnx = pytest.importorskip("onnx", reason="needs the export extra: no export is shown")
 
@@ -26,7 +28,10 @@ PROFILE = Profile(smallest=(1, 3), usual=(2, 3), largest=(4, 3))
 
 def entry(profile=PROFILE):
     facts = {"file": "m.onnx", "sha256": "0" * 64, "size_bytes": 1, "profile": profile}
-    inputs, outputs = TensorEntry(name="x", shape=(None, 3)), TensorEntry(name="y", shape=(None, 3))
+    inputs, outputs = (
+        TensorEntry(name="x", shape=(None, 3)),
+        TensorEntry(name="y", shape=(None, 3)),
+    )
     return ModelEntry(**facts, inputs=(inputs,), outputs=(outputs,))
 
 
@@ -44,27 +49,39 @@ def compared(tmp_path, monkeypatch):
 
             def run(inputs):
                 done.seen.append(inputs["x"].copy())
-                return {"y": inputs["x"] * 2 * (1 + strays.get(way, 0.0) * (len(inputs["x"]) == 2))}
+                return {
+                    "y": inputs["x"]
+                    * 2
+                    * (1 + strays.get(way, 0.0) * (len(inputs["x"]) == 2))
+                }
 
-            return SimpleNamespace(run=run, close=lambda: setattr(done, "closed", done.closed + 1))
+            return SimpleNamespace(
+                run=run, close=lambda: setattr(done, "closed", done.closed + 1)
+            )
 
         monkeypatch.setattr(verify, "open_backend", open_backend)
         module = nn.Linear(3, 3, bias=False)
         nn.init.zeros_(module.weight)
         module.weight.data.fill_diagonal_(2.0)
-        found = verify.verify(module, tmp_path / "m.onnx", entry(profile), precision, [], worst)
+        found = verify.verify(
+            module, tmp_path / "m.onnx", entry(profile), precision, [], worst
+        )
         return found, done
 
     return compare
 
 
-def test_a_network_without_answers_is_compared_by_its_outputs_for_noise_of_two_sizes(compared, tmp_path):
+def test_a_network_without_answers_is_compared_by_its_outputs_for_noise_of_two_sizes(
+    compared, tmp_path
+):
     found, done = compared({"openvino bf16": 0.01})
     assert list(found) == ["onnxruntime f32", "openvino f32", "openvino bf16"]
     assert [round(one.largest, 5) for one in found.values()] == [0.0, 0.0, 0.01]
     assert {one.tolerance for one in found.values()} == {1e-4}
     assert [len(x) for x in done.seen] == [1, 2] * 3
-    assert all(x.min() >= 0 and x.max() < 1 and x.dtype == np.float32 for x in done.seen)
+    assert all(
+        x.min() >= 0 and x.max() < 1 and x.dtype == np.float32 for x in done.seen
+    )
     assert not np.array_equal(done.seen[0][0], done.seen[1][0])
     np.testing.assert_array_equal(done.seen[0], done.seen[2])
     assert done.closed == 3
@@ -95,14 +112,20 @@ def test_ways_that_are_not_here_are_left_out_but_openvino_in_f32_must_be(compare
 def test_the_worst_noise_of_each_way_is_kept(compared, tmp_path):
     compared({"openvino bf16": 0.5}, worst=tmp_path / "new" / "worst")
     kept = sorted(path.name for path in (tmp_path / "new" / "worst").iterdir())
-    assert kept == ["m-onnxruntime-f32.npz", "m-openvino-bf16.npz", "m-openvino-f32.npz"]
+    assert kept == [
+        "m-onnxruntime-f32.npz",
+        "m-openvino-bf16.npz",
+        "m-openvino-f32.npz",
+    ]
     with np.load(tmp_path / "new" / "worst" / "m-openvino-bf16.npz") as worst:
         assert worst["input"].shape == (2, 3)
         np.testing.assert_allclose(worst["other"], worst["reference"] * 1.5, rtol=1e-6)
 
 
 def test_a_network_without_a_profile_has_no_shape_to_compare_in(compared):
-    with pytest.raises(ValueError, match=r"^m\.onnx has no profile to take a shape from$"):
+    with pytest.raises(
+        ValueError, match=r"^m\.onnx has no profile to take a shape from$"
+    ):
         compared({}, profile=None)
 
 
@@ -117,14 +140,20 @@ def test_a_runner_evaluates_and_leaves_no_gradients():
     assert 0 < np.abs(half.run({"x": x})["y"] - runner.run({"x": x})["y"]).max() < 1e-2
 
 
-@pytest.mark.parametrize(("weight", "fits"), [(65504.0, True), (-65504.0, True), (65536.0, False), (-70000.0, False)])
+@pytest.mark.parametrize(
+    ("weight", "fits"),
+    [(65504.0, True), (-65504.0, True), (65536.0, False), (-70000.0, False)],
+)
 def test_weights_up_to_float16s_largest_are_narrowed(weight, fits):
     module = nn.Linear(1, 1)
     nn.init.constant_(module.weight, weight)
     if fits:
         assert narrowed(module).core.weight.item() == weight
         return
-    with pytest.raises(UsageError, match=r"a weight is beyond float16's largest number, 65504; export in f32"):
+    with pytest.raises(
+        UsageError,
+        match=r"a weight is beyond float16's largest number, 65504; export in f32",
+    ):
         narrowed(module)
 
 
@@ -132,32 +161,65 @@ def network(*kinds):
     """Return an ONNX model of these operations in a row."""
     helper, last, nodes, weights = onnx.helper, "x", [], []
     for k, kind in enumerate(kinds):
-        nodes.append(helper.make_node(kind, [last, f"w{k}"] if kind == "MatMul" else [last], [f"y{k}"], name=f"n{k}"))
+        nodes.append(
+            helper.make_node(
+                kind,
+                [last, f"w{k}"] if kind == "MatMul" else [last],
+                [f"y{k}"],
+                name=f"n{k}",
+            )
+        )
         last = f"y{k}"
         if kind == "MatMul":
-            weights.append(onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), f"w{k}"))
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", last))
+            weights.append(
+                onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), f"w{k}")
+            )
+    x, y = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4])
+        for name in ("x", last)
+    )
     graph = helper.make_graph(nodes, "g", [x], [y], weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
 
 
-@pytest.mark.parametrize("kinds", [("Relu",), ("MatMul",), ("MatMul", "Relu", "MatMul")])
+@pytest.mark.parametrize(
+    "kinds", [("Relu",), ("MatMul",), ("MatMul", "Relu", "MatMul")]
+)
 def test_a_model_without_an_inner_product_has_nothing_to_quantise(tmp_path, kinds):
-    pytest.importorskip("nncf", reason="needs the int8 extra: that nothing is quantised at the ends is not shown")
+    pytest.importorskip(
+        "nncf",
+        reason="needs the int8 extra: that nothing is quantised at the ends is not shown",
+    )
     onnx.save(network(*kinds), tmp_path / "m.onnx")
-    with pytest.raises(UsageError, match=r"m\.onnx has no product between its first and last layer"):
-        int8.quantize(tmp_path / "m.onnx", np.zeros((1, 1, 4), np.float32), tmp_path / "out.onnx")
+    with pytest.raises(
+        UsageError, match=r"m\.onnx has no product between its first and last layer"
+    ):
+        int8.quantize(
+            tmp_path / "m.onnx", np.zeros((1, 1, 4), np.float32), tmp_path / "out.onnx"
+        )
     assert not (tmp_path / "out.onnx").exists()
 
 
 def test_inner_products_are_quantised_and_the_first_and_last_are_not(tmp_path):
-    pytest.importorskip("nncf", reason="needs the int8 extra: that inner products are quantised is not shown")
-    onnx.save(network("MatMul", "Relu", "MatMul", "Relu", "MatMul", "Relu", "MatMul"), tmp_path / "m.onnx")
+    pytest.importorskip(
+        "nncf",
+        reason="needs the int8 extra: that inner products are quantised is not shown",
+    )
+    onnx.save(
+        network("MatMul", "Relu", "MatMul", "Relu", "MatMul", "Relu", "MatMul"),
+        tmp_path / "m.onnx",
+    )
     grids = np.random.default_rng(0).random((5, 4), np.float32)
     int8.quantize(tmp_path / "m.onnx", grids, tmp_path / "out.onnx")
     graph = onnx.load(tmp_path / "out.onnx").graph
     readers = {name: node.name for node in graph.node for name in node.input}
-    quantised = {readers[node.output[0]] for node in graph.node if node.op_type == "DequantizeLinear"}
+    quantised = {
+        readers[node.output[0]]
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     assert quantised == {"n2", "n4"}
     backend = open_backend(tmp_path / "out.onnx", name="onnxruntime", precision="f32")
     (found,) = backend.run({"x": grids[:1]}).values()
@@ -166,11 +228,18 @@ def test_inner_products_are_quantised_and_the_first_and_last_are_not(tmp_path):
 
 
 def test_the_last_products_are_those_that_no_other_follows():
-    assert int8._heads(network("MatMul", "Relu", "MatMul", "Relu", "MatMul", "Relu")) == {"n4"}
+    assert int8._heads(
+        network("MatMul", "Relu", "MatMul", "Relu", "MatMul", "Relu")
+    ) == {"n4"}
     assert int8._heads(network("Relu")) == set()
 
 
 def test_without_nncf_the_line_that_installs_it_is_said(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(UsageError, match=r'^INT8 needs NNCF \(.*\): pip install "spine-mri-engine\[int8\]"$'):
-        int8.quantize(tmp_path / "m.onnx", np.zeros((1, 4), np.float32), tmp_path / "out.onnx")
+    with pytest.raises(
+        UsageError,
+        match=r'^INT8 needs NNCF \(.*\): pip install "spine-mri-engine\[int8\]"$',
+    ):
+        int8.quantize(
+            tmp_path / "m.onnx", np.zeros((1, 4), np.float32), tmp_path / "out.onnx"
+        )

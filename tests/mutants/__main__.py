@@ -68,8 +68,14 @@ class Result:
 
 def _lines(old: str, new: str) -> list[int]:
     """List the lines of the old text that the new one changes, or before which it inserts."""
-    changes = SequenceMatcher(None, old.splitlines(), new.splitlines(), autojunk=False).get_opcodes()
-    spans = [range(first, max(last, first + 1)) for kind, first, last, _, _ in changes if kind != "equal"]
+    changes = SequenceMatcher(
+        None, old.splitlines(), new.splitlines(), autojunk=False
+    ).get_opcodes()
+    spans = [
+        range(first, max(last, first + 1))
+        for kind, first, last, _, _ in changes
+        if kind != "equal"
+    ]
     return [index + 1 for span in spans for index in span]
 
 
@@ -77,23 +83,62 @@ def mutants(tree: Tree, options: argparse.Namespace) -> list[Fault]:
     """Make the mutants of a change, or a seeded sample over the modules whose behaviour matters most."""
     wanted: dict[str, set[int] | None] = {}
     if options.sample:
-        files = [str(path.relative_to(tree.root)) for name in PACKAGES for path in (tree.root / name).rglob("*.py")]
-        chosen = [path for path in sorted(files) if re.match(SAMPLED, path) and re.search(options.only, path)]
+        files = [
+            str(path.relative_to(tree.root))
+            for name in PACKAGES
+            for path in (tree.root / name).rglob("*.py")
+        ]
+        chosen = [
+            path
+            for path in sorted(files)
+            if re.match(SAMPLED, path) and re.search(options.only, path)
+        ]
         wanted = {path: None for path in chosen if "njit" not in tree.read(path)}
     else:
-        main = subprocess.run(["git", "rev-parse", "-q", "--verify", "origin/main"], cwd=ROOT, capture_output=True)
-        command = ["git", "merge-base", "main" if main.returncode else "origin/main", "HEAD"]
-        base = options.base or subprocess.check_output(command, cwd=ROOT, text=True).strip()
-        files = subprocess.check_output(["git", "diff", "--name-only", base], cwd=ROOT, text=True).splitlines()
+        main = subprocess.run(
+            ["git", "rev-parse", "-q", "--verify", "origin/main"],
+            cwd=ROOT,
+            capture_output=True,
+        )
+        command = [
+            "git",
+            "merge-base",
+            "main" if main.returncode else "origin/main",
+            "HEAD",
+        ]
+        base = (
+            options.base
+            or subprocess.check_output(command, cwd=ROOT, text=True).strip()
+        )
+        files = subprocess.check_output(
+            ["git", "diff", "--name-only", base], cwd=ROOT, text=True
+        ).splitlines()
         for path in files:
-            if path.startswith(PACKAGES) and path.endswith(".py") and (tree.root / path).is_file():
-                old = subprocess.run(["git", "show", f"{base}:{path}"], cwd=ROOT, capture_output=True).stdout.decode()
+            if (
+                path.startswith(PACKAGES)
+                and path.endswith(".py")
+                and (tree.root / path).is_file()
+            ):
+                old = subprocess.run(
+                    ["git", "show", f"{base}:{path}"], cwd=ROOT, capture_output=True
+                ).stdout.decode()
                 wanted[path] = set(_lines(tree.read(path), old))
-    made = [mutation for path, lines in wanted.items() for mutation in mutations(path, tree.read(path), lines)]
-    taken = random.Random(options.seed).sample(made, min(len(made), options.sample or AT_MOST))
+    made = [
+        mutation
+        for path, lines in wanted.items()
+        for mutation in mutations(path, tree.read(path), lines)
+    ]
+    taken = random.Random(options.seed).sample(
+        made, min(len(made), options.sample or AT_MOST)
+    )
     print(f"{len(taken)} of {len(made)} mutants in {len(wanted)} files", flush=True)
     areas = {path: path.split("/", 2)[2].removesuffix(".py") for path in wanted}
-    return [Fault(mutant.name, areas[mutant.path], {mutant.path: [mutant.line]}, mutant.texts) for mutant in taken]
+    return [
+        Fault(
+            mutant.name, areas[mutant.path], {mutant.path: [mutant.line]}, mutant.texts
+        )
+        for mutant in taken
+    ]
 
 
 def planted(tree: Tree, options: argparse.Namespace) -> list[Fault]:
@@ -102,34 +147,58 @@ def planted(tree: Tree, options: argparse.Namespace) -> list[Fault]:
     for patch in sorted(Path(options.folder).glob("*.patch")):
         text = patch.read_text(encoding="utf-8")
         area, seen = (line.partition(": ")[2] for line in text.splitlines()[:2])
-        before = {path: tree.read(path) for path in re.findall(r"^--- a/(\S+)", text, re.MULTILINE)}
+        before = {
+            path: tree.read(path)
+            for path in re.findall(r"^--- a/(\S+)", text, re.MULTILINE)
+        }
         with tree.changed(before):
             env = os.environ | {"GIT_CEILING_DIRECTORIES": str(tree.root.parent)}
             command = ["git", "apply", "--recount", "-C1", str(patch.resolve())]
             subprocess.run(command, cwd=tree.root, env=env, stderr=subprocess.DEVNULL)
             after = {path: tree.read(path) for path in before}
-        lines = {path: _lines(before[path], after[path]) for path in before if before[path] != after[path]}
+        lines = {
+            path: _lines(before[path], after[path])
+            for path in before
+            if before[path] != after[path]
+        }
         name = f"{patch.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         faults.append(Fault(name, area, lines, partial(dict, after), seen))
     return faults
 
 
-def _described(fault: Fault, texts: dict[str, str], tree: Tree, code: Code) -> tuple[str, str]:
+def _described(
+    fault: Fault, texts: dict[str, str], tree: Tree, code: Code
+) -> tuple[str, str]:
     """Return what names a change in accepted.md, and its diff."""
     diff: list[str] = []
     for path, text in texts.items():
-        diff += list(unified_diff(tree.read(path).splitlines(), text.splitlines(), lineterm="", n=0))[2:]
+        diff += list(
+            unified_diff(
+                tree.read(path).splitlines(), text.splitlines(), lineterm="", n=0
+            )
+        )[2:]
     removed = " ".join(line[1:].strip() for line in diff if line.startswith("-"))
     added = " ".join(line[1:].strip() for line in diff if line.startswith("+"))
     path, lines = next(iter(fault.lines.items()))
-    return f"{path} {code.place(path, lines[0]).qualname or 'module'}: `{removed}` => `{added}`", "\n".join(diff)
+    return (
+        f"{path} {code.place(path, lines[0]).qualname or 'module'}: `{removed}` => `{added}`",
+        "\n".join(diff),
+    )
 
 
-def attempt(fault: Fault, trees: "queue.Queue[Tree]", chooser: Chooser, code: Code, rest: bool) -> Result:
+def attempt(
+    fault: Fault, trees: "queue.Queue[Tree]", chooser: Chooser, code: Code, rest: bool
+) -> Result:
     """Plant a fault in a free tree and run its tests; ``rest`` adds all others when those pass."""
     if not fault.lines:
         return Result(fault.name, fault.area, "does not apply")
-    tests = list(dict.fromkeys(test for path, lines in fault.lines.items() for test in chooser.tests(path, lines)))
+    tests = list(
+        dict.fromkeys(
+            test
+            for path, lines in fault.lines.items()
+            for test in chooser.tests(path, lines)
+        )
+    )
     cold = any(chooser.cold(path, lines) for path, lines in fault.lines.items())
     texts = fault.texts()
     outcome = Outcome("no tests")
@@ -140,31 +209,64 @@ def attempt(fault: Fault, trees: "queue.Queue[Tree]", chooser: Chooser, code: Co
         with tree.changed(texts):
             for batch in (tests, chooser.rest(tests) if rest else []):
                 if batch and outcome.verdict not in NOTICED:
-                    outcome = tree.test(batch, limit_s=60 + 5 * chooser.seconds(batch), cold=cold)
+                    outcome = tree.test(
+                        batch, limit_s=60 + 5 * chooser.seconds(batch), cold=cold
+                    )
                     seconds += outcome.seconds
     finally:
         trees.put(tree)
-    return Result(fault.name, fault.area, outcome.verdict, outcome.failure, len(tests), round(seconds, 1), key, diff)
+    return Result(
+        fault.name,
+        fault.area,
+        outcome.verdict,
+        outcome.failure,
+        len(tests),
+        round(seconds, 1),
+        key,
+        diff,
+    )
 
 
-def run(faults: list[Fault], trees: list[Tree], file: Path, attempt_in: Callable[..., Result]) -> list[Result]:
+def run(
+    faults: list[Fault],
+    trees: list[Tree],
+    file: Path,
+    attempt_in: Callable[..., Result],
+) -> list[Result]:
     """Try every fault whose result the file does not have yet, and add each result as it comes."""
     file.touch()
     names = {fault.name for fault in faults}
-    done = [result for line in file.read_text().splitlines() if (result := Result(**json.loads(line))).name in names]
+    done = [
+        result
+        for line in file.read_text().splitlines()
+        if (result := Result(**json.loads(line))).name in names
+    ]
     names -= {result.name for result in done}
     free: queue.Queue[Tree] = queue.Queue()
     for tree in trees:
         free.put(tree)
     with ThreadPoolExecutor(len(trees)) as pool:
-        futures = [pool.submit(attempt_in, fault, free) for fault in faults if fault.name in names]
+        futures = [
+            pool.submit(attempt_in, fault, free)
+            for fault in faults
+            if fault.name in names
+        ]
         try:
             for future in as_completed(futures):
                 result = future.result()
                 done.append(result)
                 with file.open("a") as results:
                     results.write(json.dumps(asdict(result)) + "\n")
-                print(len(done), "of", len(faults), result.name, result.verdict, result.seconds, result.by, flush=True)
+                print(
+                    len(done),
+                    "of",
+                    len(faults),
+                    result.name,
+                    result.verdict,
+                    result.seconds,
+                    result.by,
+                    flush=True,
+                )
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for tree in trees:
@@ -174,13 +276,24 @@ def run(faults: list[Fault], trees: list[Tree], file: Path, attempt_in: Callable
 
 def report(results: list[Result], words: dict[str, str]) -> bool:
     """Print survivors and, by area, how many were noticed; say whether that is what planted faults must show."""
-    accepted = [line.removeprefix("- ") for line in (HERE / "accepted.md").read_text(encoding="utf-8").splitlines()]
+    accepted = [
+        line.removeprefix("- ")
+        for line in (HERE / "accepted.md").read_text(encoding="utf-8").splitlines()
+    ]
     areas: dict[str, Counter[str]] = defaultdict(Counter)
     for result in sorted(results, key=lambda result: (result.area, result.name)):
         survived = result.verdict not in NOTICED
-        explained = survived and result.key and any(line.startswith(result.key) for line in accepted)
+        explained = (
+            survived
+            and result.key
+            and any(line.startswith(result.key) for line in accepted)
+        )
         verdict = (
-            "accepted" if explained else "survived" if result.verdict in ("passed", "no tests") else result.verdict
+            "accepted"
+            if explained
+            else "survived"
+            if result.verdict in ("passed", "no tests")
+            else result.verdict
         )
         for area in (result.area, "all"):
             areas[area][verdict] += 1
@@ -189,12 +302,22 @@ def report(results: list[Result], words: dict[str, str]) -> bool:
                 f"\n{verdict} ({result.tests} tests): {result.name} {words[result.name]}\n{result.key}\n{result.diff}"
             )
     print()
-    for area, verdicts in sorted(areas.items(), key=lambda item: (item[0] == "all", item[0])):
+    for area, verdicts in sorted(
+        areas.items(), key=lambda item: (item[0] == "all", item[0])
+    ):
         noticed = verdicts["failed"] + verdicts["timeout"]
-        apart = [f"{verdicts[verdict]} {verdict}" for verdict in sorted(verdicts) if verdict != "failed"]
-        print(f"{area:32}{noticed:5} of {verdicts.total() - verdicts['accepted']:4} noticed  {', '.join(apart)}")
+        apart = [
+            f"{verdicts[verdict]} {verdict}"
+            for verdict in sorted(verdicts)
+            if verdict != "failed"
+        ]
+        print(
+            f"{area:32}{noticed:5} of {verdicts.total() - verdicts['accepted']:4} noticed  {', '.join(apart)}"
+        )
     overall = areas.pop("all", Counter())
-    enough = overall["failed"] + overall["timeout"] >= MUST_NOTICE * (overall.total() - overall["accepted"])
+    enough = overall["failed"] + overall["timeout"] >= MUST_NOTICE * (
+        overall.total() - overall["accepted"]
+    )
     even = all(verdicts["survived"] <= MAY_SURVIVE for verdicts in areas.values())
     return bool(results) and enough and even and not overall["does not apply"]
 
@@ -204,25 +327,42 @@ def tried(options: argparse.Namespace, place: Path) -> tuple[list[Fault], list[R
     trees = [Tree(place / f"tree-{index}") for index in range(options.jobs)]
     trees[0].take(ROOT)
     code = Code(trees[0].root)
-    chooser = Chooser(code, recorded(trees[0], code, BUILD / "record", options.tests, options.jobs))
+    chooser = Chooser(
+        code, recorded(trees[0], code, BUILD / "record", options.tests, options.jobs)
+    )
     faults = (planted if options.kind == "planted" else mutants)(trees[0], options)
-    needed = {test for fault in faults for path, lines in fault.lines.items() for test in chooser.tests(path, lines)}
+    needed = {
+        test
+        for fault in faults
+        for path, lines in fault.lines.items()
+        for test in chooser.tests(path, lines)
+    }
     if options.kind == "planted":
         needed |= set(chooser.rest([]))
     if not needed:
         return faults, []
     before = trees[0].test(sorted(needed), limit_s=3600, more=("-n", str(options.jobs)))
     if before.verdict != "passed":
-        sys.exit(f"nothing can be tried, because tests fail without any fault: {before.verdict} {before.failure}")
-    print(f"without a fault {len(needed)} tests pass in {before.seconds:.0f} s", flush=True)
+        sys.exit(
+            f"nothing can be tried, because tests fail without any fault: {before.verdict} {before.failure}"
+        )
+    print(
+        f"without a fault {len(needed)} tests pass in {before.seconds:.0f} s",
+        flush=True,
+    )
     for tree in trees[1:]:
         shutil.copytree(trees[0].root, tree.root)
     state = hashlib.sha256(options.kind.encode())
     for path, text in code.texts.items():
-        state.update(b"" if path.startswith("tests/mutants") else f"{path}\0{text}".encode())
+        state.update(
+            b"" if path.startswith("tests/mutants") else f"{path}\0{text}".encode()
+        )
     file = BUILD / f"{options.kind}-{state.hexdigest()[:12]}.jsonl"
     return faults, run(
-        faults, trees, file, partial(attempt, chooser=chooser, code=code, rest=options.kind == "planted")
+        faults,
+        trees,
+        file,
+        partial(attempt, chooser=chooser, code=code, rest=options.kind == "planted"),
     )
 
 
@@ -230,12 +370,25 @@ def main() -> int:
     """Read the options, try the faults and report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kind", choices=["mutants", "planted"])
-    parser.add_argument("--sample", type=int, default=0, help="so many mutants over all modules, not those of a change")
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=0,
+        help="so many mutants over all modules, not those of a change",
+    )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="", help="sample only files whose path this pattern finds")
-    parser.add_argument("--base", default="", help="the commit that the change began at")
-    parser.add_argument("--folder", default=str(HERE / "planted"), help="the folder of patches")
-    parser.add_argument("--tests", nargs="*", default=["tests"], help="the folders of tests to record")
+    parser.add_argument(
+        "--only", default="", help="sample only files whose path this pattern finds"
+    )
+    parser.add_argument(
+        "--base", default="", help="the commit that the change began at"
+    )
+    parser.add_argument(
+        "--folder", default=str(HERE / "planted"), help="the folder of patches"
+    )
+    parser.add_argument(
+        "--tests", nargs="*", default=["tests"], help="the folders of tests to record"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

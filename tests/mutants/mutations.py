@@ -15,7 +15,9 @@ from mutmut.mutation.mutators import mutation_operators
 def _negated(node: cst.If) -> Iterator[cst.If]:
     test = node.test.with_changes(lpar=[cst.LeftParen()], rpar=[cst.RightParen()])
     negation = cst.UnaryOperation(operator=cst.Not(), expression=test)
-    yield node.with_changes(test=negation, whitespace_before_test=cst.SimpleWhitespace(" "))
+    yield node.with_changes(
+        test=negation, whitespace_before_test=cst.SimpleWhitespace(" ")
+    )
 
 
 def _one_side(node: cst.BooleanOperation) -> Iterator[cst.BaseExpression]:
@@ -71,7 +73,11 @@ class _Collector(cst.CSTVisitor):
             if isinstance(node, kind):
                 changes = list(operator(node))  # type: ignore[call-overload]
                 changes = changes[:1] if isinstance(node, cst.SimpleString) else changes
-                line = self.get_metadata(PositionProvider, node).start.line if changes else 0
+                line = (
+                    self.get_metadata(PositionProvider, node).start.line
+                    if changes
+                    else 0
+                )
                 self.found.extend((line, node, change) for change in changes)
         return True
 

@@ -22,7 +22,9 @@ _running = ""
 def _name(context: str) -> None:
     global _running
     _running = context
-    os.environ["RECORDED_TEST"] = context  # processes started from here on have it as their static context
+    os.environ["RECORDED_TEST"] = (
+        context  # processes started from here on have it as their static context
+    )
     coverage = Coverage.current()
     if coverage is not None:
         coverage.switch_context(context)
@@ -36,8 +38,14 @@ def _label(fixture: Any) -> str:
 def pytest_runtest_protocol(item: Any) -> Generator[None, object, object]:
     """Put everything that runs for a test, set-up included, under the test's name without its parameters."""
     test = item.nodeid.split("[")[0]
-    fixtures = [definition for definitions in item._fixtureinfo.name2fixturedefs.values() for definition in definitions]
-    _shared[test] = [_label(fixture) for fixture in fixtures if fixture.scope != "function"]
+    fixtures = [
+        definition
+        for definitions in item._fixtureinfo.name2fixturedefs.values()
+        for definition in definitions
+    ]
+    _shared[test] = [
+        _label(fixture) for fixture in fixtures if fixture.scope != "function"
+    ]
     _name(test)
     try:
         return (yield)
@@ -65,4 +73,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def pytest_sessionfinish() -> None:
     """Leave what was recorded beside coverage's own files."""
     record = {"seconds": _seconds, "shared": _shared}
-    Path(os.environ["RECORDED_TO"], f"tests-{os.getpid()}.json").write_text(json.dumps(record))
+    Path(os.environ["RECORDED_TO"], f"tests-{os.getpid()}.json").write_text(
+        json.dumps(record)
+    )

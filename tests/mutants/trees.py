@@ -40,8 +40,13 @@ class Tree:
 
     def take(self, source: Path) -> None:
         """Copy the files that git knows or would add, and kernels that are compiled already."""
-        listed = subprocess.check_output(["git", "ls-files", "-co", "--exclude-standard"], cwd=source, text=True)
-        kernels = [str(file.relative_to(source)) for file in (source / "engine").rglob("*.nb[ci]")]
+        listed = subprocess.check_output(
+            ["git", "ls-files", "-co", "--exclude-standard"], cwd=source, text=True
+        )
+        kernels = [
+            str(file.relative_to(source))
+            for file in (source / "engine").rglob("*.nb[ci]")
+        ]
         for name in listed.splitlines() + kernels:
             if (source / name).is_file():
                 (self.root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -84,7 +89,11 @@ class Tree:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         paths = [str(self.root / name) for name in (*PACKAGES, "tests/mutants")]
-        full = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TMPDIR": str(scratch), _MARK: str(self.root)}
+        full = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "TMPDIR": str(scratch),
+            _MARK: str(self.root),
+        }
         full |= env or {}
         full |= {"NUMBA_CACHE_DIR": str(scratch / "kernels")} if cold else {}
         full.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -104,12 +113,20 @@ class Tree:
             finally:
                 self.end_processes()
         lines = (scratch / "log").read_text(errors="replace").splitlines()
-        failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))] + [f"exit code {code}"]
-        return Outcome(_VERDICTS.get(code, "failed"), time.monotonic() - started, failures[0] if code else "")
+        failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))] + [
+            f"exit code {code}"
+        ]
+        return Outcome(
+            _VERDICTS.get(code, "failed"),
+            time.monotonic() - started,
+            failures[0] if code else "",
+        )
 
     def end_processes(self) -> None:
         """Kill what tests of this tree have started, in whatever process group it is."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.pid != os.getpid() and process.environ().get(_MARK) == str(self.root):
+                if process.pid != os.getpid() and process.environ().get(_MARK) == str(
+                    self.root
+                ):
                     process.kill()

@@ -10,7 +10,14 @@ import pydicom
 import pytest
 
 from spine_engine.anatomy import CONDITIONS, LEVELS
-from spine_engine.phantom import PhantomStudy, Protocol, draw_spine, render, write_studies, write_study
+from spine_engine.phantom import (
+    PhantomStudy,
+    Protocol,
+    draw_spine,
+    render,
+    write_studies,
+    write_study,
+)
 
 # Where a reader marks each condition: the series, and (down, back, left) from the disc's centre in mm.
 POINTS = {
@@ -45,7 +52,9 @@ def _slices(folder: Path) -> list[pydicom.Dataset]:
 
 
 @pytest.mark.parametrize("rle", [False, True])
-def test_files_give_back_pixels_and_places(study: PhantomStudy, tmp_path: Path, rle: bool) -> None:
+def test_files_give_back_pixels_and_places(
+    study: PhantomStudy, tmp_path: Path, rle: bool
+) -> None:
     folder = write_study(study, tmp_path, shuffled=True, rle=rle)
     files = _slices(folder)
     stacks = [(s, t) for s in study.series for t in s.stacks]
@@ -64,19 +73,35 @@ def test_files_give_back_pixels_and_places(study: PhantomStudy, tmp_path: Path, 
             assert float(match[0].EchoTime) == series.sequence.te_ms
 
 
-def test_headers_are_valid_and_plainly_synthetic(study: PhantomStudy, tmp_path: Path) -> None:
+def test_headers_are_valid_and_plainly_synthetic(
+    study: PhantomStudy, tmp_path: Path
+) -> None:
     for f in _slices(write_study(study, tmp_path)):
         assert f.Modality == "MR"
-        assert f.SOPClassUID == "1.2.840.10008.5.1.4.1.1.4" == f.file_meta.MediaStorageSOPClassUID
+        assert (
+            f.SOPClassUID
+            == "1.2.840.10008.5.1.4.1.1.4"
+            == f.file_meta.MediaStorageSOPClassUID
+        )
         assert str(f.PatientName).startswith("PHANTOM^")
         assert (f.BitsStored, f.HighBit, f.PixelRepresentation) == (12, 11, 0)
-        for uid in (f.StudyInstanceUID, f.SeriesInstanceUID, f.SOPInstanceUID, f.FrameOfReferenceUID):
+        for uid in (
+            f.StudyInstanceUID,
+            f.SeriesInstanceUID,
+            f.SOPInstanceUID,
+            f.FrameOfReferenceUID,
+        ):
             assert uid.startswith("2.25.")
             assert pydicom.uid.UID(uid).is_valid
 
 
-def test_shuffling_renumbers_the_same_images(study: PhantomStudy, tmp_path: Path) -> None:
-    plain, shuffled = write_study(study, tmp_path / "a"), write_study(study, tmp_path / "b", shuffled=True)
+def test_shuffling_renumbers_the_same_images(
+    study: PhantomStudy, tmp_path: Path
+) -> None:
+    plain, shuffled = (
+        write_study(study, tmp_path / "a"),
+        write_study(study, tmp_path / "b", shuffled=True),
+    )
     by_uid = {f.SOPInstanceUID: f for f in _slices(plain)}
     moved = 0
     for f in _slices(shuffled):
@@ -93,7 +118,10 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 @lru_cache
 def headers(folder: Path) -> list[pydicom.Dataset]:
     """The images of a series, named by their instance numbers."""
-    images = {path.stem: pydicom.dcmread(path, stop_before_pixels=True) for path in folder.glob("*.dcm")}
+    images = {
+        path.stem: pydicom.dcmread(path, stop_before_pixels=True)
+        for path in folder.glob("*.dcm")
+    }
     assert all(int(name) == image.InstanceNumber for name, image in images.items())
     return list(images.values())
 
@@ -110,7 +138,10 @@ def test_a_set_in_rsna_layout(rsna_set: tuple[Path, list[str]]) -> None:
     labels = rows_of(root / "train.csv")
     truth = json.loads((root / "truth.json").read_text())
     assert [row["study_id"] for row in labels] == ids == list(truth)
-    assert list(labels[0]) == ["study_id", *(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)]
+    assert list(labels[0]) == [
+        "study_id",
+        *(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS),
+    ]
     names = ("Normal/Mild", "Moderate", "Severe")
     grades = set()
     for row in labels:
@@ -125,36 +156,68 @@ def test_a_set_in_rsna_layout(rsna_set: tuple[Path, list[str]]) -> None:
     series = rows_of(root / "train_series_descriptions.csv")
     assert list(series[0]) == ["study_id", "series_id", "series_description"]
     assert {(row["study_id"], row["series_description"]) for row in series} == {
-        (study_id, name) for study_id in ids for name in ("Sagittal T1", "Sagittal T2/STIR", "Axial T2")
+        (study_id, name)
+        for study_id in ids
+        for name in ("Sagittal T1", "Sagittal T2/STIR", "Axial T2")
     }
-    folders = {(path.parent.name, path.name) for path in (root / "train_images").glob("*/*")}
+    folders = {
+        (path.parent.name, path.name) for path in (root / "train_images").glob("*/*")
+    }
     assert folders == {(row["study_id"], row["series_id"]) for row in series}
 
 
 @pytest.mark.parametrize("numbers", ["in order", "shuffled"])
-def test_points_lie_where_a_reader_marks_them(rsna_set: tuple[Path, list[str]], tmp_path: Path, numbers: str) -> None:
+def test_points_lie_where_a_reader_marks_them(
+    rsna_set: tuple[Path, list[str]], tmp_path: Path, numbers: str
+) -> None:
     """Each on the slice of its series that lies nearest, and there at its very place."""
     root, ids = rsna_set
     if numbers == "shuffled":
-        root, ids = tmp_path, list(write_studies(tmp_path, 1, 5, protocol=COARSE, shuffled=True))
+        root, ids = (
+            tmp_path,
+            list(write_studies(tmp_path, 1, 5, protocol=COARSE, shuffled=True)),
+        )
     truth = json.loads((root / "truth.json").read_text())
-    roles = {row["series_id"]: row["series_description"] for row in rows_of(root / "train_series_descriptions.csv")}
+    roles = {
+        row["series_id"]: row["series_description"]
+        for row in rows_of(root / "train_series_descriptions.csv")
+    }
     points = rows_of(root / "train_label_coordinates.csv")
-    assert list(points[0]) == ["study_id", "series_id", "instance_number", "condition", "level", "x", "y"]
+    assert list(points[0]) == [
+        "study_id",
+        "series_id",
+        "instance_number",
+        "condition",
+        "level",
+        "x",
+        "y",
+    ]
     found = sorted((row["study_id"], row["condition"], row["level"]) for row in points)
     levels = ("L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1")
-    assert found == sorted((study_id, condition, level) for study_id in ids for condition in POINTS for level in levels)
+    assert found == sorted(
+        (study_id, condition, level)
+        for study_id in ids
+        for condition in POINTS
+        for level in levels
+    )
     for row in points:
         role, offset = POINTS[row["condition"]]
         assert roles[row["series_id"]] == role
         folder = root / "train_images" / row["study_id"] / row["series_id"]
         known = truth[row["study_id"]]["levels"][row["level"].replace("/", "_").lower()]
-        wanted = np.array(known["center_mm"]) + np.array(offset) @ np.array(known["axes"])
+        wanted = np.array(known["center_mm"]) + np.array(offset) @ np.array(
+            known["axes"]
+        )
         number, away = int(row["instance_number"]), {}
         for image in headers(folder):
-            across, down = (np.array(image.ImageOrientationPatient[i : i + 3], float) for i in (0, 3))
+            across, down = (
+                np.array(image.ImageOrientationPatient[i : i + 3], float)
+                for i in (0, 3)
+            )
             origin = np.array(image.ImagePositionPatient, float)
-            away[image.InstanceNumber] = abs(float((wanted - origin) @ np.cross(across, down)))
+            away[image.InstanceNumber] = abs(
+                float((wanted - origin) @ np.cross(across, down))
+            )
             if image.InstanceNumber == number:
                 marked = origin + image.PixelSpacing[1] * float(row["x"]) * across
                 marked = marked + image.PixelSpacing[0] * float(row["y"]) * down
@@ -163,7 +226,9 @@ def test_points_lie_where_a_reader_marks_them(rsna_set: tuple[Path, list[str]], 
         assert len(row["x"].split(".")[1]) == len(row["y"].split(".")[1]) == 3
 
 
-def test_sets_are_reproducible_and_begin_alike(rsna_set: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_sets_are_reproducible_and_begin_alike(
+    rsna_set: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     root, ids = rsna_set
     assert list(write_studies(tmp_path, 1, 5, protocol=COARSE)) == ids[:1]
     files = sorted((tmp_path / "train_images").rglob("*.dcm"))
@@ -175,18 +240,27 @@ def test_sets_are_reproducible_and_begin_alike(rsna_set: tuple[Path, list[str]],
 
 def test_a_set_is_written_study_by_study(tmp_path: Path) -> None:
     writing = write_studies(
-        tmp_path / "set", 3, 6, protocol=Protocol(sagittal=("t1",), sagittal_matrix=16, axial="none")
+        tmp_path / "set",
+        3,
+        6,
+        protocol=Protocol(sagittal=("t1",), sagittal_matrix=16, axial="none"),
     )
     assert not (tmp_path / "set").exists()
     first = next(writing)
-    assert [path.name for path in (tmp_path / "set" / "train_images").iterdir()] == [first]
+    assert [path.name for path in (tmp_path / "set" / "train_images").iterdir()] == [
+        first
+    ]
     writing.close()
 
 
-def test_conditions_of_series_that_are_not_scanned_have_no_points(tmp_path: Path) -> None:
+def test_conditions_of_series_that_are_not_scanned_have_no_points(
+    tmp_path: Path,
+) -> None:
     only_t1 = Protocol(sagittal=("t1",), sagittal_matrix=16, axial="none")
     (study_id,) = write_studies(tmp_path, 1, 6, protocol=only_t1, shuffled=True)
     points = rows_of(tmp_path / "train_label_coordinates.csv")
-    assert {row["condition"] for row in points} == {f"{s} Neural Foraminal Narrowing" for s in ("Left", "Right")}
+    assert {row["condition"] for row in points} == {
+        f"{s} Neural Foraminal Narrowing" for s in ("Left", "Right")
+    }
     assert {row["study_id"] for row in points} == {study_id}
     assert len(points) == 10

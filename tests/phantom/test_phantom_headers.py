@@ -13,7 +13,13 @@ import pydicom
 import pytest
 
 from spine_engine.dicom import RefusedFile, discover, read_unit
-from spine_engine.phantom import PhantomSeries, PhantomStudy, Protocol, draw_spine, write_study
+from spine_engine.phantom import (
+    PhantomSeries,
+    PhantomStudy,
+    Protocol,
+    draw_spine,
+    write_study,
+)
 from spine_engine.phantom.dicom_out import numbered_slices
 from spine_engine.phantom.render import render
 from spine_engine.phantom.rsna import _pixel_of
@@ -33,8 +39,17 @@ def stack(slices: int = 3, first: float = 0.0) -> Stack:
 
 def study(contrast: str = "t2", *stacks: Stack, **times: float) -> PhantomStudy:
     """A study of one series; nothing is rendered."""
-    sequence = Sequence(contrast=contrast, **({"tr_ms": 3500.5, "te_ms": 100.0} | times))
-    series = PhantomSeries("sagittal_x", "Sagittal X", Role.SAGITTAL_T2, sequence, 3.96, stacks or (stack(),))
+    sequence = Sequence(
+        contrast=contrast, **({"tr_ms": 3500.5, "te_ms": 100.0} | times)
+    )
+    series = PhantomSeries(
+        "sagittal_x",
+        "Sagittal X",
+        Role.SAGITTAL_T2,
+        sequence,
+        3.96,
+        stacks or (stack(),),
+    )
     return PhantomStudy("2.25.77", draw_spine(5), (series,))
 
 
@@ -101,7 +116,14 @@ EXPECTED = {
     "Columns": 6,
     "PixelSpacing": [1.25, 0.78125],
 }
-EACH = {"SOPInstanceUID", "InstanceNumber", "ImagePositionPatient", "WindowCenter", "WindowWidth", "PixelData"}
+EACH = {
+    "SOPInstanceUID",
+    "InstanceNumber",
+    "ImagePositionPatient",
+    "WindowCenter",
+    "WindowWidth",
+    "PixelData",
+}
 
 
 def test_every_element_of_a_file(tmp_path: Path) -> None:
@@ -120,10 +142,14 @@ def test_every_element_of_a_file(tmp_path: Path) -> None:
 
 
 def test_each_image_has_its_own_place_pixels_window_and_uid(tmp_path: Path) -> None:
-    files = sorted(written(tmp_path, study()), key=lambda file: -file.ImagePositionPatient[0])
+    files = sorted(
+        written(tmp_path, study()), key=lambda file: -file.ImagePositionPatient[0]
+    )
     made = stack()
     for k, file in enumerate(files):
-        assert list(file.ImagePositionPatient) == pytest.approx([1.5 - 4.4 * k, -2.25, 3.125], abs=1e-6)
+        assert list(file.ImagePositionPatient) == pytest.approx(
+            [1.5 - 4.4 * k, -2.25, 3.125], abs=1e-6
+        )
         np.testing.assert_array_equal(file.pixel_array, made.pixels[k])
         origin = [round(1.5 - 4.4 * k, 3), -2.25, 3.125]
         assert file.SOPInstanceUID == uid("2.25.77", "sagittal_x", f"{origin}")
@@ -141,12 +167,30 @@ def test_an_even_picture_has_a_window_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("contrast", "times", "changes"),
     [
-        ("t1", {"tr_ms": 550.0, "te_ms": 10.0}, {"EchoTrainLength": 4, "ScanningSequence": "SE", "EchoTime": 10}),
-        ("t2", {}, {"EchoTrainLength": 18, "ScanningSequence": "SE", "InversionTime": None}),
-        ("stir", {"ti_ms": 160.0}, {"EchoTrainLength": 18, "ScanningSequence": ["SE", "IR"], "InversionTime": 160}),
+        (
+            "t1",
+            {"tr_ms": 550.0, "te_ms": 10.0},
+            {"EchoTrainLength": 4, "ScanningSequence": "SE", "EchoTime": 10},
+        ),
+        (
+            "t2",
+            {},
+            {"EchoTrainLength": 18, "ScanningSequence": "SE", "InversionTime": None},
+        ),
+        (
+            "stir",
+            {"ti_ms": 160.0},
+            {
+                "EchoTrainLength": 18,
+                "ScanningSequence": ["SE", "IR"],
+                "InversionTime": 160,
+            },
+        ),
     ],
 )
-def test_sequences(tmp_path: Path, contrast: str, times: dict[str, float], changes: dict[str, Any]) -> None:
+def test_sequences(
+    tmp_path: Path, contrast: str, times: dict[str, float], changes: dict[str, Any]
+) -> None:
     for file in written(tmp_path, study(contrast, **times)):
         for keyword, value in changes.items():
             assert file.get(keyword) == value, keyword
@@ -164,13 +208,23 @@ def test_files_are_named_by_series_and_instance(tmp_path: Path) -> None:
         for name in ("sagittal_x", "sagittal_y")
         for number in (1, 2, 3, 4)
     }
-    assert {(file.SeriesDescription, file.SeriesNumber) for file in files} == {("Sagittal X", 1), ("Sagittal Y", 2)}
-    assert {file.FrameOfReferenceUID for file in files} == {uid("2.25.77", "frame of reference")}
+    assert {(file.SeriesDescription, file.SeriesNumber) for file in files} == {
+        ("Sagittal X", 1),
+        ("Sagittal Y", 2),
+    }
+    assert {file.FrameOfReferenceUID for file in files} == {
+        uid("2.25.77", "frame of reference")
+    }
 
 
 def test_rle_files_hold_the_same_pixels_and_uids(tmp_path: Path) -> None:
-    plain, packed = written(tmp_path / "a", study()), written(tmp_path / "b", study(), rle=True)
-    assert {file.file_meta.TransferSyntaxUID for file in packed} == {"1.2.840.10008.1.2.5"}
+    plain, packed = (
+        written(tmp_path / "a", study()),
+        written(tmp_path / "b", study(), rle=True),
+    )
+    assert {file.file_meta.TransferSyntaxUID for file in packed} == {
+        "1.2.840.10008.1.2.5"
+    }
     for one, other in zip(plain, packed, strict=True):
         assert one.SOPInstanceUID == other.SOPInstanceUID
         np.testing.assert_array_equal(one.pixel_array, other.pixel_array)
@@ -188,7 +242,9 @@ def test_instances_run_one_way_or_the_other() -> None:
     found = [numbers(f"1.{i}") for i in range(200)]
     assert all(order in (up, down) for order in found)
     assert sum(order == down for order in found) == pytest.approx(72, abs=20)
-    assert [numbers(f"1.{i}") == down for i in range(8)] == [order == down for order in found[:8]]
+    assert [numbers(f"1.{i}") == down for i in range(8)] == [
+        order == down for order in found[:8]
+    ]
 
 
 def test_shuffled_instances_are_a_permutation_of_the_same() -> None:
@@ -211,7 +267,13 @@ def test_slices_come_stack_by_stack() -> None:
 
 
 def test_the_reader_finds_in_the_files_what_was_rendered(tmp_path: Path) -> None:
-    protocol = Protocol(sagittal=("t1", "stir"), sagittal_slices=5, sagittal_matrix=32, axial_slices=5, axial_matrix=24)
+    protocol = Protocol(
+        sagittal=("t1", "stir"),
+        sagittal_slices=5,
+        sagittal_matrix=32,
+        axial_slices=5,
+        axial_matrix=24,
+    )
     made = render(draw_spine(3), seed=3, protocol=protocol)
     write_study(made, tmp_path, shuffled=True)
     (unit,) = discover(tmp_path)
@@ -220,14 +282,20 @@ def test_the_reader_finds_in_the_files_what_was_rendered(tmp_path: Path) -> None
     assert (found.study_id, found.reason, found.warnings) == (made.study_id, None, ())
     direct = made.as_study()
     assert direct.study_id == made.study_id
-    assert [series.path for series in direct.series] == sorted(series.name for series in made.series)
+    assert [series.path for series in direct.series] == sorted(
+        series.name for series in made.series
+    )
     by_role = {series.role: series for series in found.series}
     assert by_role.keys() == set(Role)
     for series in direct.series:
         read = by_role[series.role]
         assert (read.contrast, read.slices) == (series.contrast, series.slices)
         assert len(read.stacks) == len(series.stacks)
-        for one, other in zip(sorted(read.stacks, key=by_height), sorted(series.stacks, key=by_height), strict=True):
+        for one, other in zip(
+            sorted(read.stacks, key=by_height),
+            sorted(series.stacks, key=by_height),
+            strict=True,
+        ):
             np.testing.assert_array_equal(one.pixels, other.pixels)
             np.testing.assert_allclose(one.origins_mm, other.origins_mm, atol=1e-5)
             np.testing.assert_allclose(one.axes, other.axes, atol=1e-8)
@@ -237,15 +305,23 @@ def test_the_reader_finds_in_the_files_what_was_rendered(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("point", "marked"),
     [
-        ((1.5, -1.5, 2.0), (1, 0.96, 0.9)),  # in the first stack's first plane, inside it
-        ((1.5, 98.5, 2.0), (4, 0.96, 0.9)),  # that plane is a hundred millimetres aside: the second stack, 1 mm off
+        (
+            (1.5, -1.5, 2.0),
+            (1, 0.96, 0.9),
+        ),  # in the first stack's first plane, inside it
+        (
+            (1.5, 98.5, 2.0),
+            (4, 0.96, 0.9),
+        ),  # that plane is a hundred millimetres aside: the second stack, 1 mm off
         ((-2.9, -1.5, 2.0), (2, 0.96, 0.9)),
         ((-2.9, 98.5, 2.0), (5, 0.96, 0.9)),
         ((1.5, -1.5, 3.125), (1, 0.96, 0.0)),
         ((0.5, -2.25, 3.125), (1, 0.0, 0.0)),
     ],
 )
-def test_a_point_is_marked_on_the_slice_that_holds_it(point: tuple[float, ...], marked: tuple[float, ...]) -> None:
+def test_a_point_is_marked_on_the_slice_that_holds_it(
+    point: tuple[float, ...], marked: tuple[float, ...]
+) -> None:
     aside = stack(2, 1.0)
     aside = replace(aside, origins_mm=aside.origins_mm + np.array([0.0, 100.0, 0.0]))
     made = study("t2", stack(2), stack(1, 50.0), aside)

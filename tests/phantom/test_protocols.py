@@ -12,7 +12,9 @@ from spine_engine.phantom.protocol import role_of
 from spine_engine.study import Role
 
 
-@pytest.mark.parametrize("name", ["sagittal_slices", "sagittal_matrix", "axial_slices", "axial_matrix"])
+@pytest.mark.parametrize(
+    "name", ["sagittal_slices", "sagittal_matrix", "axial_slices", "axial_matrix"]
+)
 def test_counts_are_at_least_one(name: str) -> None:
     fields: dict[str, Any] = {name: 1}
     assert getattr(Protocol(**fields), name) == 1
@@ -21,7 +23,9 @@ def test_counts_are_at_least_one(name: str) -> None:
         Protocol(**fields)
 
 
-@pytest.mark.parametrize("name", ["sagittal_step_mm", "sagittal_fov_mm", "axial_step_mm", "axial_fov_mm"])
+@pytest.mark.parametrize(
+    "name", ["sagittal_step_mm", "sagittal_fov_mm", "axial_step_mm", "axial_fov_mm"]
+)
 def test_lengths_are_positive(name: str) -> None:
     fields: dict[str, Any] = {name: 0.01}
     assert getattr(Protocol(**fields), name) == 0.01
@@ -30,7 +34,9 @@ def test_lengths_are_positive(name: str) -> None:
         Protocol(**fields)
 
 
-@pytest.mark.parametrize("contrasts", [("t1",), ("t2",), ("stir",), (), ("t1", "t2", "stir")])
+@pytest.mark.parametrize(
+    "contrasts", [("t1",), ("t2",), ("stir",), (), ("t1", "t2", "stir")]
+)
 def test_sagittal_contrasts(contrasts: tuple[str, ...]) -> None:
     assert Protocol(sagittal=contrasts).sagittal == contrasts
     with pytest.raises(ValueError, match="sagittal must hold t1, t2, stir, got"):
@@ -74,7 +80,9 @@ def share(drawn: list[Protocol], name: str, value: object) -> float:
         ("follow_patient", True, 1.0),
     ],
 )
-def test_how_often_scanners_do_what(drawn: list[Protocol], name: str, value: object, expected: float) -> None:
+def test_how_often_scanners_do_what(
+    drawn: list[Protocol], name: str, value: object, expected: float
+) -> None:
     assert share(drawn, name, value) == pytest.approx(expected, abs=0.04)
 
 
@@ -95,7 +103,9 @@ def test_how_often_scanners_do_what(drawn: list[Protocol], name: str, value: obj
         ("ghost", 0.0, 0.05),
     ],
 )
-def test_the_ranges_of_scanners(drawn: list[Protocol], name: str, low: float, high: float) -> None:
+def test_the_ranges_of_scanners(
+    drawn: list[Protocol], name: str, low: float, high: float
+) -> None:
     values = np.array([getattr(protocol, name) for protocol in drawn], float)
     margin = 0.02 * (high - low)
     assert low <= values.min() <= low + margin

@@ -84,7 +84,12 @@ def scan(name: str) -> dict[str, Any]:
             "description": one.description,
             "role": str(one.role),
             "thickness": one.thickness_mm,
-            "sequence": [one.sequence.contrast, one.sequence.tr_ms, one.sequence.te_ms, one.sequence.ti_ms],
+            "sequence": [
+                one.sequence.contrast,
+                one.sequence.tr_ms,
+                one.sequence.te_ms,
+                one.sequence.ti_ms,
+            ],
             "shapes": [list(stack.pixels.shape) for stack in one.stacks],
             "origins": [rounded(stack.origins_mm[0]) for stack in one.stacks],
             "axes": [rounded(stack.axes, 5) for stack in one.stacks],
@@ -92,7 +97,9 @@ def scan(name: str) -> dict[str, Any]:
             "slice_spacing": [round(stack.slice_spacing_mm, 4) for stack in one.stacks],
             "scale": [first.slope.tolist()[0], first.intercept.tolist()[0]],
             "spread": [round(float(stack.pixels.std()), 2) for stack in one.stacks],
-            "pictures": [blocks(first.pixels[k]) for k in (0, len(first.pixels) // 2, -1)],
+            "pictures": [
+                blocks(first.pixels[k]) for k in (0, len(first.pixels) // 2, -1)
+            ],
             "last": blocks(one.stacks[-1].pixels[0]),
         }
     return {"study_id": study.study_id, "series": series}
@@ -101,7 +108,10 @@ def scan(name: str) -> dict[str, Any]:
 def drawn(seed: int) -> dict[str, Any]:
     """What a scanner's protocol is drawn to be."""
     fields = asdict(Protocol.draw(seed))
-    return {name: round(value, 5) if isinstance(value, float) else value for name, value in fields.items()}
+    return {
+        name: round(value, 5) if isinstance(value, float) else value
+        for name, value in fields.items()
+    }
 
 
 def planes() -> list[list[Any]]:

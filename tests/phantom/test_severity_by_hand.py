@@ -17,9 +17,27 @@ from spine_engine.phantom.severity import (
 )
 
 # RSNA 2024 training labels: normal-mild, moderate, severe for l1_l2 .. l5_s1, left and right pooled.
-CANAL = [(1886, 67, 21), (1770, 151, 53), (1622, 230, 122), (1482, 237, 255), (1904, 51, 19)]
-FORAMINAL = [(3799, 126, 15), (3584, 339, 17), (3044, 825, 81), (2412, 1258, 270), (2528, 1016, 396)]
-SUBARTICULAR = [(3370, 203, 52), (3132, 498, 156), (2646, 908, 391), (1778, 1246, 921), (2807, 805, 320)]
+CANAL = [
+    (1886, 67, 21),
+    (1770, 151, 53),
+    (1622, 230, 122),
+    (1482, 237, 255),
+    (1904, 51, 19),
+]
+FORAMINAL = [
+    (3799, 126, 15),
+    (3584, 339, 17),
+    (3044, 825, 81),
+    (2412, 1258, 270),
+    (2528, 1016, 396),
+]
+SUBARTICULAR = [
+    (3370, 203, 52),
+    (3132, 498, 156),
+    (2646, 908, 391),
+    (1778, 1246, 921),
+    (2807, 805, 320),
+]
 # Columns: left foramen, left recess, right foramen, right recess, canal.
 TABLES = (FORAMINAL, SUBARTICULAR, FORAMINAL, SUBARTICULAR, CANAL)
 
@@ -28,7 +46,9 @@ TABLES = (FORAMINAL, SUBARTICULAR, FORAMINAL, SUBARTICULAR, CANAL)
 @pytest.mark.parametrize("level", range(5))
 def test_frequencies_are_those_of_the_labels(level: int, condition: int) -> None:
     counts = TABLES[condition][level]
-    assert grade_frequencies()[level, condition] == pytest.approx([count / sum(counts) for count in counts])
+    assert grade_frequencies()[level, condition] == pytest.approx(
+        [count / sum(counts) for count in counts]
+    )
 
 
 def cdf(z: float) -> float:
@@ -41,20 +61,26 @@ def test_probabilities_of_a_reader_with_noise(narrowing: float) -> None:
     moderate, severe = cdf((narrowing - 0.42) / 0.073), cdf((narrowing - 0.68) / 0.073)
     found = reader_probabilities(np.array([narrowing]))
     assert found.shape == (1, 3)
-    assert found[0] == pytest.approx([1 - moderate, moderate - severe, severe], abs=1e-12)
+    assert found[0] == pytest.approx(
+        [1 - moderate, moderate - severe, severe], abs=1e-12
+    )
 
 
 def test_the_best_answer_weighs_grades_1_2_4() -> None:
     p = reader_probabilities(np.array(0.6))
     weighted = [p[0], 2 * p[1], 4 * p[2]]
-    assert best_predictions(np.array(0.6)) == pytest.approx([w / sum(weighted) for w in weighted])
+    assert best_predictions(np.array(0.6)) == pytest.approx(
+        [w / sum(weighted) for w in weighted]
+    )
 
 
 def test_grades_follow_the_narrowing() -> None:
     narrowing = np.array([[0.0, 0.05, 1.0], [1.0, 0.95, 0.1]])
     for seed in range(3):
         assert read_grades(narrowing, seed).tolist() == [[0, 0, 2], [2, 2, 0]]
-    between = np.bincount(read_grades(np.full(4000, 0.55), 3)) / 4000  # 1.78 standard deviations from both cuts
+    between = (
+        np.bincount(read_grades(np.full(4000, 0.55), 3)) / 4000
+    )  # 1.78 standard deviations from both cuts
     assert between == pytest.approx([0.0375, 0.925, 0.0375], abs=0.012)
     at_the_cut = np.full(4000, 0.42)
     assert (read_grades(at_the_cut, 1) == 1).mean() == pytest.approx(0.5, abs=0.04)
@@ -62,9 +88,16 @@ def test_grades_follow_the_narrowing() -> None:
     assert read_grades(at_the_cut, 1).tolist() != read_grades(at_the_cut, 2).tolist()
 
 
-def test_a_reading_at_a_threshold_is_the_higher_grade(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reading_at_a_threshold_is_the_higher_grade(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("spine_engine.phantom.severity.READER_NOISE", 0.0)
-    assert read_grades(np.array([0.4199, 0.42, 0.6799, 0.68]), 1).tolist() == [0, 1, 1, 2]
+    assert read_grades(np.array([0.4199, 0.42, 0.6799, 0.68]), 1).tolist() == [
+        0,
+        1,
+        1,
+        2,
+    ]
 
 
 def metric_case() -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +116,9 @@ def test_the_metric_of_its_parts() -> None:
     foraminal = (19 * -log(0.7) + 2 * -log(0.2)) / 21
     recess = (19 * -log(0.7) + 4 * -log(0.1)) / 23
     any_severe = (4 * -log(0.1) + 1 * -log(0.9)) / 5
-    assert official_metric(predictions, grades) == pytest.approx([canal, foraminal, recess, any_severe])
+    assert official_metric(predictions, grades) == pytest.approx(
+        [canal, foraminal, recess, any_severe]
+    )
 
 
 def test_the_worst_canal_weighs_a_study_and_the_highest_chance_counts() -> None:
@@ -124,4 +159,6 @@ def test_wear_goes_with_the_narrowings() -> None:
     assert wear.std() == pytest.approx(1, abs=0.1)
     canal = np.log(narrowing[..., 4] / (1 - narrowing[..., 4]))
     z = (canal - canal.mean(0)) / canal.std(0)
-    assert (z * wear).mean() == pytest.approx(sqrt(0.35) * (sqrt(0.50) + sqrt(0.44)), abs=0.12)
+    assert (z * wear).mean() == pytest.approx(
+        sqrt(0.35) * (sqrt(0.50) + sqrt(0.44)), abs=0.12
+    )

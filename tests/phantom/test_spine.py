@@ -6,15 +6,21 @@ import pytest
 from spine_engine.phantom import draw_spine
 from spine_engine.phantom.spine import VERTEBRAE
 
-TURN = np.array([[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1.0]])
-TILT = np.array([[1.0, 0, 0], [0, np.cos(0.1), -np.sin(0.1)], [0, np.sin(0.1), np.cos(0.1)]])
+TURN = np.array(
+    [[np.cos(0.2), -np.sin(0.2), 0], [np.sin(0.2), np.cos(0.2), 0], [0, 0, 1.0]]
+)
+TILT = np.array(
+    [[1.0, 0, 0], [0, np.cos(0.1), -np.sin(0.1)], [0, np.sin(0.1), np.cos(0.1)]]
+)
 
 
 def test_disc_frames_are_right_handed_and_point_down_back_and_left() -> None:
     for seed in range(5):
         for spine in (draw_spine(seed), draw_spine(seed).mirrored()):
             axes = spine.disc_axes
-            assert axes @ axes.transpose(0, 2, 1) == pytest.approx(np.broadcast_to(np.eye(3), (5, 3, 3)), abs=1e-9)
+            assert axes @ axes.transpose(0, 2, 1) == pytest.approx(
+                np.broadcast_to(np.eye(3), (5, 3, 3)), abs=1e-9
+            )
             assert np.linalg.det(axes) == pytest.approx(np.ones(5))
             assert (axes[:, 0, 2] < -0.5).all()
             assert (axes[:, 1, 1] > 0.5).all()
@@ -24,7 +30,9 @@ def test_disc_frames_are_right_handed_and_point_down_back_and_left() -> None:
 def test_discs_lie_between_their_vertebrae_top_to_bottom() -> None:
     for seed in range(5):
         spine = draw_spine(seed)
-        z = spine.vertebra_center_mm[VERTEBRAE.index("L1") : VERTEBRAE.index("S1") + 1, 2]
+        z = spine.vertebra_center_mm[
+            VERTEBRAE.index("L1") : VERTEBRAE.index("S1") + 1, 2
+        ]
         assert (z[:-1] > spine.disc_center_mm[:, 2]).all()
         assert (spine.disc_center_mm[:, 2] > z[1:]).all()
         steps = np.linalg.norm(np.diff(spine.disc_center_mm, axis=0), axis=1)
@@ -33,7 +41,12 @@ def test_discs_lie_between_their_vertebrae_top_to_bottom() -> None:
 
 
 def test_lordosis_puts_l5_s1_at_a_slope() -> None:
-    slopes = np.array([np.degrees(np.arcsin(draw_spine(seed).disc_axes[-1, 0, 1])) for seed in range(30)])
+    slopes = np.array(
+        [
+            np.degrees(np.arcsin(draw_spine(seed).disc_axes[-1, 0, 1]))
+            for seed in range(30)
+        ]
+    )
     assert 15 < slopes.mean() < 40
 
 
@@ -53,7 +66,9 @@ def test_mirror_is_an_involution_that_swaps_sides() -> None:
 def test_pose_moves_the_truth_rigidly() -> None:
     for spine in (draw_spine(4), draw_spine(4).mirrored()):
         posed = spine.posed(TURN @ TILT, np.array([5.0, -7.0, 30.0]))
-        assert posed.disc_center_mm == pytest.approx(spine.disc_center_mm @ (TURN @ TILT).T + [5, -7, 30])
+        assert posed.disc_center_mm == pytest.approx(
+            spine.disc_center_mm @ (TURN @ TILT).T + [5, -7, 30]
+        )
         assert posed.disc_axes == pytest.approx(spine.disc_axes @ (TURN @ TILT).T)
         assert (posed.narrowing == spine.narrowing).all()
 

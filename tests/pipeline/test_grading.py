@@ -9,9 +9,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION, Condition, Level, prior
+from spine_engine.anatomy import (
+    CONDITIONS,
+    LEVELS,
+    MIRRORED_CONDITION,
+    Condition,
+    Level,
+    prior,
+)
 from spine_engine.backends import Device, TensorInfo
-from spine_engine.bundle.manifest import Calibration, GraderEntry, GridEntry, TensorEntry
+from spine_engine.bundle.manifest import (
+    Calibration,
+    GraderEntry,
+    GridEntry,
+    TensorEntry,
+)
 from spine_engine.detection.levels import DiscLevel
 from spine_engine.errors import Reason, StudyError, Warn
 from spine_engine.pipeline.grading import calibrated, checked, grade
@@ -23,7 +35,9 @@ CANAL = CONDITIONS.index(Condition.SPINAL_CANAL_STENOSIS)
 FORAMINA = [k for k, condition in enumerate(CONDITIONS) if "foraminal" in condition]
 RECESSES = [k for k, condition in enumerate(CONDITIONS) if "subarticular" in condition]
 ALL_ROLES = (Role.SAGITTAL_T1, Role.AXIAL_T2, Role.SAGITTAL_T2)
-GRID = GridEntry(shape=(6, 8, 10), spacing_mm=(6.0, 6.0, 6.0), center_offset_mm=(0.0, 18.0, 0.0))
+GRID = GridEntry(
+    shape=(6, 8, 10), spacing_mm=(6.0, 6.0, 6.0), center_offset_mm=(0.0, 18.0, 0.0)
+)
 ENTRY = GraderEntry(
     file="grader.onnx",
     sha256="0" * 64,
@@ -46,10 +60,14 @@ class Recorder:
     def __init__(self, answer: NDArray[np.float32] | None = None) -> None:
         rng = np.random.default_rng(3)
         raw = rng.random((5, 5, 3)) if answer is None else answer
-        self.answer = (raw / raw.sum(-1, keepdims=True) if answer is None else raw).astype(np.float32)
+        self.answer = (
+            raw / raw.sum(-1, keepdims=True) if answer is None else raw
+        ).astype(np.float32)
         self.asked: list[NDArray[np.float32]] = []
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
         self.asked.append(inputs["image"].copy())
         return {"probabilities": self.answer}
 
@@ -57,12 +75,26 @@ class Recorder:
         pass
 
 
-def stack(axes: Sequence[Sequence[float]], slices: int, step_mm: float, seed: int, center: Sequence[float]) -> Stack:
+def stack(
+    axes: Sequence[Sequence[float]],
+    slices: int,
+    step_mm: float,
+    seed: int,
+    center: Sequence[float],
+) -> Stack:
     """Return a stack of 80 x 80 pixels of 3 mm, centred on ``center``."""
     rows = np.array(axes, float)
-    corner = np.array(center) - (rows[1] + rows[2]) * 3.0 * 79 / 2 - rows[0] * step_mm * (slices - 1) / 2
+    corner = (
+        np.array(center)
+        - (rows[1] + rows[2]) * 3.0 * 79 / 2
+        - rows[0] * step_mm * (slices - 1) / 2
+    )
     origins = corner + np.arange(slices)[:, None] * step_mm * rows[0]
-    pixels = np.random.default_rng(seed).integers(0, 4096, (slices, 80, 80)).astype(np.uint16)
+    pixels = (
+        np.random.default_rng(seed)
+        .integers(0, 4096, (slices, 80, 80))
+        .astype(np.uint16)
+    )
     ones = np.ones(slices, np.float32)
     return Stack(pixels, ones, 0 * ones, origins, rows, (3.0, 3.0))
 
@@ -72,11 +104,15 @@ AXIAL = ((0, 0, 1), (0, 1, 0), (1, 0, 0))
 
 
 def sagittal(role: Role, seed: int) -> Series:
-    return Series(f"s{seed}", role, "", (stack(SAGITTAL, 17, 5.0, seed, (0, 0, 0)),), 17)
+    return Series(
+        f"s{seed}", role, "", (stack(SAGITTAL, 17, 5.0, seed, (0, 0, 0)),), 17
+    )
 
 
 def axial(slices: int = 40, center: Sequence[float] = (0, 0, 0)) -> Series:
-    return Series("ax", Role.AXIAL_T2, "", (stack(AXIAL, slices, 5.0, 9, center),), slices)
+    return Series(
+        "ax", Role.AXIAL_T2, "", (stack(AXIAL, slices, 5.0, 9, center),), slices
+    )
 
 
 def study(*series: Series) -> Study:
@@ -115,8 +151,12 @@ def test_a_whole_study_is_graded_in_one_call_of_five() -> None:
 def test_grids_lie_behind_the_disc_along_its_own_axes() -> None:
     bright = stack(AXIAL, 40, 5.0, 9, (0, 0, 0))
     bright.pixels[:] = 100
-    bright.pixels[:, 46:] = 1000  # rows grow with +y: posterior beyond y = 46 * 3 - 118.5 = 19.5 mm
-    grids, coverage = level_grids(study(Series("a", Role.AXIAL_T2, "", (bright,), 40)), discs(), ENTRY.layout)
+    bright.pixels[:, 46:] = (
+        1000  # rows grow with +y: posterior beyond y = 46 * 3 - 118.5 = 19.5 mm
+    )
+    grids, coverage = level_grids(
+        study(Series("a", Role.AXIAL_T2, "", (bright,), 40)), discs(), ENTRY.layout
+    )
     profile = grids[2, 1, 3, :, 5]
     y_mm = 18.0 + (np.arange(8) - 3.5) * 6.0
     np.testing.assert_array_equal(profile > 0.5, y_mm > 18)
@@ -130,15 +170,22 @@ def test_the_range_of_the_grid_keeps_the_channels_apart() -> None:
     dark, bright = sagittal(Role.SAGITTAL_T1, 1), sagittal(Role.SAGITTAL_T2, 1)
     dark.stacks[0].pixels[:] //= 4
     grids, _ = level_grids(study(dark, bright), discs(), entry.layout)
-    assert grids.min(axis=(1, 2, 3, 4)).tolist() == [0] * 5  # the axial channel is empty
+    assert (
+        grids.min(axis=(1, 2, 3, 4)).tolist() == [0] * 5
+    )  # the axial channel is empty
     assert grids.max(axis=(1, 2, 3, 4)).tolist() == [1] * 5
-    ratio = np.polynomial.polynomial.polyfit(grids[:, 2].ravel(), grids[:, 0].ravel(), 1)
+    ratio = np.polynomial.polynomial.polyfit(
+        grids[:, 2].ravel(), grids[:, 0].ravel(), 1
+    )
     np.testing.assert_allclose(ratio, [0, 0.25], atol=2e-3)
     window = IntensityWindow(0.0, 1e4)
     raw = voxelize(
         [[WindowedStack(s.stacks[0], window)] for s in (dark, bright)],
         entry.grid.spec,
-        GridPose(discs()[LEVELS[2]].center_mm + np.array([0, 18.0, 0]), discs()[LEVELS[2]].axes),
+        GridPose(
+            discs()[LEVELS[2]].center_mm + np.array([0, 18.0, 0]),
+            discs()[LEVELS[2]].axes,
+        ),
     ).values
     np.testing.assert_allclose(grids[2][[0, 2]], raw / raw.max(), atol=1e-6)
 
@@ -162,7 +209,9 @@ def test_what_no_series_shows_keeps_the_prior_and_is_named(
     assert {k for k in range(5) if grades.assessed[:, k].all()} == set(graded)
     assert {k for k in range(5) if grades.assessed[:, k].any()} == set(graded)
     assert {reason for _, reason in grades.not_assessed} == said
-    assert {CONDITIONS.index(condition) for condition, _ in grades.not_assessed} == set(range(5)) - set(graded)
+    assert {CONDITIONS.index(condition) for condition, _ in grades.not_assessed} == set(
+        range(5)
+    ) - set(graded)
     for k, condition in enumerate(CONDITIONS):
         for j, level in enumerate(LEVELS):
             want = backend.answer[j, k] if k in graded else prior(condition, level)
@@ -173,7 +222,13 @@ def test_what_no_series_shows_keeps_the_prior_and_is_named(
 def test_a_level_that_the_axial_series_does_not_reach() -> None:
     grades = grade(study(T1, T2, axial(10, (0, 0, -50))), discs(), Recorder(), ENTRY)
     assert grades.assessed[:, [*FORAMINA, CANAL]].all()
-    assert grades.assessed[:, RECESSES].all(axis=1).tolist() == [False, False, False, True, True]
+    assert grades.assessed[:, RECESSES].all(axis=1).tolist() == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
     assert grades.not_covered == (Level.L1_L2, Level.L2_L3, Level.L3_L4)
     assert grades.not_assessed == ()
 
@@ -186,7 +241,9 @@ def test_levels_without_a_place_keep_the_prior_and_do_not_change_the_others() ->
     assert not backend.asked[0][0].any()
     assert backend.asked[0].shape[0] == 5
     assert grades.not_covered == ()
-    np.testing.assert_allclose(grades.probabilities[0, CANAL], prior(CONDITIONS[CANAL], Level.L1_L2))
+    np.testing.assert_allclose(
+        grades.probabilities[0, CANAL], prior(CONDITIONS[CANAL], Level.L1_L2)
+    )
 
 
 def test_nothing_to_look_at_means_no_call() -> None:
@@ -219,7 +276,9 @@ def test_a_mirrored_patient_gives_mirrored_grids() -> None:
         flipped = []
         for one in series.stacks:
             across = int(np.abs(one.axes[:, 0]).argmax())
-            flipped.append(replace(one, pixels=np.ascontiguousarray(np.flip(one.pixels, across))))
+            flipped.append(
+                replace(one, pixels=np.ascontiguousarray(np.flip(one.pixels, across)))
+            )
         return replace(series, stacks=tuple(flipped))
 
     whole = (T1, T2, axial())
@@ -239,7 +298,9 @@ def test_a_mirrored_patient_gives_mirrored_grids() -> None:
     ],
     ids=["shape", "nan", "sum", "negative"],
 )
-def test_what_is_no_probabilities_is_an_error_of_the_study(spoil: Callable[..., NDArray[np.float32]]) -> None:
+def test_what_is_no_probabilities_is_an_error_of_the_study(
+    spoil: Callable[..., NDArray[np.float32]],
+) -> None:
     backend = Recorder()
     backend.answer = spoil(backend.answer).astype(np.float32)
     with pytest.raises(StudyError) as caught:
@@ -254,14 +315,20 @@ def test_rounding_is_forgiven_and_normalised() -> None:
     np.testing.assert_array_equal(values.sum(-1), 1)
 
 
-def calibration(temperature: float, shift: float, *, condition: int, level: int) -> Calibration:
+def calibration(
+    temperature: float, shift: float, *, condition: int, level: int
+) -> Calibration:
     tables = {"temperature": np.ones((5, 5)), "shift": np.zeros((5, 5))}
     tables["temperature"][condition, level] = temperature
     tables["shift"][condition, level] = shift
-    return Calibration(**{name: tuple(map(tuple, table.tolist())) for name, table in tables.items()})
+    return Calibration(
+        **{name: tuple(map(tuple, table.tolist())) for name, table in tables.items()}
+    )
 
 
-def test_calibration_moves_the_cumulative_logits_of_its_condition_and_level_alone() -> None:
+def test_calibration_moves_the_cumulative_logits_of_its_condition_and_level_alone() -> (
+    None
+):
     p = checked(Recorder().answer, (5, 5, 3))
     same = calibrated(p, calibration(1.0, 0.0, condition=0, level=0))
     np.testing.assert_allclose(same, p, atol=1e-9)
@@ -280,7 +347,12 @@ def test_calibration_is_applied_and_certain_rows_survive_it() -> None:
     certain = np.zeros((5, 5, 3), np.float32)
     certain[..., 2] = 1
     table = tuple((3.0,) * 5 for _ in range(5))
-    entry = replace(ENTRY, calibration=Calibration(temperature=table, shift=tuple((0.0,) * 5 for _ in range(5))))
+    entry = replace(
+        ENTRY,
+        calibration=Calibration(
+            temperature=table, shift=tuple((0.0,) * 5 for _ in range(5))
+        ),
+    )
     grades = grade(study(T1, T2, axial()), discs(), Recorder(certain), entry)
     assert np.isfinite(grades.probabilities).all()
     assert (grades.probabilities[..., 2] < 1).all()

@@ -11,7 +11,12 @@ from spine_engine.errors import BundleError
 from spine_engine.options import RunOptions
 from spine_engine.pipeline import models as models_room
 from spine_engine.pipeline import unit_worker
-from spine_engine.pipeline.models import PipelineModels, TimedModel, in_two_stages, open_role
+from spine_engine.pipeline.models import (
+    PipelineModels,
+    TimedModel,
+    in_two_stages,
+    open_role,
+)
 from spine_engine.pipeline.unit_worker import UnitWorker
 
 
@@ -26,7 +31,12 @@ def bundles(tmp_path_factory):
     [
         ("two", True, ["detector", "grader"], False),
         ("all", True, ["detector", "grader"], True),
-        ("vfr", True, ["detector", "grader", "vertebra_appearance", "vertebra_context"], False),
+        (
+            "vfr",
+            True,
+            ["detector", "grader", "vertebra_appearance", "vertebra_context"],
+            False,
+        ),
         ("whole", True, ["whole_study_grader"], True),
         ("all", False, ["whole_study_grader"], True),
         ("two", False, [], False),
@@ -47,13 +57,18 @@ def test_what_every_study_needs_is_opened_at_once_and_the_fallback_when_first_ne
     assert list(models.devices) == opened_at_once
     two_stages = in_two_stages(bundles[name], options)
     assert two_stages == ("grader" in opened_at_once)
-    assert (models.grader is not None, models.detector is not None) == (two_stages, two_stages)
+    assert (models.grader is not None, models.detector is not None) == (
+        two_stages,
+        two_stages,
+    )
     whole = models.whole_study_grader()
     assert (whole is not None) == fallback
     assert models.whole_study_grader() is whole
     wanted = opened_at_once + ["whole_study_grader"] * (fallback and two_stages)
     assert roles == wanted
-    assert {role: device.backend for role, device in models.devices.items()} == {role: role for role in wanted}
+    assert {role: device.backend for role, device in models.devices.items()} == {
+        role: role for role in wanted
+    }
 
 
 @pytest.mark.parametrize("name", ["all", "vfr", "whole"])
@@ -78,10 +93,14 @@ def test_a_run_without_the_detector_finds_no_levels(bundles):
         models.find_levels([[]])
 
 
-def test_levels_are_found_by_the_decoder_of_the_bundle_with_its_networks_in_order(bundles, monkeypatch):
+def test_levels_are_found_by_the_decoder_of_the_bundle_with_its_networks_in_order(
+    bundles, monkeypatch
+):
     asked = []
     monkeypatch.setattr(
-        models_room, "level_finder", lambda *given: asked.append(given) or (lambda series: (series, "found"))
+        models_room,
+        "level_finder",
+        lambda *given: asked.append(given) or (lambda series: (series, "found")),
     )
     for name in ("two", "vfr"):
         models = PipelineModels(bundles[name], OPTIONS, FakeModel)
@@ -90,7 +109,11 @@ def test_levels_are_found_by_the_decoder_of_the_bundle_with_its_networks_in_orde
     assert (decoder, spec) == ("level_heatmaps", bundles["two"].detector.spec)
     assert [network.device.backend for network in networks] == ["detector"]
     assert (other, no_spec) == ("vfr", None)
-    assert [network.device.backend for network in three] == ["detector", "vertebra_appearance", "vertebra_context"]
+    assert [network.device.backend for network in three] == [
+        "detector",
+        "vertebra_appearance",
+        "vertebra_context",
+    ]
 
 
 def test_a_model_adds_up_its_time_even_where_it_fails(monkeypatch):
@@ -99,7 +122,11 @@ def test_a_model_adds_up_its_time_even_where_it_fails(monkeypatch):
     backend = FakeModel("grader")
     model = TimedModel("entry", backend)
     assert (model.entry, model.seconds) == ("entry", 0.0)
-    assert (model.inputs, model.outputs, model.device) == (backend.inputs, backend.outputs, backend.device)
+    assert (model.inputs, model.outputs, model.device) == (
+        backend.inputs,
+        backend.outputs,
+        backend.device,
+    )
     assert model.run({"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[2, 2]]
     assert model.seconds == 2.0
     backend.error = FloatingPointError("x")
@@ -110,13 +137,24 @@ def test_a_model_adds_up_its_time_even_where_it_fails(monkeypatch):
 
 def test_a_model_is_opened_as_the_run_asks(bundles, monkeypatch):
     asked = []
-    monkeypatch.setattr(Bundle, "open_model", lambda *given, **named: asked.append((given, named)) or FakeModel())
-    options = RunOptions(backend="onnxruntime", device="CUDA:1", precision="bf16", threads=7)
+    monkeypatch.setattr(
+        Bundle,
+        "open_model",
+        lambda *given, **named: asked.append((given, named)) or FakeModel(),
+    )
+    options = RunOptions(
+        backend="onnxruntime", device="CUDA:1", precision="bf16", threads=7
+    )
     open_role(bundles["all"], options, "whole_study_grader")
     assert asked == [
         (
             (bundles["all"], bundles["all"].manifest.models.whole_study_grader),
-            {"name": "onnxruntime", "device": "CUDA:1", "precision": "bf16", "threads": 7},
+            {
+                "name": "onnxruntime",
+                "device": "CUDA:1",
+                "precision": "bf16",
+                "threads": 7,
+            },
         )
     ]
     with pytest.raises(BundleError, match="whole_study_grader"):
@@ -126,9 +164,17 @@ def test_a_model_is_opened_as_the_run_asks(bundles, monkeypatch):
 def test_a_worker_asks_a_shared_model_where_it_is_told_of_one(bundles, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        unit_worker, "ServedBackend", lambda address, role: asked.append((address, role)) or FakeModel(role)
+        unit_worker,
+        "ServedBackend",
+        lambda address, role: asked.append((address, role)) or FakeModel(role),
     )
-    args = (bundles["two"].path, bundles["two"].path, bundles["two"].digest, OPTIONS, None)
+    args = (
+        bundles["two"].path,
+        bundles["two"].path,
+        bundles["two"].digest,
+        OPTIONS,
+        None,
+    )
     made = UnitWorker(*args, "there")
     assert asked == [("there", "detector"), ("there", "grader")]
     assert set(made.facts) == {"detector", "grader"}

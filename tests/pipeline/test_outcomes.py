@@ -8,7 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_studies import ALL_THREE, OPTIONS, UNIT, WHOLE_STUDY, Grading, detection, study, write_bundle
+from made_studies import (
+    ALL_THREE,
+    OPTIONS,
+    UNIT,
+    WHOLE_STUDY,
+    Grading,
+    detection,
+    study,
+    write_bundle,
+)
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Condition, Level
 from spine_engine.detection import Alternative, finder
@@ -57,7 +66,9 @@ def test_every_reason_has_a_status(graded):
     assert set(STATUS) == set(Reason)
     for reason, status in STATUS.items():
         from_files = graded(study(Role.SAGITTAL_T2, reason=Reason(reason)))
-        on_the_way = graded(study(Role.SAGITTAL_T2), StudyError(Reason(reason), "DOE^JOHN"))
+        on_the_way = graded(
+            study(Role.SAGITTAL_T2), StudyError(Reason(reason), "DOE^JOHN")
+        )
         for result in (from_files, on_the_way):
             assert (result.reason, result.status) == (reason, status)
             assert (result.rows, result.not_assessed) == (PRIOR_ROWS, ALL_ROW_NAMES)
@@ -73,12 +84,22 @@ def test_every_reason_has_a_status(graded):
 
 def test_warnings_are_told_once_and_in_their_fixed_order(graded):
     given = dataclasses.replace(
-        study(Role.SAGITTAL_T1), warnings=(Warn.SERIES_REFUSED, Warn.UNEVEN, Warn.LOW_CONFIDENCE, Warn.NO_AXIAL_T2)
+        study(Role.SAGITTAL_T1),
+        warnings=(
+            Warn.SERIES_REFUSED,
+            Warn.UNEVEN,
+            Warn.LOW_CONFIDENCE,
+            Warn.NO_AXIAL_T2,
+        ),
     )
     found = detection()
-    far = dataclasses.replace(found.levels[LEVELS[0]], center_mm=np.array([0.0, 0, 900]))
+    far = dataclasses.replace(
+        found.levels[LEVELS[0]], center_mm=np.array([0.0, 0, 900])
+    )
     told = (Warn.TRANSITIONAL_ANATOMY, Warn.LOW_CONFIDENCE, Warn.LEVEL_INTERPOLATED)
-    found = dataclasses.replace(found, levels={**found.levels, LEVELS[0]: far}, warnings=told)
+    found = dataclasses.replace(
+        found, levels={**found.levels, LEVELS[0]: far}, warnings=told
+    )
     assert graded(given, found).warnings == (
         "uneven",
         "series_refused",
@@ -94,36 +115,61 @@ def test_warnings_are_told_once_and_in_their_fixed_order(graded):
 def test_a_study_that_is_not_graded_keeps_what_was_found(graded):
     found = detection()
     levels = {
-        level: dataclasses.replace(disc, center_mm=disc.center_mm + np.array([0, 0, 900]))
+        level: dataclasses.replace(
+            disc, center_mm=disc.center_mm + np.array([0, 0, 900])
+        )
         for level, disc in found.levels.items()
     }
     other = Alternative(-1, 0.25, found.levels)
-    found = dataclasses.replace(found, levels=levels, alternative=other, warnings=(Warn.SERIES_DISAGREE,))
+    found = dataclasses.replace(
+        found, levels=levels, alternative=other, warnings=(Warn.SERIES_DISAGREE,)
+    )
     result = graded(study(Role.SAGITTAL_T1), found)
     assert (result.status, result.reason) == ("prior", "gap_at_level")
-    assert result.warnings == (Warn.GAP, Warn.SERIES_DISAGREE)  # nothing of what the grader would have missed
+    assert result.warnings == (
+        Warn.GAP,
+        Warn.SERIES_DISAGREE,
+    )  # nothing of what the grader would have missed
     assert result.levels[Level.L1_L2].center_mm == (0.0, 0.0, 960.0)
     assert (result.alternative.shift, result.alternative.probability) == (-1, 0.25)
     assert result.alternative.centers_mm[Level.L5_S1] == (0.0, 0.0, -60.0)
     lost = graded(study(Role.SAGITTAL_T1), detection("prior"))
-    assert (lost.status, lost.reason, lost.warnings) == ("prior", "not_localized", (Warn.GAP, Warn.LOW_CONFIDENCE))
+    assert (lost.status, lost.reason, lost.warnings) == (
+        "prior",
+        "not_localized",
+        (Warn.GAP, Warn.LOW_CONFIDENCE),
+    )
     assert {level.source for level in lost.levels.values()} == {"prior"}
 
 
 def test_one_level_with_a_place_is_enough_to_grade(graded):
     found = detection("prior")
-    levels = {**found.levels, Level.L3_L4: dataclasses.replace(found.levels[Level.L3_L4], source="interpolated")}
-    result = graded(WHOLE_STUDY, dataclasses.replace(found, levels=levels), roles=ALL_THREE)
+    levels = {
+        **found.levels,
+        Level.L3_L4: dataclasses.replace(
+            found.levels[Level.L3_L4], source="interpolated"
+        ),
+    }
+    result = graded(
+        WHOLE_STUDY, dataclasses.replace(found, levels=levels), roles=ALL_THREE
+    )
     assert (result.status, result.reason) == ("graded", None)
     assert Warn.WHOLE_STUDY_GRADER not in result.warnings
     assert len(result.not_assessed) == 20
-    assert {name[-5:] for name in result.not_assessed} == {"l1_l2", "l2_l3", "l4_l5", "l5_s1"}
+    assert {name[-5:] for name in result.not_assessed} == {
+        "l1_l2",
+        "l2_l3",
+        "l4_l5",
+        "l5_s1",
+    }
 
 
 def test_series_are_recorded_as_they_were_read(graded):
     sound = WHOLE_STUDY.series[0]
     refused = Series("b/refused", None, "why not", (), 3, reason=Reason.NO_POSITION)
-    two = Series("c/two", Role.AXIAL_T2, "it says so", WHOLE_STUDY.series[2].stacks * 2, 9)
+    two = Series(
+        "c/two", Role.AXIAL_T2, "it says so", WHOLE_STUDY.series[2].stacks * 2, 9
+    )
     result = graded(dataclasses.replace(WHOLE_STUDY, series=(sound, refused, two)))
     assert [dataclasses.astuple(series) for series in result.series] == [
         ("s0", "sagittal_t1", "it says so", 1, 20, None),
@@ -136,9 +182,16 @@ def test_levels_are_recorded_with_their_boxes(graded):
     found = detection()
     axes = np.array([[0, -0.6, -0.8], [0, 0.8, -0.6], [1.0, 0, 0]])
     disc = dataclasses.replace(
-        found.levels[Level.L4_L5], axes=axes, size_mm=np.array([1.0, 2, 3]), confidence=0.25, source="interpolated"
+        found.levels[Level.L4_L5],
+        axes=axes,
+        size_mm=np.array([1.0, 2, 3]),
+        confidence=0.25,
+        source="interpolated",
     )
-    result = graded(WHOLE_STUDY, dataclasses.replace(found, levels={**found.levels, Level.L4_L5: disc}))
+    result = graded(
+        WHOLE_STUDY,
+        dataclasses.replace(found, levels={**found.levels, Level.L4_L5: disc}),
+    )
     assert list(result.levels) == list(LEVELS)
     level = result.levels[Level.L4_L5]
     assert (level.center_mm, level.size_mm) == ((0.0, 0.0, -30.0), (1.0, 2.0, 3.0))
@@ -160,15 +213,31 @@ def test_rows_come_in_rsnas_order_and_priors_are_named(graded, monkeypatch):
     result = graded(WHOLE_STUDY)
     assert [row[0] for row in result.rows] == [10000 * (30 + n) for n in range(25)]
     assert {row[2] for row in result.rows} == {200000}
-    assert result.probabilities(Condition.SPINAL_CANAL_STENOSIS, Level.L2_L3)["normal_mild"] == 0.51
-    assert result.not_assessed == ("left_neural_foraminal_narrowing_l4_l5", "spinal_canal_stenosis_l2_l3")
+    assert (
+        result.probabilities(Condition.SPINAL_CANAL_STENOSIS, Level.L2_L3)[
+            "normal_mild"
+        ]
+        == 0.51
+    )
+    assert result.not_assessed == (
+        "left_neural_foraminal_narrowing_l4_l5",
+        "spinal_canal_stenosis_l2_l3",
+    )
     assert result.warnings == (Warn.GAP, Warn.LEVEL_NOT_COVERED, Warn.LOW_CONFIDENCE)
 
 
 def test_levels_are_told_in_their_own_order():
     found = detection()
-    backwards = dataclasses.replace(found, levels=dict(reversed(list(found.levels.items()))))
-    assert list(level_results(backwards)) == ["l1_l2", "l2_l3", "l3_l4", "l4_l5", "l5_s1"]
+    backwards = dataclasses.replace(
+        found, levels=dict(reversed(list(found.levels.items())))
+    )
+    assert list(level_results(backwards)) == [
+        "l1_l2",
+        "l2_l3",
+        "l3_l4",
+        "l4_l5",
+        "l5_s1",
+    ]
     assert level_results(backwards) == level_results(found)
     assert level_results(found)["l5_s1"].center_mm == (0.0, 0.0, -60.0)
 
@@ -213,31 +282,50 @@ def test_wherever_memory_runs_out_it_is_said(graded, monkeypatch, where):
     given = MemoryError() if where == "read" else WHOLE_STUDY
     found = {"detect": MemoryError(), "whole study": detection("prior")}.get(where)
     result = graded(given, found, roles=ALL_THREE)
-    assert (result.study_id, result.status, result.reason) == ("1.2.3", "failed", "out_of_memory")
+    assert (result.study_id, result.status, result.reason) == (
+        "1.2.3",
+        "failed",
+        "out_of_memory",
+    )
     assert result.detail is None
     assert len(result.series) == (0 if where == "read" else 3)
     assert result.warnings == (() if where == "read" else (Warn.GAP,))
     assert "read" in result.timings_ms
 
 
-@pytest.mark.parametrize("error", [BackendError("no GPU"), BundleError("damaged"), CompanionLostError(3)], ids=repr)
-def test_a_model_that_is_not_to_be_had_is_no_fault_of_the_study(graded, monkeypatch, error):
+@pytest.mark.parametrize(
+    "error",
+    [BackendError("no GPU"), BundleError("damaged"), CompanionLostError(3)],
+    ids=repr,
+)
+def test_a_model_that_is_not_to_be_had_is_no_fault_of_the_study(
+    graded, monkeypatch, error
+):
     graded(WHOLE_STUDY)
     closed = []
-    monkeypatch.setattr(graded.worker._pipeline.models, "close", lambda: closed.append(True))
+    monkeypatch.setattr(
+        graded.worker._pipeline.models, "close", lambda: closed.append(True)
+    )
     with pytest.raises(type(error)) as caught:
         graded(WHOLE_STUDY, error)
     assert caught.value is error
-    assert closed == [True] * isinstance(error, CompanionLostError)  # the next study connects anew
+    assert closed == [True] * isinstance(
+        error, CompanionLostError
+    )  # the next study connects anew
 
 
 def test_ctrl_c_is_no_outcome_of_a_study(graded):
-    for given, found in ((KeyboardInterrupt(), None), (WHOLE_STUDY, KeyboardInterrupt())):
+    for given, found in (
+        (KeyboardInterrupt(), None),
+        (WHOLE_STUDY, KeyboardInterrupt()),
+    ):
         with pytest.raises(KeyboardInterrupt):
             graded(given, found)
 
 
-def test_memory_that_runs_out_for_a_unit_of_no_known_study_is_left_to_the_run(graded, monkeypatch):
+def test_memory_that_runs_out_for_a_unit_of_no_known_study_is_left_to_the_run(
+    graded, monkeypatch
+):
     graded(WHOLE_STUDY)
 
     def short(*_):
@@ -250,10 +338,19 @@ def test_memory_that_runs_out_for_a_unit_of_no_known_study_is_left_to_the_run(gr
 
 def test_what_reading_says_of_the_unit_is_passed_on(graded, monkeypatch):
     graded(WHOLE_STUDY)
-    part, refused = WorkUnit("a#1", UNIT.files, "1"), RefusedFile("a/2", Reason.NOT_AN_IMAGE)
-    monkeypatch.setattr(unit_worker, "read_unit", lambda *_: UnitReading((), (part,), (refused,)))
+    part, refused = (
+        WorkUnit("a#1", UNIT.files, "1"),
+        RefusedFile("a/2", Reason.NOT_AN_IMAGE),
+    )
+    monkeypatch.setattr(
+        unit_worker, "read_unit", lambda *_: UnitReading((), (part,), (refused,))
+    )
     outcome, _ = graded.worker.run(UNIT)
-    assert (outcome.results, outcome.split, outcome.refused) == ((), (part,), (refused,))
+    assert (outcome.results, outcome.split, outcome.refused) == (
+        (),
+        (part,),
+        (refused,),
+    )
 
 
 def test_reading_gets_the_unit_the_roles_and_the_time_allowed(tmp_path, monkeypatch):
@@ -262,7 +359,11 @@ def test_reading_gets_the_unit_the_roles_and_the_time_allowed(tmp_path, monkeypa
     options = dataclasses.replace(OPTIONS, timeout_s=77.0, series_descriptions=table)
     made, _ = plan_run(tmp_path, write_bundle(tmp_path / "bundle"), options).factory()
     asked = []
-    monkeypatch.setattr(unit_worker, "read_unit", lambda *given: asked.append(given) or UnitReading((), (), ()))
+    monkeypatch.setattr(
+        unit_worker,
+        "read_unit",
+        lambda *given: asked.append(given) or UnitReading((), (), ()),
+    )
     made.run(UNIT)
     ((root, unit, overrides, limits),) = asked
     assert (root, unit, limits.study_s) == (tmp_path, UNIT, 77.0)
@@ -272,9 +373,17 @@ def test_reading_gets_the_unit_the_roles_and_the_time_allowed(tmp_path, monkeypa
 
 def test_keys_that_no_file_can_hold_are_escaped(graded):
     odd = "1.2\udc80"
-    assert graded(dataclasses.replace(WHOLE_STUDY, study_id=odd)).study_id == "1.2\\udc80"
-    assert graded(dataclasses.replace(WHOLE_STUDY, study_id=odd), ValueError()).study_id == "1.2\\udc80"
-    assert graded(dataclasses.replace(WHOLE_STUDY, study_id=odd), MemoryError()).study_id == "1.2\\udc80"
+    assert (
+        graded(dataclasses.replace(WHOLE_STUDY, study_id=odd)).study_id == "1.2\\udc80"
+    )
+    assert (
+        graded(dataclasses.replace(WHOLE_STUDY, study_id=odd), ValueError()).study_id
+        == "1.2\\udc80"
+    )
+    assert (
+        graded(dataclasses.replace(WHOLE_STUDY, study_id=odd), MemoryError()).study_id
+        == "1.2\\udc80"
+    )
 
 
 # ---- the clock ----------------------------------------------------------------------------------------------------
@@ -291,7 +400,9 @@ class Hands:
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["levels", "whole study"])
-def test_time_is_told_by_stage_and_the_models_apart_from_what_is_around_them(graded, monkeypatch, whole):
+def test_time_is_told_by_stage_and_the_models_apart_from_what_is_around_them(
+    graded, monkeypatch, whole
+):
     clock = Hands()
     monkeypatch.setattr("spine_engine.pipeline.clock.perf_counter", clock)
     monkeypatch.setattr("spine_engine.pipeline.models.perf_counter", clock)
@@ -317,7 +428,12 @@ def test_time_is_told_by_stage_and_the_models_apart_from_what_is_around_them(gra
     for _ in range(2):  # what an earlier study took is none of this one's
         outcome, _ = worker.run(UNIT)
         (result,) = outcome.results
-        assert result.timings_ms == {"read": 1000, "detect": 2000, "voxelize": 8000, "grade": 4000}
+        assert result.timings_ms == {
+            "read": 1000,
+            "detect": 2000,
+            "voxelize": 8000,
+            "grade": 4000,
+        }
     assert json.loads(study_line(result))["timings_ms"] == result.timings_ms
 
 
@@ -325,7 +441,10 @@ def test_a_stage_that_fails_took_its_time_too(graded, monkeypatch):
     ticks = count()
     monkeypatch.setattr("spine_engine.pipeline.clock.perf_counter", lambda: next(ticks))
     assert graded(ValueError()).timings_ms == {"read": 1000}
-    assert graded(WHOLE_STUDY, ValueError()).timings_ms == {"read": 1000, "detect": 1000}
+    assert graded(WHOLE_STUDY, ValueError()).timings_ms == {
+        "read": 1000,
+        "detect": 1000,
+    }
 
 
 def test_the_buffer_of_the_grids_is_shared_from_study_to_study(graded, monkeypatch):
@@ -344,12 +463,16 @@ def test_the_buffer_of_the_grids_is_shared_from_study_to_study(graded, monkeypat
     assert buffers[0].dtype == np.float32
 
 
-def test_the_detector_is_asked_for_sagittal_t1_then_t2_and_never_for_axial_series(graded, monkeypatch):
+def test_the_detector_is_asked_for_sagittal_t1_then_t2_and_never_for_axial_series(
+    graded, monkeypatch
+):
     t1, t2, ax = WHOLE_STUDY.series
     asked = []
     given = dataclasses.replace(WHOLE_STUDY, series=(t2, ax, t1))
     graded(given)
-    monkeypatch.setattr(finder, "detect", lambda series, *_: asked.append(series) or detection())
+    monkeypatch.setattr(
+        finder, "detect", lambda series, *_: asked.append(series) or detection()
+    )
     graded.worker.run(UNIT)
     assert asked == [[t1.stacks, t2.stacks]]
     assert len(CONDITIONS) == 5

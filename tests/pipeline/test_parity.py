@@ -75,7 +75,10 @@ class Scripted:
 
 
 def test_the_worst_case_is_kept(tmp_path):
-    first, second = ask(ENTRY, [Scripted()], SAMPLES), ask(ENTRY, [Scripted(moved=3)], SAMPLES)
+    first, second = (
+        ask(ENTRY, [Scripted()], SAMPLES),
+        ask(ENTRY, [Scripted(moved=3)], SAMPLES),
+    )
     found = compare(first, second)
     assert found.changed == 1
     keep_worst(tmp_path / "worst.npz", ENTRY, SAMPLES, first, second)
@@ -83,15 +86,23 @@ def test_the_worst_case_is_kept(tmp_path):
     assert grids.shape == (5, 3, *ENTRY.grid.shape)
     with np.load(tmp_path / "worst.npz") as kept:
         np.testing.assert_array_equal(kept["image"], grids[3])
-        assert np.abs(kept["reference"] - kept["other"]).max() == pytest.approx(found.largest)
-    np.testing.assert_array_equal(first[3], np.load(tmp_path / "worst.npz")["reference"])
+        assert np.abs(kept["reference"] - kept["other"]).max() == pytest.approx(
+            found.largest
+        )
+    np.testing.assert_array_equal(
+        first[3], np.load(tmp_path / "worst.npz")["reference"]
+    )
     with pytest.raises(ValueError, match="cannot be compared"):
         compare(first, [detection()])
 
 
 def detection(shift_mm=0.0, source="detector"):
     levels = {
-        level: replace(disc, center_mm=disc.center_mm + shift_mm * (level is LEVELS[2]), source=source)
+        level: replace(
+            disc,
+            center_mm=disc.center_mm + shift_mm * (level is LEVELS[2]),
+            source=source,
+        )
         for level, disc in SAMPLES[0].levels.items()
     }
     return Detection(levels, (), ())
@@ -107,7 +118,9 @@ def detection(shift_mm=0.0, source="detector"):
 )
 def test_levels_may_hardly_move(other, largest_mm, passed, tmp_path):
     found = compare([detection()], [other])
-    keep_worst(tmp_path / "worst.npz", Bundle.open().detector, SAMPLES, [detection()], [other])
+    keep_worst(
+        tmp_path / "worst.npz", Bundle.open().detector, SAMPLES, [detection()], [other]
+    )
     assert found == LevelParity(largest_mm=pytest.approx(largest_mm), found=5)
     assert found.passed is passed
     assert np.load(tmp_path / "worst.npz")["reference"].shape == (5, 3)
@@ -120,15 +133,24 @@ def test_a_detector_that_finds_nothing_has_shown_nothing():
 
 
 def test_two_runtimes_agree_on_the_packaged_bundle(tmp_path):
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: that two runtimes agree is not shown")
-    first, second = RunOptions(precision="f32"), RunOptions(backend="onnxruntime", precision="f32")
+    pytest.importorskip(
+        "onnxruntime",
+        reason="onnxruntime is not installed: that two runtimes agree is not shown",
+    )
+    first, second = (
+        RunOptions(precision="f32"),
+        RunOptions(backend="onnxruntime", precision="f32"),
+    )
     found = bundle_parity(Bundle.open(), first, second, 1, tmp_path / "new" / "worst")
     assert isinstance(found["grader"], Parity)
     assert found["grader"].largest <= 1e-4
     assert isinstance(found["detector"], LevelParity)
     assert found["detector"].largest_mm <= 0.05
     assert found["detector"].found == 5
-    assert sorted(path.name for path in (tmp_path / "new" / "worst").iterdir()) == ["detector.npz", "grader.npz"]
+    assert sorted(path.name for path in (tmp_path / "new" / "worst").iterdir()) == [
+        "detector.npz",
+        "grader.npz",
+    ]
 
 
 @pytest.fixture
@@ -142,11 +164,16 @@ def verify(monkeypatch):
         def close(self):
             asked.append("closed")
 
-    monkeypatch.setattr(Bundle, "open_model", lambda self, entry, **options: (asked.append(options), Loaded())[1])
+    monkeypatch.setattr(
+        Bundle,
+        "open_model",
+        lambda self, entry, **options: (asked.append(options), Loaded())[1],
+    )
 
     def verify(found, *words):
         monkeypatch.setattr(
-            "spine_engine.pipeline.parity.bundle_parity", lambda *given: (asked.append(given), found)[1]
+            "spine_engine.pipeline.parity.bundle_parity",
+            lambda *given: (asked.append(given), found)[1],
         )
         ended = CliRunner().invoke(app, ["bundle", "verify", *words])
         return ended, asked
@@ -154,11 +181,24 @@ def verify(monkeypatch):
     return verify
 
 
-GOOD = {"detector": LevelParity(largest_mm=0.1, found=5), "grader": Parity(mean=0.001, largest=0.02, changed=0)}
+GOOD = {
+    "detector": LevelParity(largest_mm=0.1, found=5),
+    "grader": Parity(mean=0.001, largest=0.02, changed=0),
+}
 
 
 def test_verify_shows_the_figures_and_fails_where_they_are_too_large(verify):
-    words = ["--parity", "--precision", "f32", "--reference", "onnxruntime", "--studies", "3", "--worst", "w"]
+    words = [
+        "--parity",
+        "--precision",
+        "f32",
+        "--reference",
+        "onnxruntime",
+        "--studies",
+        "3",
+        "--worst",
+        "w",
+    ]
     ended, asked = verify(GOOD, *words)
     assert ended.exit_code == 0, ended.output
     assert ended.output.splitlines()[-2:] == [
@@ -167,7 +207,11 @@ def test_verify_shows_the_figures_and_fails_where_they_are_too_large(verify):
     ]
     bundle, reference, other, count, worst = asked[-1]
     assert bundle.digest == Bundle.open().digest
-    assert (reference.backend, reference.device, reference.precision) == ("onnxruntime", "cpu", "f32")
+    assert (reference.backend, reference.device, reference.precision) == (
+        "onnxruntime",
+        "cpu",
+        "f32",
+    )
     assert (other.backend, other.device, other.precision) == ("openvino", "cpu", "f32")
     assert (count, worst) == (3, Path("w"))
     for role, bad in (
@@ -176,12 +220,16 @@ def test_verify_shows_the_figures_and_fails_where_they_are_too_large(verify):
     ):
         ended, _ = verify(GOOD | {role: bad}, "--parity")
         assert ended.exit_code == 1
-        (line,) = [line for line in ended.output.splitlines() if line.endswith(": REFUSED")]
+        (line,) = [
+            line for line in ended.output.splitlines() if line.endswith(": REFUSED")
+        ]
         assert line.startswith(f"{role}: ")
 
 
 def test_verify_without_parity_compares_nothing_and_closes_what_it_opened(verify):
-    ended, asked = verify(GOOD, "--backend", "onnxruntime", "--device", "CUDA", "--precision", "f16")
+    ended, asked = verify(
+        GOOD, "--backend", "onnxruntime", "--device", "CUDA", "--precision", "f16"
+    )
     assert ended.exit_code == 0
     told = {"name": "onnxruntime", "device": "CUDA", "precision": "f16"}
     assert asked == [told, "closed"] * len(Bundle.open().manifest.models.by_role())
@@ -195,7 +243,11 @@ def test_verify_without_parity_compares_nothing_and_closes_what_it_opened(verify
 def test_verify_compares_eight_phantoms_with_openvino_by_default(verify):
     _, asked = verify(GOOD, "--parity")
     _, reference, other, count, worst = asked[-1]
-    assert (reference.backend, reference.precision, other.precision) == ("openvino", "f32", "auto")
+    assert (reference.backend, reference.precision, other.precision) == (
+        "openvino",
+        "f32",
+        "auto",
+    )
     assert (count, worst) == (8, None)
 
 
@@ -203,7 +255,10 @@ def test_verify_compares_eight_phantoms_with_openvino_by_default(verify):
     ("words", "message"),
     [
         (["--worst", "w"], "--worst keeps what --parity finds: give both"),
-        (["--precision", "f8"], "--precision must be one of auto, bf16, f16, f32, int8, got 'f8'"),
+        (
+            ["--precision", "f8"],
+            "--precision must be one of auto, bf16, f16, f32, int8, got 'f8'",
+        ),
     ],
 )
 def test_verify_refuses_what_makes_no_sense(verify, words, message):

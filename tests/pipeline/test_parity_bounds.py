@@ -48,7 +48,9 @@ def table(*rows):
         (float("nan"), 0, False),
     ],
 )
-def test_the_mean_may_be_half_a_hundredth_and_no_sure_grade_may_change(mean, changed, passed):
+def test_the_mean_may_be_half_a_hundredth_and_no_sure_grade_may_change(
+    mean, changed, passed
+):
     assert Parity(mean=mean, largest=0.9, changed=changed).passed is passed
 
 
@@ -91,11 +93,17 @@ def test_differences_are_taken_in_double_precision():
     assert compare_probabilities(one, one.astype(np.float64) + 1e-9).largest > 0
 
 
-@pytest.mark.parametrize(("first", "second"), [((1, 5, 3), (1, 25, 3)), ((1, 5, 3), (2, 5, 3)), ((0, 5, 3), (0, 5, 3))])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((1, 5, 3), (1, 25, 3)), ((1, 5, 3), (2, 5, 3)), ((0, 5, 3), (0, 5, 3))],
+)
 def test_tables_of_other_shapes_or_of_nothing_are_refused(first, second):
     with pytest.raises(ValueError) as caught:
         compare_probabilities(np.zeros(first), np.zeros(second))
-    assert str(caught.value) == f"want two tables of the same shape and not empty, got {first} and {second}"
+    assert (
+        str(caught.value)
+        == f"want two tables of the same shape and not empty, got {first} and {second}"
+    )
 
 
 def test_figures_have_three_digits_and_are_numbers_that_json_knows():
@@ -109,23 +117,40 @@ def test_figures_have_three_digits_and_are_numbers_that_json_knows():
         "largest": 1e6,
         "changed": 0.0,
     }
-    assert LevelParity(largest_mm=float("inf"), found=3).figures == {"largest_mm": 1e6, "found": 3}
-    assert LevelParity(largest_mm=0.12345, found=0).figures == {"largest_mm": 0.123, "found": 0}
+    assert LevelParity(largest_mm=float("inf"), found=3).figures == {
+        "largest_mm": 1e6,
+        "found": 3,
+    }
+    assert LevelParity(largest_mm=0.12345, found=0).figures == {
+        "largest_mm": 0.123,
+        "found": 0,
+    }
 
 
 def test_what_people_read():
     assert str(Parity(mean=0.00123, largest=0.0456, changed=2)) == (
         "probabilities moved by 0.0012 on average, 0.046 at most, 2 grades"
     )
-    assert str(LevelParity(largest_mm=0.1234, found=7)) == "7 levels moved by 0.12 mm at most"
+    assert (
+        str(LevelParity(largest_mm=0.1234, found=7))
+        == "7 levels moved by 0.12 mm at most"
+    )
     assert str(LevelParity(largest_mm=0.0, found=0)) == "found no level"
 
 
 @pytest.mark.parametrize(
     ("largest_mm", "found", "passed"),
-    [(0.0, 1, True), (0.5, 1, True), (0.501, 5, False), (float("inf"), 5, False), (0.0, 0, False)],
+    [
+        (0.0, 1, True),
+        (0.5, 1, True),
+        (0.501, 5, False),
+        (float("inf"), 5, False),
+        (0.0, 0, False),
+    ],
 )
-def test_a_disc_may_move_half_a_millimetre_and_something_must_be_found(largest_mm, found, passed):
+def test_a_disc_may_move_half_a_millimetre_and_something_must_be_found(
+    largest_mm, found, passed
+):
     assert LevelParity(largest_mm=largest_mm, found=found).passed is passed
 
 
@@ -148,7 +173,10 @@ def test_the_farthest_disc_of_all_studies_counts_whichever_level_it_is(place):
 
 def test_levels_that_the_reference_found_are_counted_and_a_level_found_in_one_way_alone_is_infinitely_far():
     three = ("detector", "detector", "interpolated", "detector", "prior")
-    assert compare_levels([detection(sources=three)], [detection(sources=three)]).found == 3
+    assert (
+        compare_levels([detection(sources=three)], [detection(sources=three)]).found
+        == 3
+    )
     other = compare_levels([detection(sources=three)], [detection()])
     assert (other.largest_mm, other.found) == (float("inf"), 3)
     with pytest.raises(ValueError, match=r"shorter|longer"):
@@ -157,7 +185,9 @@ def test_levels_that_the_reference_found_are_counted_and_a_level_found_in_one_wa
 
 def test_a_grader_is_not_compared_with_a_detector():
     for pair in ((table(SURE), [detection()]), ([detection()], table(SURE))):
-        with pytest.raises(ValueError, match="a grader's answers cannot be compared with a detector's"):
+        with pytest.raises(
+            ValueError, match="a grader's answers cannot be compared with a detector's"
+        ):
             compare(*pair)
     assert isinstance(compare(table(SURE), table(SURE)), Parity)
     assert isinstance(compare([detection()], [detection()]), LevelParity)
@@ -177,7 +207,10 @@ def test_a_grader_is_asked_as_a_run_asks_it(entry, calls):
             grids = inputs[entry.inputs[0].name]
             assert grids.flags.c_contiguous
             self.sizes.append(len(grids))
-            return {"other": None, entry.outputs[0].name: np.repeat(grids[:, None, :1], 5, 1)}
+            return {
+                "other": None,
+                entry.outputs[0].name: np.repeat(grids[:, None, :1], 5, 1),
+            }
 
     runner, grids = Runner(), np.arange(24, dtype=np.float32).reshape(12, 2)[:, ::-1]
     assert answers(runner, entry, grids)[:, 0, 0].tolist() == list(range(1, 24, 2))
@@ -185,23 +218,33 @@ def test_a_grader_is_asked_as_a_run_asks_it(entry, calls):
 
 
 def test_a_model_that_gives_no_answer_by_itself_is_refused():
-    facts = {name: getattr(GRADER, name) for name in ("file", "sha256", "size_bytes", "inputs", "outputs")}
+    facts = {
+        name: getattr(GRADER, name)
+        for name in ("file", "sha256", "size_bytes", "inputs", "outputs")
+    }
     with pytest.raises(TypeError, match=f"{GRADER.file} gives no answer by itself"):
         ask(room.ModelEntry(**facts), [], [])
 
 
-def test_phantoms_are_those_that_no_training_sees_and_their_places_are_the_true_ones(monkeypatch):
+def test_phantoms_are_those_that_no_training_sees_and_their_places_are_the_true_ones(
+    monkeypatch,
+):
     drawn = []
 
     def draw(seed):
         drawn.append(seed)
         return SimpleNamespace(
-            disc_center_mm=[np.full(3, 10.0 * k) for k in range(5)], disc_axes=[np.eye(3) * (k + 1) for k in range(5)]
+            disc_center_mm=[np.full(3, 10.0 * k) for k in range(5)],
+            disc_axes=[np.eye(3) * (k + 1) for k in range(5)],
         )
 
     monkeypatch.setattr(samples_room, "draw_spine", draw)
     monkeypatch.setattr(
-        samples_room, "render", lambda spine, seed: SimpleNamespace(spine=spine, as_study=lambda: f"study {seed}")
+        samples_room,
+        "render",
+        lambda spine, seed: SimpleNamespace(
+            spine=spine, as_study=lambda: f"study {seed}"
+        ),
     )
     samples = phantom_samples(3, start=2)
     assert drawn == [20_000_002, 20_000_003, 20_000_004]
@@ -218,14 +261,25 @@ def test_phantoms_are_those_that_no_training_sees_and_their_places_are_the_true_
 
 
 def test_detectors_take_the_sagittal_series_t1_first():
-    given = {"c": Role.SAGITTAL_T2, "a": Role.SAGITTAL_T1, "d": Role.AXIAL_T2, "b": Role.SAGITTAL_T1}
-    study = Study("1", tuple(Series(name, role, "", (name,), 1) for name, role in given.items()))
+    given = {
+        "c": Role.SAGITTAL_T2,
+        "a": Role.SAGITTAL_T1,
+        "d": Role.AXIAL_T2,
+        "b": Role.SAGITTAL_T1,
+    }
+    study = Study(
+        "1", tuple(Series(name, role, "", (name,), 1) for name, role in given.items())
+    )
     assert Sample(study, {}).study.sagittal_stacks == [("a",), ("b",), ("c",)]
 
 
 @pytest.mark.parametrize("worst", [0, 2])
 def test_the_case_that_moved_most_is_kept(tmp_path, monkeypatch, worst):
-    monkeypatch.setattr(room, "grader_inputs", lambda entry, samples: np.arange(3.0)[:, None] + np.zeros((3, 4)))
+    monkeypatch.setattr(
+        room,
+        "grader_inputs",
+        lambda entry, samples: np.arange(3.0)[:, None] + np.zeros((3, 4)),
+    )
     first = np.tile(np.array(SURE), (3, 5, 1))
     second = first.copy()
     second[1, :3] += [-0.1, 0.1, 0.0]
@@ -235,7 +289,10 @@ def test_the_case_that_moved_most_is_kept(tmp_path, monkeypatch, worst):
         assert kept["image"].tolist() == [worst] * 4
         np.testing.assert_array_equal(kept["reference"], first[worst])
         np.testing.assert_array_equal(kept["other"], second[worst])
-    one, two = [detection()] * 3, [detection(), detection(1, (0.0, 0.1, 0.0)), detection()]
+    one, two = (
+        [detection()] * 3,
+        [detection(), detection(1, (0.0, 0.1, 0.0)), detection()],
+    )
     two[worst] = detection(4, (0.0, 0.0, 7.0))
     keep_worst(tmp_path / "d.npz", Bundle.open().detector, [], one, two)
     with np.load(tmp_path / "d.npz") as kept:
@@ -247,7 +304,10 @@ def test_the_case_that_moved_most_is_kept(tmp_path, monkeypatch, worst):
 def test_a_worst_case_that_cannot_be_written_is_an_output_error(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     path = tmp_path / "file" / "w.npz"
-    with pytest.raises(OutputError, match=f"cannot write {path}: Not a directory|cannot write {path}: File exists"):
+    with pytest.raises(
+        OutputError,
+        match=f"cannot write {path}: Not a directory|cannot write {path}: File exists",
+    ):
         keep_worst(path, Bundle.open().detector, [], [detection()], [detection()])
 
 
@@ -258,7 +318,9 @@ class Opened:
 
     def __init__(self, bundle, options):
         self.options, self.closed = options, 0
-        self.devices = {"grader": Device(options.backend, options.device, options.precision)}
+        self.devices = {
+            "grader": Device(options.backend, options.device, options.precision)
+        }
         self.detector = SimpleNamespace(entry=Bundle.open().detector)
         self.grader = SimpleNamespace(entry=GRADER, says=table(SURE))
         self.made.append(self)
@@ -266,10 +328,15 @@ class Opened:
     def find_levels(self, sagittal):
         if self.options.precision == "bf16":
             raise BackendError("not to be had")
-        return detection(3, (0.0, 0.0, 0.2 if self.options.backend == "onnxruntime" else 0.0))
+        return detection(
+            3, (0.0, 0.0, 0.2 if self.options.backend == "onnxruntime" else 0.0)
+        )
 
     def whole_study_grader(self):
-        return SimpleNamespace(entry=WHOLE, says=table(SURE if self.options.backend == "openvino" else OTHER))
+        return SimpleNamespace(
+            entry=WHOLE,
+            says=table(SURE if self.options.backend == "openvino" else OTHER),
+        )
 
     def close(self):
         self.closed += 1
@@ -279,31 +346,51 @@ class Opened:
 def opened(monkeypatch):
     Opened.made = []
     monkeypatch.setattr(room, "PipelineModels", Opened)
-    monkeypatch.setattr(room, "phantom_samples", lambda count: [Sample(Study("1", ()), {})] * count)
+    monkeypatch.setattr(
+        room, "phantom_samples", lambda count: [Sample(Study("1", ()), {})] * count
+    )
     monkeypatch.setattr(room, "ask", lambda entry, models, samples: models[0].says)
     return Opened.made
 
 
-def test_every_model_of_a_bundle_is_compared_and_both_ways_are_closed(opened, tmp_path, monkeypatch):
+def test_every_model_of_a_bundle_is_compared_and_both_ways_are_closed(
+    opened, tmp_path, monkeypatch
+):
     kept = []
-    monkeypatch.setattr(room, "keep_worst", lambda path, entry, *_: kept.append((path, entry)))
-    one, two = RunOptions(precision="f32"), RunOptions(backend="onnxruntime", precision="f32")
+    monkeypatch.setattr(
+        room, "keep_worst", lambda path, entry, *_: kept.append((path, entry))
+    )
+    one, two = (
+        RunOptions(precision="f32"),
+        RunOptions(backend="onnxruntime", precision="f32"),
+    )
     found = bundle_parity(Bundle.open(), one, two, 3, tmp_path)
     assert list(found) == ["detector", "grader", "whole_study_grader"]
     assert found["detector"] == LevelParity(largest_mm=pytest.approx(0.2), found=15)
     assert (found["grader"].changed, found["whole_study_grader"].changed) == (0, 1)
     assert [each.options for each in opened] == [one, two]
     assert [each.closed for each in opened] == [1, 1]
-    assert [path.name for path, _ in kept] == ["detector.npz", "grader.npz", "whole_study_grader.npz"]
+    assert [path.name for path, _ in kept] == [
+        "detector.npz",
+        "grader.npz",
+        "whole_study_grader.npz",
+    ]
 
 
 def test_models_are_closed_when_one_cannot_be_had(opened):
     with pytest.raises(BackendError, match="not to be had"):
-        bundle_parity(Bundle.open(), RunOptions(precision="f32"), RunOptions(precision="bf16"), 1)
+        bundle_parity(
+            Bundle.open(), RunOptions(precision="f32"), RunOptions(precision="bf16"), 1
+        )
     assert [each.closed for each in opened] == [1, 1]
 
 
 def test_a_way_is_not_compared_with_itself_and_the_way_is_named(opened):
     with pytest.raises(UsageError) as caught:
-        bundle_parity(Bundle.open(), RunOptions(precision="f32"), RunOptions(precision="f32"), 1)
-    assert str(caught.value) == "both ways are openvino cpu in f32: name another --reference"
+        bundle_parity(
+            Bundle.open(), RunOptions(precision="f32"), RunOptions(precision="f32"), 1
+        )
+    assert (
+        str(caught.value)
+        == "both ways are openvino cpu in f32: name another --reference"
+    )

@@ -51,16 +51,30 @@ def closings(monkeypatch):
 
     counted = []
     close = PipelineModels.close
-    monkeypatch.setattr(PipelineModels, "close", lambda models: counted.append(models) or close(models))
+    monkeypatch.setattr(
+        PipelineModels, "close", lambda models: counted.append(models) or close(models)
+    )
     return counted
 
 
-def test_a_study_is_graded_as_a_run_over_its_folder_grades_it(folder, graded, in_process):
+def test_a_study_is_graded_as_a_run_over_its_folder_grades_it(
+    folder, graded, in_process
+):
     (wanted,) = Engine.open(options=RunOptions(workers=1)).run(folder)
     assert graded.status == wanted.status == "graded"
-    for name in ("study_id", "rows", "reason", "warnings", "levels", "alternative", "not_assessed"):
+    for name in (
+        "study_id",
+        "rows",
+        "reason",
+        "warnings",
+        "levels",
+        "alternative",
+        "not_assessed",
+    ):
         assert getattr(graded, name) == getattr(wanted, name), name
-    assert [series.role for series in graded.series] == [series.role for series in wanted.series]
+    assert [series.role for series in graded.series] == [
+        series.role for series in wanted.series
+    ]
     assert set(graded.timings_ms) == set(wanted.timings_ms) - {"read"}
 
 
@@ -126,22 +140,32 @@ def test_several_studies_in_a_folder_are_an_error_that_lists_them(tmp_path):
     assert read_study(tmp_path, names[1]).study_id == names[1]
 
 
-def test_models_are_closed_at_the_end_of_the_block_whatever_happens_in_it(tmp_path, closings):
+def test_models_are_closed_at_the_end_of_the_block_whatever_happens_in_it(
+    tmp_path, closings
+):
     bundle = write_bundle(tmp_path / "bundle")
     with StudyPipeline.open(bundle, OPTIONS) as opened:
         assert closings == []
     assert closings == [opened.models]
-    with pytest.raises(ZeroDivisionError), StudyPipeline.open(bundle, OPTIONS) as opened:
+    with (
+        pytest.raises(ZeroDivisionError),
+        StudyPipeline.open(bundle, OPTIONS) as opened,
+    ):
         raise ZeroDivisionError
     assert closings[1:] == [opened.models]
 
 
-def test_a_study_without_sagittal_series_has_no_levels_and_is_a_result_without_grades(pipeline):
+def test_a_study_without_sagittal_series_has_no_levels_and_is_a_result_without_grades(
+    pipeline,
+):
     blind = Study("1", ())
     with pytest.raises(StudyError) as caught:
         pipeline.locate(blind)
     assert caught.value.reason == "no_sagittal"
-    assert (pipeline.grade(blind).status, pipeline.grade(blind).reason) == ("prior", "no_sagittal")
+    assert (pipeline.grade(blind).status, pipeline.grade(blind).reason) == (
+        "prior",
+        "no_sagittal",
+    )
 
 
 def test_a_level_without_a_place_has_an_empty_grid(pipeline, study, located):
@@ -153,7 +177,9 @@ def test_a_level_without_a_place_has_an_empty_grid(pipeline, study, located):
 
 
 @pytest.mark.parametrize(("roles", "detector"), [(WHOLE, True), (ALL_THREE, False)])
-def test_without_a_detector_there_are_no_levels_and_no_grids_of_levels(tmp_path, roles, detector):
+def test_without_a_detector_there_are_no_levels_and_no_grids_of_levels(
+    tmp_path, roles, detector
+):
     bundle = write_bundle(tmp_path / "bundle", roles=roles)
     options = RunOptions(backend="fake", detector=detector)
     with StudyPipeline.open(bundle, options) as opened:

@@ -12,17 +12,29 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="module")  # while Playwright runs, no other event loop can be started in this process
+@pytest.fixture(
+    scope="module"
+)  # while Playwright runs, no other event loop can be started in this process
 def chromium() -> Iterator[Any]:
     """A Playwright browser (Chromium of the system, software WebGL), or a skip that says what is missing."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed (extra dev)"
+    )
+    program = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if program is None:
         pytest.skip("no Chromium is installed: Debian's package is chromium")
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(
             executable_path=program,
-            args=["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"],
+            args=[
+                "--no-sandbox",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+            ],
         )
         yield browser
         browser.close()
@@ -45,7 +57,10 @@ def graded(tmp_path_factory):
         pass
     for path in (folder / "studies").rglob("*.dcm"):
         header = pydicom.dcmread(path)
-        header.PatientName, header.SeriesDescription = HOSTILE_NAME, HOSTILE_NAME + "-series"
+        header.PatientName, header.SeriesDescription = (
+            HOSTILE_NAME,
+            HOSTILE_NAME + "-series",
+        )
         header.save_as(path)
     broken = folder / "studies" / "broken"
     broken.mkdir()
@@ -54,7 +69,9 @@ def graded(tmp_path_factory):
     header.StudyInstanceUID, header.PixelData = "1.2.3.4", header.PixelData[:40]
     del header.ImagePositionPatient
     header.save_as(broken / "1.dcm")
-    Engine.open(options=RunOptions(workers=1)).run(folder / "studies", folder / "results").finish()
+    Engine.open(options=RunOptions(workers=1)).run(
+        folder / "studies", folder / "results"
+    ).finish()
     return folder
 
 

@@ -27,23 +27,50 @@ def tilted(axes: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     return axes @ turn.T
 
 
-def oblique(seed: int, axes: NDArray[np.float64], *, shape=(7, 40, 36), center=(4.0, -30.0, 12.0), pixel=(1.3, 1.1)):
+def oblique(
+    seed: int,
+    axes: NDArray[np.float64],
+    *,
+    shape=(7, 40, 36),
+    center=(4.0, -30.0, 12.0),
+    pixel=(1.3, 1.1),
+):
     """Return an oblique stack with uneven slices, sheared in plane, rescaled slice by slice: a bright ball in noise."""
     rng = np.random.default_rng(seed)
     axes = tilted(axes, seed)
     slices, rows, columns = shape
     positions = np.cumsum(rng.uniform(2.6, 5.4, slices))
     positions -= positions.mean()
-    corner = center - axes[1] * pixel[0] * (rows - 1) / 2 - axes[2] * pixel[1] * (columns - 1) / 2
-    origins = corner + positions[:, None] * axes[0] + rng.uniform(-1, 1, (slices, 2)) @ axes[1:]
-    slope, intercept = rng.uniform(0.8, 1.2, slices).astype(np.float32), rng.uniform(-9, 9, slices).astype(np.float32)
+    corner = (
+        center
+        - axes[1] * pixel[0] * (rows - 1) / 2
+        - axes[2] * pixel[1] * (columns - 1) / 2
+    )
+    origins = (
+        corner
+        + positions[:, None] * axes[0]
+        + rng.uniform(-1, 1, (slices, 2)) @ axes[1:]
+    )
+    slope, intercept = (
+        rng.uniform(0.8, 1.2, slices).astype(np.float32),
+        rng.uniform(-9, 9, slices).astype(np.float32),
+    )
     place = np.indices(shape) - (np.array(shape) - 1).reshape(3, 1, 1, 1) / 2
-    radius = np.sqrt((place**2 / (np.array(shape).reshape(3, 1, 1, 1) / 2) ** 2).sum(axis=0))
-    pixels = np.where(radius < 0.8, 300 + 900 * rng.random(shape), 40 * rng.random(shape)).astype(np.uint16)
+    radius = np.sqrt(
+        (place**2 / (np.array(shape).reshape(3, 1, 1, 1) / 2) ** 2).sum(axis=0)
+    )
+    pixels = np.where(
+        radius < 0.8, 300 + 900 * rng.random(shape), 40 * rng.random(shape)
+    ).astype(np.uint16)
     return Stack(pixels, slope, intercept, origins, axes, pixel)
 
 
-def a_series(role: Role | None, *stacks: Stack, contrast: str | None = None, path: str = "DOE_JANE/t2") -> Series:
+def a_series(
+    role: Role | None,
+    *stacks: Stack,
+    contrast: str | None = None,
+    path: str = "DOE_JANE/t2",
+) -> Series:
     """Return a series of stacks."""
     slices = sum(len(stack.pixels) for stack in stacks)
     return Series(path, role, "<b>evidence</b>", stacks, slices, contrast)
@@ -53,7 +80,13 @@ def a_study(*series: Series) -> Study:
     """Return a study of series; by default of a sagittal T2, a sagittal T1 and two axial T2 series of three stacks."""
     if not series:
         series = (
-            a_series(Role.AXIAL_T2, *(oblique(n, AXIAL, shape=(4, 30, 30), center=(0, -30, z)) for n, z in axial())),
+            a_series(
+                Role.AXIAL_T2,
+                *(
+                    oblique(n, AXIAL, shape=(4, 30, 30), center=(0, -30, z))
+                    for n, z in axial()
+                ),
+            ),
             a_series(None, oblique(8, AXIAL)),
             a_series(Role.SAGITTAL_T1, oblique(2, SAGITTAL)),
             a_series(Role.SAGITTAL_T2, oblique(1, SAGITTAL)),
@@ -67,7 +100,15 @@ def axial() -> Sequence[tuple[int, float]]:
     return ((3, -12.0), (4, 14.0), (5, 40.0))
 
 
-def some_levels(sources: Sequence[str] = ("detector", "interpolated", "detector", "prior", "detector")):
+def some_levels(
+    sources: Sequence[str] = (
+        "detector",
+        "interpolated",
+        "detector",
+        "prior",
+        "detector",
+    ),
+):
     """Return five levels on a leaning column, each with a box of its own tilt."""
     levels: dict[Level, LevelResult] = {}
     for n, (level, source) in enumerate(zip(LEVELS, sources, strict=True)):

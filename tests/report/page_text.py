@@ -7,7 +7,13 @@ def text_of(html):
     """Return the words of a page, without its elements, scripts and styles."""
     bare = re.sub(r"<(script|style)\b.*?</\1>", " ", html, flags=re.DOTALL)
     bare = re.sub(r"<[^>]*>", " ", bare).replace("&#8239;", " ").replace("\u202f", " ")
-    for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&"), ("&#39;", "'"), ("&#34;", '"')):
+    for entity, character in (
+        ("&lt;", "<"),
+        ("&gt;", ">"),
+        ("&amp;", "&"),
+        ("&#39;", "'"),
+        ("&#34;", '"'),
+    ):
         bare = bare.replace(entity, character)
     return re.sub(r"\s+", " ", bare)
 

@@ -54,7 +54,11 @@ BARE = study_content(
 RUN = run_content(list(many_studies(55)))
 """More than a page of the table shows at first."""
 
-PAGES = {"study": lambda: study_page(WHOLE), "bare": lambda: study_page(BARE), "run": lambda: run_page(RUN)}
+PAGES = {
+    "study": lambda: study_page(WHOLE),
+    "bare": lambda: study_page(BARE),
+    "run": lambda: run_page(RUN),
+}
 
 
 class Opened:
@@ -76,7 +80,9 @@ class Opened:
     def processor_ms(self):
         """Return the processor time of the page's main thread so far."""
         metrics = self._meter.send("Performance.getMetrics")["metrics"]
-        return 1000 * next(entry["value"] for entry in metrics if entry["name"] == "TaskDuration")
+        return 1000 * next(
+            entry["value"] for entry in metrics if entry["name"] == "TaskDuration"
+        )
 
     def is_quiet(self):
         """Whether nothing was said, and nothing asked for but the page itself (and pictures that lie in it)."""
@@ -100,7 +106,9 @@ def opened(chromium, tmp_path):
 
 def fits(page):
     """Assert that nothing is wider than the window."""
-    wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    wide, room = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert wide <= room
     beyond = page.evaluate(
         """room => Array.from(document.querySelectorAll("body *"))
@@ -128,12 +136,18 @@ def test_a_page_opens_quietly_and_fits_a_phone_and_a_desk(opened, name):
     ids=["light-desk", "dark-desk", "light-phone"],
 )
 def test_a_page_passes_axe(opened, name, scheme, viewport):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="axe-playwright-python is not installed",
+    )
     shown = opened(PAGES[name](), color_scheme=scheme, viewport=viewport)
     for closed in shown.page.locator("details:not([open]) > summary").all():
         closed.click()
     found = axe.Axe().run(shown.page).response["violations"]
-    assert [(rule["id"], [node["html"][:150] for node in rule["nodes"]][:3]) for rule in found] == []
+    assert [
+        (rule["id"], [node["html"][:150] for node in rule["nodes"]][:3])
+        for rule in found
+    ] == []
 
 
 def visible(page):
@@ -150,7 +164,10 @@ def test_the_table_sorts_by_every_column(opened):
     assert len(worst_first) == 24
     assert page.locator("th[aria-sort]").inner_text().strip() == "Worst finding"
     for name in ("id", "status", "rank", "grades", "confidence", "warnings"):
-        button, header = page.locator(f"th button[data-key={name}]"), page.locator(f"th:has(button[data-key={name}])")
+        button, header = (
+            page.locator(f"th button[data-key={name}]"),
+            page.locator(f"th:has(button[data-key={name}])"),
+        )
         button.click()
         once, first = visible(page), header.get_attribute("aria-sort")
         button.press("Enter")
@@ -167,10 +184,18 @@ def test_the_table_sorts_by_every_column(opened):
 
 def test_the_columns_hold_what_they_are_sorted_by(opened):
     made = [
-        graded("a", rows=((900_000, 100_000, 0),) * 25, levels=levels(confidence=0.5), warnings=(Warn.GAP,)),
+        graded(
+            "a",
+            rows=((900_000, 100_000, 0),) * 25,
+            levels=levels(confidence=0.5),
+            warnings=(Warn.GAP,),
+        ),
         graded("b", rows=((100_000, 900_000, 0),) * 25, levels=levels(confidence=0.99)),
         graded(
-            "c", rows=((0, 100_000, 900_000),) * 25, levels=levels(confidence=0.8), warnings=(Warn.GAP, Warn.UNEVEN)
+            "c",
+            rows=((0, 100_000, 900_000),) * 25,
+            levels=levels(confidence=0.8),
+            warnings=(Warn.GAP, Warn.UNEVEN),
         ),
         failed("d", warnings=()),
     ]
@@ -194,9 +219,15 @@ def test_the_table_is_filtered_by_text_status_grade_condition_and_warning(opened
     made = [
         graded("canal", rows=canal, warnings=(Warn.GAP,)),
         graded("left", rows=left),
-        graded("lost", rows=canal, not_assessed=tuple(f"spinal_canal_stenosis_{level}" for level in levels())),
+        graded(
+            "lost",
+            rows=canal,
+            not_assessed=tuple(f"spinal_canal_stenosis_{level}" for level in levels()),
+        ),
         failed("slow", Reason.TIMEOUT),
-        failed("none", Reason.NO_SAGITTAL, Status.PRIOR, warnings=(Warn.GAP, Warn.UNEVEN)),
+        failed(
+            "none", Reason.NO_SAGITTAL, Status.PRIOR, warnings=(Warn.GAP, Warn.UNEVEN)
+        ),
     ]
     shown = opened(run_page(run_content(made)))
     page = shown.page
@@ -204,7 +235,9 @@ def test_the_table_is_filtered_by_text_status_grade_condition_and_warning(opened
     def found(**choices):
         page.click("#clear")
         for name, value in choices.items():
-            page.fill(f"#{name}", value) if name == "text" else page.select_option(f"#{name}", value)
+            page.fill(f"#{name}", value) if name == "text" else page.select_option(
+                f"#{name}", value
+            )
         rows = visible(page)
         assert page.locator("#shown").inner_text().startswith(f"{len(rows)} ")
         return sorted(rows)
@@ -248,7 +281,12 @@ def test_nothing_is_missing_in_print_and_without_scripts(opened, way):
 
 
 @pytest.mark.parametrize(
-    "name", ["bare", pytest.param("study", marks=pytest.mark.slow), pytest.param("run", marks=pytest.mark.slow)]
+    "name",
+    [
+        "bare",
+        pytest.param("study", marks=pytest.mark.slow),
+        pytest.param("run", marks=pytest.mark.slow),
+    ],
 )
 def test_a_page_prints(opened, name):
     pdf = opened(PAGES[name](), color_scheme="dark").page.pdf(prefer_css_page_size=True)
@@ -279,24 +317,39 @@ def test_a_run_of_a_thousand_studies_opens_within_a_second(opened):
         clock.append(shown.page.evaluate(OPENED_MS))
         processor.append(shown.processor_ms())
         shown.context.close()
-    assert min(statistics.median(clock), statistics.median(processor)) < TO_OPEN_MS, (clock, processor)
+    assert min(statistics.median(clock), statistics.median(processor)) < TO_OPEN_MS, (
+        clock,
+        processor,
+    )
 
 
 def test_hostile_text_is_inert(opened):
     """All of it in every field at once; that each text alone adds no element is seen without a browser."""
     text = " ".join(HOSTILE)
     result = graded(text, series=series(evidence=text, path=text))
-    content = study_content(result, identity=replace(identity(text), series={text: text}), no_pictures=text)
+    content = study_content(
+        result, identity=replace(identity(text), series={text: text}), no_pictures=text
+    )
     studies = [
-        RunStudy(result=made, page="studies/1.html", finished=None, identity=identity(text))
+        RunStudy(
+            result=made, page="studies/1.html", finished=None, identity=identity(text)
+        )
         for made in (result, failed(text, detail=text))
     ]
-    for html in (study_page(content), run_page(replace(run_content(), studies=studies, title=text))):
+    for html in (
+        study_page(content),
+        run_page(replace(run_content(), studies=studies, title=text)),
+    ):
         shown = opened(html)
         shown.page.wait_for_timeout(20)  # for handlers of pictures that do not load
         assert shown.is_quiet()
         assert shown.page.evaluate("window.hacked") is None
-        assert shown.page.locator("img[src=x], script:not(:last-child), [onerror], [onload]").count() == 0
+        assert (
+            shown.page.locator(
+                "img[src=x], script:not(:last-child), [onerror], [onload]"
+            ).count()
+            == 0
+        )
         assert text in shown.page.locator("h1").inner_text()
 
 
@@ -304,8 +357,12 @@ def test_the_pictures_brighten_and_their_pixels_stay(opened):
     page = opened(study_page(WHOLE)).page
     picture = page.locator(".picture img").first
     before = picture.get_attribute("src")
-    assert picture.evaluate("image => getComputedStyle(image).filter") == "brightness(1)"
+    assert (
+        picture.evaluate("image => getComputedStyle(image).filter") == "brightness(1)"
+    )
     page.get_by_label("Brightness of the pictures").fill("250")
-    assert picture.evaluate("image => getComputedStyle(image).filter") == "brightness(2.5)"
+    assert (
+        picture.evaluate("image => getComputedStyle(image).filter") == "brightness(2.5)"
+    )
     assert page.locator("#tone output").inner_text() == "250\u202f%"
     assert picture.get_attribute("src") == before

@@ -19,10 +19,14 @@ def by_loops(series):
     found = []
     for stack in series.stacks:
         for s, r, c in np.ndindex(stack.pixels.shape):
-            value = stack.pixels[s, r, c] * float(stack.slope[s]) + float(stack.intercept[s])
+            value = stack.pixels[s, r, c] * float(stack.slope[s]) + float(
+                stack.intercept[s]
+            )
             value = (value - window.low) / (window.high - window.low)
             place = (
-                stack.origins_mm[s] + r * stack.spacing_mm[0] * stack.axes[1] + c * stack.spacing_mm[1] * stack.axes[2]
+                stack.origins_mm[s]
+                + r * stack.spacing_mm[0] * stack.axes[1]
+                + c * stack.spacing_mm[1] * stack.axes[2]
             )
             if value > AIR:
                 found.append([*place, min(value, 1.0)])
@@ -37,7 +41,9 @@ def test_points_are_pixel_centres_of_oblique_uneven_stacks_by_series_in_order() 
     for number, series in enumerate((t2, t1, axial, other_axial)):
         mine = cloud.series == number
         want = by_loops(series)
-        np.testing.assert_allclose(cloud.points_mm[mine], want[:, :3], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            cloud.points_mm[mine], want[:, :3], rtol=0, atol=1e-4
+        )
         np.testing.assert_allclose(cloud.values[mine], want[:, 3], rtol=0, atol=1e-6)
     assert cloud.points_mm.dtype == cloud.values.dtype == np.float32
     assert np.all(np.diff(cloud.series.astype(int)) >= 0)
@@ -53,15 +59,28 @@ def test_air_is_left_out_and_the_ball_is_not() -> None:
 
 def test_series_without_a_role_are_left_out_and_a_stir_is_called_so() -> None:
     t2, other = oblique(1, SAGITTAL), oblique(2, SAGITTAL)
-    study = a_study(a_series(None, other), a_series(Role.SAGITTAL_T2, t2, contrast="stir"), a_series(Role.AXIAL_T2))
+    study = a_study(
+        a_series(None, other),
+        a_series(Role.SAGITTAL_T2, t2, contrast="stir"),
+        a_series(Role.AXIAL_T2),
+    )
     assert study_cloud(study).names == ("Sagittal STIR",)
 
 
 def test_every_axial_series_has_a_name_and_a_colour() -> None:
-    study = a_study(*(a_series(Role.AXIAL_T2, oblique(n, AXIAL, shape=(2, 20, 20))) for n in range(4)))
+    study = a_study(
+        *(
+            a_series(Role.AXIAL_T2, oblique(n, AXIAL, shape=(2, 20, 20)))
+            for n in range(4)
+        )
+    )
     cloud = study_cloud(study)
     assert cloud.names == ("Axial T2", "Axial T2 (2)", "Axial T2 (3)", "Axial T2 (4)")
-    assert cloud.colours == (ROLE_COLOURS[Role.AXIAL_T2], *MORE_COLOURS, MORE_COLOURS[0])
+    assert cloud.colours == (
+        ROLE_COLOURS[Role.AXIAL_T2],
+        *MORE_COLOURS,
+        MORE_COLOURS[0],
+    )
 
 
 def test_nothing_gives_an_empty_cloud() -> None:
@@ -73,7 +92,9 @@ def test_nothing_gives_an_empty_cloud() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 7, 500, 4000, 10**9])
-def test_a_thinned_cloud_is_part_of_the_whole_never_larger_than_asked_and_always_the_same(limit: int) -> None:
+def test_a_thinned_cloud_is_part_of_the_whole_never_larger_than_asked_and_always_the_same(
+    limit: int,
+) -> None:
     whole, thin, again = (
         study_cloud(a_study()),
         study_cloud(a_study(), limit=limit),
@@ -94,16 +115,30 @@ def test_thinning_is_even_over_series_and_the_plane() -> None:
 
     def full(stack: Stack) -> Stack:
         pixels = np.full(stack.pixels.shape, 500, np.uint16)
-        pixels[:, : stack.pixels.shape[1] // 20] = 100  # some air, so that there is a window
-        return replace(stack, pixels=pixels, slope=np.ones_like(stack.slope), intercept=0 * stack.intercept)
+        pixels[:, : stack.pixels.shape[1] // 20] = (
+            100  # some air, so that there is a window
+        )
+        return replace(
+            stack,
+            pixels=pixels,
+            slope=np.ones_like(stack.slope),
+            intercept=0 * stack.intercept,
+        )
 
     fine = full(oblique(1, SAGITTAL, shape=(6, 240, 240), pixel=(0.5, 0.5)))
     coarse = full(oblique(2, AXIAL, shape=(12, 80, 80), pixel=(1.5, 1.5)))
-    thin = study_cloud(a_study(a_series(Role.SAGITTAL_T2, fine), a_series(Role.AXIAL_T2, coarse)), limit=5000)
+    thin = study_cloud(
+        a_study(a_series(Role.SAGITTAL_T2, fine), a_series(Role.AXIAL_T2, coarse)),
+        limit=5000,
+    )
     assert 4000 < len(thin.values) <= 5000
     sagittal, axial = np.bincount(thin.series).tolist()
-    assert axial / sagittal == pytest.approx(2.0, rel=0.05)  # twelve slices of the same size against six
+    assert axial / sagittal == pytest.approx(
+        2.0, rel=0.05
+    )  # twelve slices of the same size against six
     for number, stack in enumerate((fine, coarse)):
-        local = (thin.points_mm[thin.series == number] - stack.center_mm) @ stack.axes[1:].T
+        local = (thin.points_mm[thin.series == number] - stack.center_mm) @ stack.axes[
+            1:
+        ].T
         sixteenths = np.histogramdd(local, bins=(4, 4))[0]
         assert sixteenths.max() / sixteenths.min() < 1.25

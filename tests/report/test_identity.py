@@ -17,7 +17,9 @@ def write(path, character_set="ISO_IR 192", syntax=ExplicitVRLittleEndian, **tex
     header.file_meta = FileMetaDataset()
     header.file_meta.TransferSyntaxUID = syntax
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID = "1.2.3.4"
-    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+    header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID = (
+        "1.2.840.10008.5.1.4.1.1.4"
+    )
     header.SpecificCharacterSet = character_set
     for name, text in texts.items():
         setattr(header, name, text)
@@ -45,9 +47,18 @@ def test_the_first_file_that_has_a_text_says_it_and_series_are_told_by_folder(tm
     (tmp_path / "a" / "0.txt").write_text("no header")
     first = InputFile(path="a/0.txt", size=9)
     second = write(tmp_path / "a" / "1.dcm", SeriesDescription="T1")
-    third = write(tmp_path / "b" / "1.dcm", PatientName="Doe^J", PatientID="7", SeriesDescription="T2")
+    third = write(
+        tmp_path / "b" / "1.dcm",
+        PatientName="Doe^J",
+        PatientID="7",
+        SeriesDescription="T2",
+    )
     found = identity_of(tmp_path, [first, second, third])
-    assert (found.patient_name, found.patient_id, found.birth_date) == ("Doe^J", "7", "")
+    assert (found.patient_name, found.patient_id, found.birth_date) == (
+        "Doe^J",
+        "7",
+        "",
+    )
     assert dict(found.series) == {"a": "T1", "b": "T2"}
 
 
@@ -63,12 +74,23 @@ def test_what_a_run_would_not_read_is_not_read_for_its_names(tmp_path):
     """A FIFO that stands where a file was would be waited for; a deflated header may grow two hundred times."""
     (tmp_path / "a").mkdir()
     os.mkfifo(tmp_path / "a" / "fifo")
-    bomb = write(tmp_path / "a" / "bomb", syntax=DeflatedExplicitVRLittleEndian, PatientName="Doe^J")
+    bomb = write(
+        tmp_path / "a" / "bomb",
+        syntax=DeflatedExplicitVRLittleEndian,
+        PatientName="Doe^J",
+    )
     header = (tmp_path / "a" / "bomb").read_bytes()
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
-    grown = b"\x10\x00\x10\x00PN\x06\x00Doe^J " + b"\x11\x00\x10\x00UN\x00\x00" + b"\x00\x00\x10\x00" + b"\0" * 2**20
+    grown = (
+        b"\x10\x00\x10\x00PN\x06\x00Doe^J "
+        + b"\x11\x00\x10\x00UN\x00\x00"
+        + b"\x00\x00\x10\x00"
+        + b"\0" * 2**20
+    )
     meta = header[: 144 + int.from_bytes(header[140:144], "little")]
-    (tmp_path / "a" / "bomb").write_bytes(meta + packed.compress(grown) + packed.flush())
+    (tmp_path / "a" / "bomb").write_bytes(
+        meta + packed.compress(grown) + packed.flush()
+    )
     entries = [InputFile(path="a/fifo", size=1), bomb, InputFile(path="a/gone", size=1)]
     assert identity_of(tmp_path, entries).patient_name == ""
 
@@ -79,9 +101,18 @@ def test_every_text_is_that_of_its_own_element_and_the_first_file_s(tmp_path):
         "StudyDate": "20240506", "SeriesDate": "20240507", "StudyDescription": "LUMBAR", "SeriesDescription": "T2",
     }  # fmt: skip
     first = write(tmp_path / "a" / "1.dcm", **texts)
-    second = write(tmp_path / "a" / "2.dcm", PatientName="Roe^R", StudyDate="19990101", SeriesDescription="T1")
+    second = write(
+        tmp_path / "a" / "2.dcm",
+        PatientName="Roe^R",
+        StudyDate="19990101",
+        SeriesDescription="T1",
+    )
     third = write(tmp_path / "a" / "3.dcm", SeriesDescription="T2")
     found = identity_of(tmp_path, [first, second, third])
-    assert (found.patient_name, found.patient_id, found.birth_date) == ("Doe^J", "ID7", "19700203")
+    assert (found.patient_name, found.patient_id, found.birth_date) == (
+        "Doe^J",
+        "ID7",
+        "19700203",
+    )
     assert (found.study_date, found.study_description) == ("20240506", "LUMBAR")
     assert dict(found.series) == {"a": "T2, T1"}

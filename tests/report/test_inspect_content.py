@@ -30,8 +30,17 @@ def stack(
     return Stack(pixels, one, 0 * one, origins, axes, spacing)
 
 
-def series(role: Role | None = Role.SAGITTAL_T2, *stacks: Stack, **fields: Any) -> Series:
-    return Series(fields.pop("path", "p"), role, fields.pop("evidence", "why"), stacks, 3, **fields)
+def series(
+    role: Role | None = Role.SAGITTAL_T2, *stacks: Stack, **fields: Any
+) -> Series:
+    return Series(
+        fields.pop("path", "p"),
+        role,
+        fields.pop("evidence", "why"),
+        stacks,
+        3,
+        **fields,
+    )
 
 
 def of(*given: Series, **fields: Any) -> InspectedStudy:
@@ -88,7 +97,9 @@ def test_the_roles_of_a_study_in_one_line(roles: list[Role | None], words: str) 
         (None, None, "No role", False),
     ],
 )
-def test_the_role_of_a_series(role: Role | None, contrast: str | None, words: str, has_role: bool) -> None:
+def test_the_role_of_a_series(
+    role: Role | None, contrast: str | None, words: str, has_role: bool
+) -> None:
     (found,) = of(series(role, contrast=contrast)).series
     assert (found.role, found.has_role) == (words, has_role)
 
@@ -101,12 +112,21 @@ def test_what_is_said_of_a_study_and_of_a_series() -> None:
     )
     assert study.study_id == "1.2.3"
     assert study.reason is not None
-    assert (study.reason[0], study.reason[1].title) == (Reason.NO_SAGITTAL, "No sagittal series")
+    assert (study.reason[0], study.reason[1].title) == (
+        Reason.NO_SAGITTAL,
+        "No sagittal series",
+    )
     assert [code for code, _ in study.warnings] == [Warn.GAP, Warn.UNEVEN]
     (one,) = study.series
     assert one.refused is not None
     assert one.refused[0] is Reason.NO_POSITION
-    assert (one.slices, one.stacks, one.groups, one.path, one.description) == (3, 0, (), None, None)
+    assert (one.slices, one.stacks, one.groups, one.path, one.description) == (
+        3,
+        0,
+        (),
+        None,
+        None,
+    )
     assert of(series(None)).series[0].refused is None
     assert of(series(None)).reason is None
 
@@ -128,7 +148,10 @@ def test_stacks_that_are_alike_are_one_group_with_a_row_each() -> None:
         "1 sagittal stack of 30 × 20 pixels of 2.00 × 1.51 mm",
         "1 sagittal stack of 30 × 21 pixels of 2.00 × 1.50 mm",
     ]
-    assert [(row.name, row.slices, row.apart_mm, row.gaps, row.tilt) for row in one.groups[0].rows] == [
+    assert [
+        (row.name, row.slices, row.apart_mm, row.gaps, row.tilt)
+        for row in one.groups[0].rows
+    ] == [
         ("1a", 3, "4.00", "none", "none"),
         ("1c", 2, "4.50", "none", "none"),
         ("1d", 1, "–", "a single slice", "none"),
@@ -136,7 +159,9 @@ def test_stacks_that_are_alike_are_one_group_with_a_row_each() -> None:
     assert [row.name for row in one.groups[1].rows] == ["1b"]
 
 
-def test_a_group_shows_the_middle_one_of_its_stacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_shows_the_middle_one_of_its_stacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     shown: list[Stack] = []
     windows: list[Any] = []
     really = page_module.thumbnail
@@ -149,16 +174,27 @@ def test_a_group_shows_the_middle_one_of_its_stacks(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(page_module, "thumbnail", thumbnail)
     seen: list[int] = []
     window_of = page_module.robust_window
-    monkeypatch.setattr(page_module, "robust_window", lambda stacks: (seen.append(len(stacks)), window_of(stacks))[1])
+    monkeypatch.setattr(
+        page_module,
+        "robust_window",
+        lambda stacks: (seen.append(len(stacks)), window_of(stacks))[1],
+    )
     stacks = [stack((10.0 * i, 10.0 * i + 4), value=100 * i) for i in range(4)]
     of(series(Role.SAGITTAL_T2, *stacks, stack(rows=31, value=900)))
-    assert [any(one is given for given in stacks[2:3]) for one in shown] == [True, False]
-    assert len({id(window) for window in windows}) == 1, "one window for all the stacks of a series"
+    assert [any(one is given for given in stacks[2:3]) for one in shown] == [
+        True,
+        False,
+    ]
+    assert len({id(window) for window in windows}) == 1, (
+        "one window for all the stacks of a series"
+    )
     assert seen == [5]
 
 
 def test_the_drawings_hold_every_stack_under_the_numbers_of_the_list() -> None:
-    study = of(series(None, stack()), series(Role.SAGITTAL_T2, stack((0, 4)), stack((20, 24))))
+    study = of(
+        series(None, stack()), series(Role.SAGITTAL_T2, stack((0, 4)), stack((20, 24)))
+    )
     assert [line.series for line in study.drawings[0].lines] == [0, 0, 1]
     assert [label.text for label in study.drawings[1].labels] == ["1a", "1b", "2"]
 
@@ -166,16 +202,22 @@ def test_the_drawings_hold_every_stack_under_the_numbers_of_the_list() -> None:
 # --- a long page ------------------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_studies_are_listed_and_the_others_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thousand_studies_are_listed_and_the_others_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(page_module, "MAX_BYTES", 10_000)
-    page = text_of(inspect_page(((Study(f"9.{i}.9", ()), None) for i in range(1002)), {}))
+    page = text_of(
+        inspect_page(((Study(f"9.{i}.9", ()), None) for i in range(1002)), {})
+    )
     assert "9.999.9" in page
     assert "9.1000.9" not in page
     assert "2 more studies are not listed" in page
     assert "1,002 studies in this folder" in page
 
 
-def test_studies_are_shown_in_full_while_there_is_room(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_studies_are_shown_in_full_while_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A study without series takes 3,500 bytes: three make 10,500."""
     assert inspected(Study("1", ())).size == 3500
     for room, shown in ((10_501, 3), (10_500, 2), (7_001, 2), (7_000, 1), (100, 1)):
@@ -189,7 +231,9 @@ def test_room_that_is_gone_stays_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small study after one too large is not shown: the page says it shows the first ones."""
     monkeypatch.setattr(page_module, "MAX_BYTES", 8_000)
     large = Study("2", tuple(series(None, path=f"{i}") for i in range(20)))
-    html = inspect_page([(Study("1", ()), None), (large, None), (Study("3", ()), None)], {})
+    html = inspect_page(
+        [(Study("1", ()), None), (large, None), (Study("3", ()), None)], {}
+    )
     assert re.findall(r'id="study-(\d)"', html) == ["1"]
     assert "of the first 1:" in text_of(html)
 
@@ -223,7 +267,11 @@ def test_a_study_met_again_is_marked_at_its_second_place_only() -> None:
     ids = ["1", "2", "1"]
     page = inspect_page([(Study(one, ()), None) for one in ids], {})
     parts = page.split('<section class="study"')[1:]
-    assert ["also has files in a folder shown above" in part for part in parts] == [False, False, True]
+    assert ["also has files in a folder shown above" in part for part in parts] == [
+        False,
+        False,
+        True,
+    ]
 
 
 # --- gaps and tilts in words ------------------------------------------------------------------------------------------
@@ -244,8 +292,12 @@ def test_gaps_by_the_readers_limits(positions: tuple[float, ...], words: str) ->
     assert gaps_of(stack(positions)) == words
 
 
-@pytest.mark.parametrize(("degrees", "words"), [(0.49, "none"), (0.51, "1°, front edge lower")])
+@pytest.mark.parametrize(
+    ("degrees", "words"), [(0.49, "none"), (0.51, "1°, front edge lower")]
+)
 def test_a_tilt_of_half_a_degree_is_one(degrees: float, words: str) -> None:
     a = np.radians(degrees)
-    axes = np.array([[0, -np.sin(a), np.cos(a)], [0, np.cos(a), np.sin(a)], [1.0, 0, 0]])
+    axes = np.array(
+        [[0, -np.sin(a), np.cos(a)], [0, np.cos(a), np.sin(a)], [1.0, 0, 0]]
+    )
     assert tilt_of(stack(axes=axes)).words == words

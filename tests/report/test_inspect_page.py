@@ -50,8 +50,19 @@ def a_stack(
     )
 
 
-def a_study(*stacks: Stack, role: Role | None = Role.SAGITTAL_T2, study_id: str = "1.2.3", **fields: Any) -> Study:
-    series = Series("SECRET/folder", role, "TE 100 ms: T2", stacks, sum(len(s.pixels) for s in stacks))
+def a_study(
+    *stacks: Stack,
+    role: Role | None = Role.SAGITTAL_T2,
+    study_id: str = "1.2.3",
+    **fields: Any,
+) -> Study:
+    series = Series(
+        "SECRET/folder",
+        role,
+        "TE 100 ms: T2",
+        stacks,
+        sum(len(s.pixels) for s in stacks),
+    )
     return Study(study_id, (series,), **fields)
 
 
@@ -67,18 +78,27 @@ def a_study(*stacks: Stack, role: Role | None = Role.SAGITTAL_T2, study_id: str 
         ((np.cos(0.2), 0.0, np.sin(0.2), 0.0, 1.0, 0.0), "11°, left edge higher"),
         (SAGITTAL, "none"),
         ((0.0, 1.0, 0.0, np.sin(0.1), 0.0, -np.cos(0.1)), "6°, top edge to the right"),
-        ((-np.sin(0.1), np.cos(0.1), 0.0, 0.0, 0.0, -1.0), "6°, front edge to the left"),
+        (
+            (-np.sin(0.1), np.cos(0.1), 0.0, 0.0, 0.0, -1.0),
+            "6°, front edge to the left",
+        ),
         (CORONAL, "none"),
         ((1.0, 0.0, 0.0, 0.0, np.sin(0.3), -np.cos(0.3)), "17°, top edge forwards"),
     ],
 )
 @pytest.mark.parametrize("reverse", [False, True])
-def test_tilts_are_told_by_angle_and_edge(orientation: tuple[float, ...], words: str, reverse: bool) -> None:
-    if reverse:  # the same planes, stored with the rows the other way: the normal turns round
+def test_tilts_are_told_by_angle_and_edge(
+    orientation: tuple[float, ...], words: str, reverse: bool
+) -> None:
+    if (
+        reverse
+    ):  # the same planes, stored with the rows the other way: the normal turns round
         orientation = (*orientation[:3], *(-value for value in orientation[3:]))
     tilt = tilt_of(a_stack(orientation))
     assert tilt.words == words
-    assert tilt.degrees == pytest.approx(float(words.split("°")[0]) if "°" in words else 0.0, abs=0.51)
+    assert tilt.degrees == pytest.approx(
+        float(words.split("°")[0]) if "°" in words else 0.0, abs=0.51
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,19 +108,32 @@ def test_tilts_are_told_by_angle_and_edge(orientation: tuple[float, ...], words:
         ((0,), "a single slice"),
         ((0, 4, 8.3, 12), "none"),
         ((0, 4, 9, 13), "uneven: 4.0 to 5.0 mm apart"),
-        ((0, 4, 8, 12, 20, 24, 28), "1 gap: 8.0 mm between slices 3 and 4 from the right"),
-        ((0, 4, 12, 16, 20, 24, 36, 40, 44), "2 gaps, the largest 12.0 mm between slices 3 and 4 from the right"),
+        (
+            (0, 4, 8, 12, 20, 24, 28),
+            "1 gap: 8.0 mm between slices 3 and 4 from the right",
+        ),
+        (
+            (0, 4, 12, 16, 20, 24, 36, 40, 44),
+            "2 gaps, the largest 12.0 mm between slices 3 and 4 from the right",
+        ),
     ],
 )
 def test_gaps_are_told_where_they_are(positions: tuple[float, ...], words: str) -> None:
     towards_right = a_stack(SAGITTAL, tuple(map(float, positions)))
-    assert towards_right.axes[0, 0] < 0  # stored from left to right, counted from right to left
+    assert (
+        towards_right.axes[0, 0] < 0
+    )  # stored from left to right, counted from right to left
     assert gaps_of(towards_right) == words
 
 
 def test_axial_slices_are_counted_from_the_top() -> None:
-    assert gaps_of(a_stack(AXIAL, (0.0, 9.0, 13.0, 17.0))) == "1 gap: 9.0 mm between slices 3 and 4 from the top"
-    assert gaps_of(a_stack(CORONAL, (0.0, 9.0, 13.0, 17.0))).endswith("between slices 1 and 2 from the front")
+    assert (
+        gaps_of(a_stack(AXIAL, (0.0, 9.0, 13.0, 17.0)))
+        == "1 gap: 9.0 mm between slices 3 and 4 from the top"
+    )
+    assert gaps_of(a_stack(CORONAL, (0.0, 9.0, 13.0, 17.0))).endswith(
+        "between slices 1 and 2 from the front"
+    )
 
 
 # Drawings
@@ -110,13 +143,18 @@ def path_points(path: str) -> list[NDArray[np.float64]]:
     """Corners of each shape of a path of M and l commands."""
     shapes = []
     for shape in path.split("M")[1:]:
-        steps = [tuple(map(float, step.split())) for step in shape.rstrip("z").split("l")]
+        steps = [
+            tuple(map(float, step.split())) for step in shape.rstrip("z").split("l")
+        ]
         shapes.append(np.cumsum(np.array(steps), axis=0))
     return shapes
 
 
 def test_slices_are_drawn_where_they_are() -> None:
-    sagittal, axial = a_stack(SAGITTAL, (0.0, 4.0, 12.0)), a_stack(tilted(20), (0.0, 5.0), (-20.0, 10.0, -30.0))
+    sagittal, axial = (
+        a_stack(SAGITTAL, (0.0, 4.0, 12.0)),
+        a_stack(tilted(20), (0.0, 5.0), (-20.0, 10.0, -30.0)),
+    )
     side, front, feet = projections([("1", (sagittal,)), ("2", (axial,))])
     assert [drawing.edges for drawing in (side, front, feet)] == [
         ("A", "P", "H", "F"),
@@ -124,10 +162,16 @@ def test_slices_are_drawn_where_they_are() -> None:
         ("R", "L", "A", "P"),
     ]
     corners = slice_corners(sagittal)
-    drawn = path_points(side.lines[0].path)  # seen from the side: y to the right, -z down
-    assert np.stack(drawn) == pytest.approx(np.stack([corners[..., 1], -corners[..., 2]], axis=-1), abs=0.11)
+    drawn = path_points(
+        side.lines[0].path
+    )  # seen from the side: y to the right, -z down
+    assert np.stack(drawn) == pytest.approx(
+        np.stack([corners[..., 1], -corners[..., 2]], axis=-1), abs=0.11
+    )
     lines = path_points(front.lines[0].path)  # edge-on: x of each slice, gap and all
-    assert [line[:, 0].mean() for line in lines] == pytest.approx(sagittal.origins_mm[:, 0].tolist(), abs=0.06)
+    assert [line[:, 0].mean() for line in lines] == pytest.approx(
+        sagittal.origins_mm[:, 0].tolist(), abs=0.06
+    )
     assert all(np.ptp(line[:, 1]) == pytest.approx(60.0, abs=0.1) for line in lines)
     tilt = path_points(side.lines[1].path)[0]
     run, rise = tilt[1] - tilt[0]
@@ -147,15 +191,28 @@ def test_the_three_drawings_share_one_scale_and_hold_everything() -> None:
             for shape in path_points(line.path):
                 assert (shape >= (left, top)).all()
                 assert (shape <= (left + width, top + height)).all()
-    assert drawings[0].box[1] == drawings[1].box[1]  # heights of side and front lie side by side
+    assert (
+        drawings[0].box[1] == drawings[1].box[1]
+    )  # heights of side and front lie side by side
     assert drawings[0].box[3] == drawings[1].box[3]
 
 
 def test_names_do_not_cover_each_other_and_bear_the_tilt() -> None:
     sagittal = a_stack(SAGITTAL)
-    block = tuple(a_stack(tilted(10 + i), (0.0, 4.0), (-10.0, -10.0, 2.0 * i)) for i in range(4))
-    side, front, feet = projections([("1", (sagittal,)), ("2", (sagittal,)), ("3", block)])
-    assert {label.text for label in side.labels} == {"1", "2", "3a 10°", "3b 11°", "3c 12°", "3d 13°"}
+    block = tuple(
+        a_stack(tilted(10 + i), (0.0, 4.0), (-10.0, -10.0, 2.0 * i)) for i in range(4)
+    )
+    side, front, feet = projections(
+        [("1", (sagittal,)), ("2", (sagittal,)), ("3", block)]
+    )
+    assert {label.text for label in side.labels} == {
+        "1",
+        "2",
+        "3a 10°",
+        "3b 11°",
+        "3c 12°",
+        "3d 13°",
+    }
     assert {label.text for label in front.labels} == {"1", "2", "3a", "3b", "3c", "3d"}
     assert {label.text for label in feet.labels} == {"1", "2", "3"}
     places = [(label.x, label.y) for label in side.labels]
@@ -163,7 +220,15 @@ def test_names_do_not_cover_each_other_and_bear_the_tilt() -> None:
 
 
 def test_stacks_are_lettered_like_columns() -> None:
-    assert [lettered(number) for number in (0, 1, 25, 26, 27, 701, 702)] == ["a", "b", "z", "aa", "ab", "zz", "aaa"]
+    assert [lettered(number) for number in (0, 1, 25, 26, 27, 701, 702)] == [
+        "a",
+        "b",
+        "z",
+        "aa",
+        "ab",
+        "zz",
+        "aaa",
+    ]
 
 
 def test_a_study_without_stacks_has_no_drawings() -> None:
@@ -194,10 +259,26 @@ class Plain(HTMLParser):
 
 def test_the_page_says_roles_evidence_stacks_gaps_and_tilts() -> None:
     refused = Series("SECRET/scout", None, "1 image", (), 1, reason=Reason.NOT_A_VOLUME)
-    axial = Series("SECRET/ax", Role.AXIAL_T2, "TE 95 ms", (a_stack(AXIAL), a_stack(tilted(25), (0.0, 4.0))), 6, "t2")
-    sagittal = Series("SECRET/t2", Role.SAGITTAL_T2, "TI 160 ms: STIR", (a_stack(SAGITTAL, (0, 4, 12, 16)),), 4, "stir")
+    axial = Series(
+        "SECRET/ax",
+        Role.AXIAL_T2,
+        "TE 95 ms",
+        (a_stack(AXIAL), a_stack(tilted(25), (0.0, 4.0))),
+        6,
+        "t2",
+    )
+    sagittal = Series(
+        "SECRET/t2",
+        Role.SAGITTAL_T2,
+        "TI 160 ms: STIR",
+        (a_stack(SAGITTAL, (0, 4, 12, 16)),),
+        4,
+        "stir",
+    )
     study = Study("1.2.3", (refused, axial, sagittal), (Warn.GAP,), None)
-    text = " ".join(Plain(inspect_page([(study, None)], {"not_an_image": 3})).text.split())
+    text = " ".join(
+        Plain(inspect_page([(study, None)], {"not_an_image": 3})).text.split()
+    )
     for words in (
         "1 study in this folder",
         "1 Sagittal T2 (STIR) TI 160 ms: STIR 1 stack, 4 slices",
@@ -214,11 +295,15 @@ def test_the_page_says_roles_evidence_stacks_gaps_and_tilts() -> None:
 
 
 def test_every_drawing_has_a_title_and_a_description_and_no_id_is_used_twice() -> None:
-    html = inspect_page([(a_study(a_stack(), study_id=str(i)), None) for i in range(3)], {})
+    html = inspect_page(
+        [(a_study(a_stack(), study_id=str(i)), None) for i in range(3)], {}
+    )
     plain = Plain(html)
     ids = [value for name, value in plain.attributes if name == "id"]
     assert len(ids) == len(set(ids))
-    described = [str(value) for name, value in plain.attributes if name == "aria-labelledby"]
+    described = [
+        str(value) for name, value in plain.attributes if name == "aria-labelledby"
+    ]
     assert {part for value in described for part in value.split()} <= set(ids)
     assert plain.elements["title"] == 1 + 9
     assert plain.elements["desc"] == 9
@@ -260,7 +345,9 @@ def test_paths_and_names_are_there_only_with_an_identity() -> None:
         assert words in html
 
 
-def test_a_page_of_many_studies_stays_small_and_says_what_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_of_many_studies_stays_small_and_says_what_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     stack = a_stack(shape=(160, 160), positions=tuple(4.0 * i for i in range(15)))
     monkeypatch.setattr(page_module, "MAX_LISTED", 300)
     met = []
@@ -276,20 +363,30 @@ def test_a_page_of_many_studies_stays_small_and_says_what_it_leaves_out(monkeypa
     shown = html.count('<section class="study"')
     assert 10 < shown < 300
     text = " ".join(Plain(html).text.split())
-    assert f"400 studies in this folder. Series and pictures are shown of the first {shown}" in text
+    assert (
+        f"400 studies in this folder. Series and pictures are shown of the first {shown}"
+        in text
+    )
     assert "100 more studies are not listed" in text
     assert f'href="#study-{shown}"' in html
     assert f'href="#study-{shown + 1}"' not in html
 
 
-def test_one_study_larger_than_the_page_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_study_larger_than_the_page_is_shown_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(page_module, "MAX_BYTES", 10)
-    html = inspect_page([(a_study(a_stack()), None), (a_study(a_stack(), study_id="2"), None)], {})
+    html = inspect_page(
+        [(a_study(a_stack()), None), (a_study(a_stack(), study_id="2"), None)], {}
+    )
     assert html.count('<section class="study"') == 1
 
 
 def test_a_study_met_again_and_one_that_cannot_be_graded_say_so() -> None:
-    studies = [(a_study(a_stack()), None), (a_study(role=None, reason=Reason.NO_SAGITTAL), None)]
+    studies = [
+        (a_study(a_stack()), None),
+        (a_study(role=None, reason=Reason.NO_SAGITTAL), None),
+    ]
     text = " ".join(Plain(inspect_page(studies, {})).text.split())
     assert text.count("This study also has files in a folder shown above") == 1
     assert "No sagittal series" in text
@@ -309,7 +406,11 @@ def test_the_size_of_a_study_is_about_what_it_takes() -> None:
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "in"
     gap = (0.0, 4.0, 8.0, 20.0, 24.0, 28.0)
-    for name, spec in (("t1", T1), ("t2", T2.but(offsets_mm=gap)), ("axial [red]", AXIAL_T2.but(text=HOSTILE[0]))):
+    for name, spec in (
+        ("t1", T1),
+        ("t2", T2.but(offsets_mm=gap)),
+        ("axial [red]", AXIAL_T2.but(text=HOSTILE[0])),
+    ):
         write_series(root / "SECRET" / name, spec)
     (root / "README").write_text("hello")
     return root
@@ -318,10 +419,17 @@ def folder(tmp_path: Path) -> Path:
 def run(*arguments: str) -> Result:
     app = typer.Typer()
     app.command()(inspect)
-    return CliRunner().invoke(app, list(arguments), env={"COLUMNS": "160", "TERM": "dumb"}, catch_exceptions=False)
+    return CliRunner().invoke(
+        app,
+        list(arguments),
+        env={"COLUMNS": "160", "TERM": "dumb"},
+        catch_exceptions=False,
+    )
 
 
-def test_the_command_writes_the_page_beside_its_table(folder: Path, tmp_path: Path) -> None:
+def test_the_command_writes_the_page_beside_its_table(
+    folder: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "seen.html"
     result = run(str(folder), "--html", str(page))
     assert result.exit_code == 0
@@ -330,13 +438,20 @@ def test_the_command_writes_the_page_beside_its_table(folder: Path, tmp_path: Pa
     html = page.read_text(encoding="utf-8")
     for words in ("SECRET", "JANE", "axial [red]", "window.hacked", str(tmp_path)):
         assert words not in html
-    for words in ("1.2.3", "12.0 mm between slices 3 and 4", "TE 100 ms", "not_an_image"):
+    for words in (
+        "1.2.3",
+        "12.0 mm between slices 3 and 4",
+        "TE 100 ms",
+        "not_an_image",
+    ):
         assert words in html
     assert run(str(folder), "--json", "--html", str(page)).stdout.count("\n") == 2
     assert page.read_text(encoding="utf-8") == html
 
 
-def test_the_command_names_persons_only_when_asked(folder: Path, tmp_path: Path) -> None:
+def test_the_command_names_persons_only_when_asked(
+    folder: Path, tmp_path: Path
+) -> None:
     page = tmp_path / "seen.html"
     run(str(folder), "--html", str(page), "--with-identity")
     plain = Plain(page.read_text(encoding="utf-8"))
@@ -347,14 +462,18 @@ def test_the_command_names_persons_only_when_asked(folder: Path, tmp_path: Path)
         run(str(folder), "--with-identity")
 
 
-def test_a_folder_whose_name_is_no_text_is_written_with_escapes(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_whose_name_is_no_text_is_written_with_escapes(
+    folder: Path, tmp_path: Path
+) -> None:
     (folder / "SECRET").rename(folder / "caf\udce9")
     page = tmp_path / "seen.html"
     assert run(str(folder), "--html", str(page), "--with-identity").exit_code == 0
     assert "caf\\udce9/t1" in page.read_text(encoding="utf-8")
 
 
-def test_a_page_that_cannot_be_written_is_said_before_anything_is_read(folder: Path, tmp_path: Path) -> None:
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_read(
+    folder: Path, tmp_path: Path
+) -> None:
     with pytest.raises(OutputError, match=r"cannot write .*no/such/seen\.html"):
         run(str(folder), "--html", str(tmp_path / "no" / "such" / "seen.html"))
 
@@ -362,11 +481,19 @@ def test_a_page_that_cannot_be_written_is_said_before_anything_is_read(folder: P
 # In a browser
 
 
-@pytest.mark.parametrize("with_axe", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["alone", "axe"])
-def test_the_page_opens_in_silence_and_fits(folder: Path, tmp_path: Path, chromium: Any, with_axe: bool) -> None:
+@pytest.mark.parametrize(
+    "with_axe",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["alone", "axe"],
+)
+def test_the_page_opens_in_silence_and_fits(
+    folder: Path, tmp_path: Path, chromium: Any, with_axe: bool
+) -> None:
     page_file = tmp_path / "seen.html"
     run(str(folder), "--html", str(page_file), "--with-identity")
-    context = chromium.new_context(viewport={"width": 390, "height": 800}, color_scheme="light")
+    context = chromium.new_context(
+        viewport={"width": 390, "height": 800}, color_scheme="light"
+    )
     page = context.new_page()
     said: list[str] = []
     requests: list[str] = []
@@ -385,15 +512,22 @@ def test_the_page_opens_in_silence_and_fits(folder: Path, tmp_path: Path, chromi
     backgrounds = set()
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        backgrounds.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        backgrounds.add(
+            page.evaluate("getComputedStyle(document.body).backgroundColor")
+        )
         colours = page.evaluate(
             "[...new Set([...document.querySelectorAll('.drawings .stack')].map(e => {const s = getComputedStyle(e);"
             " return s.stroke + ' ' + s.strokeDasharray}))]"
         )
-        assert len(colours) == len({re.sub(r"^rgb\([^)]*\) ", "", colour) for colour in colours}) == 3
+        assert (
+            len(colours)
+            == len({re.sub(r"^rgb\([^)]*\) ", "", colour) for colour in colours})
+            == 3
+        )
         if with_axe:
             axe = pytest.importorskip(
-                "axe_playwright_python.sync_playwright", reason="axe-playwright-python is missing"
+                "axe_playwright_python.sync_playwright",
+                reason="axe-playwright-python is missing",
             )
             assert axe.Axe().run(page).response["violations"] == []
     assert len(backgrounds) == 2

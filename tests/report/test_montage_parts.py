@@ -12,7 +12,12 @@ from spine_engine.bundle.manifest import GraderEntry, GridEntry, TensorEntry
 from spine_engine.report import montage
 from spine_engine.report.cloud import study_cloud
 from spine_engine.report.ply import point_colours
-from spine_engine.report.scene import confidence_words, disc_slices, middle_slice, study_scene
+from spine_engine.report.scene import (
+    confidence_words,
+    disc_slices,
+    middle_slice,
+    study_scene,
+)
 from spine_engine.results import LevelResult
 from spine_engine.study import Role
 
@@ -32,9 +37,15 @@ def an_entry(shape=(24, 10, 48), spacing=(1.6, 1.2, 1.5), offset=(4.0, 18.0, -3.
     )
 
 
-def place(axes=((0.0, 0, -1), (0, 1, 0), (1, 0, 0)), confidence=0.41, source="interpolated"):
+def place(
+    axes=((0.0, 0, -1), (0, 1, 0), (1, 0, 0)), confidence=0.41, source="interpolated"
+):
     return LevelResult(
-        center_mm=(0.0, 0.0, 0.0), axes=axes, size_mm=(40.0, 96.0, 96.0), confidence=confidence, source=source
+        center_mm=(0.0, 0.0, 0.0),
+        axes=axes,
+        size_mm=(40.0, 96.0, 96.0),
+        confidence=confidence,
+        source=source,
     )
 
 
@@ -49,14 +60,18 @@ def place(axes=((0.0, 0, -1), (0, 1, 0), (1, 0, 0)), confidence=0.41, source="in
         (7.0, 0, ((0.0, 0, 1), (0, 1, 0), (1, 0, 0)), "H 7.0 mm"),
     ],
 )
-def test_a_slice_says_how_far_it_lies_to_which_side_of_the_patient(offset, along, axes, said):
+def test_a_slice_says_how_far_it_lies_to_which_side_of_the_patient(
+    offset, along, axes, said
+):
     assert montage._distance(offset, along, place(axes)) == said
 
 
 @pytest.fixture
 def written(monkeypatch):
     """What a montage writes, in order."""
-    draw = pytest.importorskip("PIL.ImageDraw", reason="Pillow is not installed (extra viz)")
+    draw = pytest.importorskip(
+        "PIL.ImageDraw", reason="Pillow is not installed (extra viz)"
+    )
     said, text = [], draw.ImageDraw.text
 
     def noted(self, xy, words, *more, **named):
@@ -67,7 +82,9 @@ def written(monkeypatch):
     return said
 
 
-def test_every_third_of_forty_eight_and_every_other_of_twenty_four_slices_are_shown_with_their_distances(written):
+def test_every_third_of_forty_eight_and_every_other_of_twenty_four_slices_are_shown_with_their_distances(
+    written,
+):
     grid = np.ones((3, 24, 10, 48), np.float32)
     montage.montage(grid, np.array([0.5, 0.996, 0.0]), an_entry(), Level.L4_L5, place())
     t1, axial = written[:16], written[16:28]
@@ -102,27 +119,45 @@ def straight(axes, **more):
     made = oblique(1, axes, **more)
     along = (np.arange(len(made.pixels)) - (len(made.pixels) - 1) / 2) * 4.0
     rows, columns = made.pixels.shape[1:]
-    corner = -axes[1] * made.spacing_mm[0] * (rows - 1) / 2 - axes[2] * made.spacing_mm[1] * (columns - 1) / 2
+    corner = (
+        -axes[1] * made.spacing_mm[0] * (rows - 1) / 2
+        - axes[2] * made.spacing_mm[1] * (columns - 1) / 2
+    )
     return replace(made, axes=axes, origins_mm=corner + along[:, None] * axes[0])
 
 
 def level_at(x, y, z):
     return LevelResult(
-        center_mm=(x, y, z), axes=place().axes, size_mm=(9.0, 9.0, 9.0), confidence=1.0, source="detector"
+        center_mm=(x, y, z),
+        axes=place().axes,
+        size_mm=(9.0, 9.0, 9.0),
+        confidence=1.0,
+        source="detector",
     )
 
 
-@pytest.mark.parametrize(("z", "index"), [(0.0, 2), (5.9, 3), (8.0, 4), (12.0, 4), (12.1, None), (-12.1, None)])
+@pytest.mark.parametrize(
+    ("z", "index"),
+    [(0.0, 2), (5.9, 3), (8.0, 4), (12.0, 4), (12.1, None), (-12.1, None)],
+)
 def test_a_disc_is_shown_by_the_nearest_slice_at_most_one_distance_away(z, index):
     stack = straight(AXIAL, shape=(5, 30, 30))  # at -8, -4, 0, 4 and 8 mm
-    found = disc_slices(a_series(Role.AXIAL_T2, stack), {Level.L1_L2: level_at(0, 0, z)})
+    found = disc_slices(
+        a_series(Role.AXIAL_T2, stack), {Level.L1_L2: level_at(0, 0, z)}
+    )
     assert (found[Level.L1_L2][1] if found else None) == index
 
 
-@pytest.mark.parametrize(("y", "held"), [(19.4, True), (19.6, False), (-19.4, True), (-19.6, False)])
+@pytest.mark.parametrize(
+    ("y", "held"), [(19.4, True), (19.6, False), (-19.4, True), (-19.6, False)]
+)
 def test_a_disc_beside_the_picture_is_not_shown(y, held):
-    stack = straight(AXIAL, shape=(5, 30, 30))  # rows of 1.3 mm: 39 mm from edge to edge
-    found = disc_slices(a_series(Role.AXIAL_T2, stack), {Level.L1_L2: level_at(0, y, 0)})
+    stack = straight(
+        AXIAL, shape=(5, 30, 30)
+    )  # rows of 1.3 mm: 39 mm from edge to edge
+    found = disc_slices(
+        a_series(Role.AXIAL_T2, stack), {Level.L1_L2: level_at(0, y, 0)}
+    )
     assert bool(found) is held
 
 
@@ -136,7 +171,9 @@ def test_the_middle_slice_is_the_nearest_to_the_mean_of_the_discs():
 def test_slices_are_made_small_enough_for_a_page_sagittal_ones_less():
     def shape(role, axes, size):
         stack = straight(axes, shape=(2, size, size))
-        one = study_scene(a_study(a_series(role, stack)), {Level.L1_L2: level_at(0, 0, 0)}).slices[0]
+        one = study_scene(
+            a_study(a_series(role, stack)), {Level.L1_L2: level_at(0, 0, 0)}
+        ).slices[0]
         return imagecodecs.jpeg8_decode(one.jpeg).shape
 
     assert shape(Role.SAGITTAL_T2, SAGITTAL, 400) == (400, 400)
@@ -147,14 +184,21 @@ def test_slices_are_made_small_enough_for_a_page_sagittal_ones_less():
 
 def test_a_scene_holds_at_most_twenty_five_thousand_points():
     stacks = [straight(SAGITTAL, shape=(12, 90, 90)) for _ in range(2)]
-    study = a_study(a_series(Role.SAGITTAL_T2, stacks[0]), a_series(Role.SAGITTAL_T1, stacks[1]))
+    study = a_study(
+        a_series(Role.SAGITTAL_T2, stacks[0]), a_series(Role.SAGITTAL_T1, stacks[1])
+    )
     assert len(study_cloud(study).values) > 50_000
     assert 15_000 < study_scene(study, {}).points <= 25_000
 
 
 def test_series_in_a_scene_bear_their_colours():
     scene = study_scene(a_study(), some_levels())
-    assert [one.colour for one in scene.series] == ["#58b4f5", "#f5a742", "#4fd08a", "#dd8fe6"]
+    assert [one.colour for one in scene.series] == [
+        "#58b4f5",
+        "#f5a742",
+        "#4fd08a",
+        "#dd8fe6",
+    ]
 
 
 def test_a_point_is_as_bright_as_its_value_lifted_and_never_black():
@@ -162,7 +206,10 @@ def test_a_point_is_as_bright_as_its_value_lifted_and_never_black():
     cloud = replace(cloud, values=np.array([0.0, 0.25, 1.0], np.float32), series=np.zeros(3, np.uint8),
                     points_mm=np.zeros((3, 3), np.float32))  # fmt: skip
     brightness = np.array([0.1, 0.1 + 0.9 * 0.25**0.75, 1.0])
-    assert point_colours(cloud).tolist() == np.round(brightness[:, None] * [88, 180, 245]).tolist()
+    assert (
+        point_colours(cloud).tolist()
+        == np.round(brightness[:, None] * [88, 180, 245]).tolist()
+    )
 
 
 def test_pixels_brighter_than_the_window_are_one_and_air_is_left_out():

@@ -39,7 +39,9 @@ CORONAL_AXES = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, -1.0], [1.0, 0.0, 0.0]])
 def turned(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
     """A rotation about z, y and x."""
     matrix = np.eye(3)
-    for (i, j), angle in zip(((0, 1), (0, 2), (1, 2)), np.deg2rad(degrees), strict=True):
+    for (i, j), angle in zip(
+        ((0, 1), (0, 2), (1, 2)), np.deg2rad(degrees), strict=True
+    ):
         one = np.eye(3)
         one[i, i] = one[j, j] = np.cos(angle)
         one[i, j], one[j, i] = -np.sin(angle), np.sin(angle)
@@ -50,17 +52,28 @@ def turned(degrees: tuple[float, float, float]) -> NDArray[np.float64]:
 OBLIQUE = turned((9.0, -7.0, 12.0))
 
 
-def stored_orders(volume: NDArray[np.uint16], axes: NDArray[np.float64], spacing: tuple[float, float], gap: float):
+def stored_orders(
+    volume: NDArray[np.uint16],
+    axes: NDArray[np.float64],
+    spacing: tuple[float, float],
+    gap: float,
+):
     """Yield 16 ways to store ``volume (S, R, C)`` round the origin: reversed along any axis, rows for columns."""
     for flips, swap in product(product((False, True), repeat=3), (False, True)):
         pixels = volume[tuple(slice(None, None, -1 if flip else 1) for flip in flips)]
         own = axes * np.where(flips, -1.0, 1.0)[:, None]
         steps = spacing
         if swap:
-            pixels, own, steps = pixels.transpose(0, 2, 1), own[[0, 2, 1]], (spacing[1], spacing[0])
+            pixels, own, steps = (
+                pixels.transpose(0, 2, 1),
+                own[[0, 2, 1]],
+                (spacing[1], spacing[0]),
+            )
         count, rows, columns = pixels.shape
         along = (np.arange(count) - (count - 1) / 2) * gap
-        corner = -own[1] * steps[0] * (rows - 1) / 2 - own[2] * steps[1] * (columns - 1) / 2
+        corner = (
+            -own[1] * steps[0] * (rows - 1) / 2 - own[2] * steps[1] * (columns - 1) / 2
+        )
         yield Stack(
             np.ascontiguousarray(pixels),
             np.ones(count, np.float32),
@@ -71,7 +84,13 @@ def stored_orders(volume: NDArray[np.uint16], axes: NDArray[np.float64], spacing
         )
 
 
-def a_stack(volume: NDArray[np.uint16], axes: NDArray[np.float64], *, spacing=(1.0, 1.0), gap=4.0) -> Stack:
+def a_stack(
+    volume: NDArray[np.uint16],
+    axes: NDArray[np.float64],
+    *,
+    spacing=(1.0, 1.0),
+    gap=4.0,
+) -> Stack:
     return next(stored_orders(volume, axes, spacing, gap))
 
 
@@ -81,13 +100,20 @@ def noise(shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.uint16]:
 
 def a_study(*stacks: tuple[Role, Stack], contrast: str | None = None) -> Study:
     series = [
-        Series(f"series {i}", role, "made up", (s,), len(s.pixels), contrast) for i, (role, s) in enumerate(stacks)
+        Series(f"series {i}", role, "made up", (s,), len(s.pixels), contrast)
+        for i, (role, s) in enumerate(stacks)
     ]
     return Study("1.2.3", tuple(series))
 
 
-def a_level(center=(0.0, 0.0, 0.0), axes=None, size=(40.0, 96.0, 96.0), source="detector") -> LevelResult:
-    rows = np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]) if axes is None else axes
+def a_level(
+    center=(0.0, 0.0, 0.0), axes=None, size=(40.0, 96.0, 96.0), source="detector"
+) -> LevelResult:
+    rows = (
+        np.array([[0.0, 0.0, -1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+        if axes is None
+        else axes
+    )
     return LevelResult(
         center_mm=tuple(center),
         axes=tuple(tuple(row) for row in np.asarray(rows).tolist()),
@@ -107,7 +133,9 @@ def pixels_of(picture: Picture) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("rotation", [np.eye(3), OBLIQUE], ids=["straight", "oblique"])
-def test_the_overview_looks_alike_however_the_file_stores_it(rotation: NDArray[np.float64]) -> None:
+def test_the_overview_looks_alike_however_the_file_stores_it(
+    rotation: NDArray[np.float64],
+) -> None:
     volume = noise((5, 24, 30))
     axes = SAGITTAL_AXES @ rotation.T
     levels = {Level.L3_L4: a_level(rotation @ np.array([0.5, 2.0, -3.0]))}
@@ -120,7 +148,9 @@ def test_the_overview_looks_alike_however_the_file_stores_it(rotation: NDArray[n
         seen.add((pixels_of(picture).tobytes(), picture.outlines))
     assert len(seen) == 1
     window = robust_window([stack])
-    expected = np.clip((volume[2] - window.low) / (window.high - window.low), 0, 1) * 255
+    expected = (
+        np.clip((volume[2] - window.low) / (window.high - window.low), 0, 1) * 255
+    )
     assert np.abs(pixels_of(picture) - expected).max() <= 0.51
 
 
@@ -133,9 +163,13 @@ def test_the_overview_looks_alike_however_the_file_stores_it(rotation: NDArray[n
         (CORONAL_AXES, "coronal", ("R", "L", "H", "F")),
     ],
 )
-def test_thumbnails_look_alike_however_the_file_stores_them(axes, plane, edges, rotation) -> None:
+def test_thumbnails_look_alike_however_the_file_stores_them(
+    axes, plane, edges, rotation
+) -> None:
     volume = noise((4, 20, 26))
-    shown = 1 if plane == "axial" else 2  # of the two in the middle the one further left, back or up
+    shown = (
+        1 if plane == "axial" else 2
+    )  # of the two in the middle the one further left, back or up
     for stack in stored_orders(volume, axes @ rotation.T, (1.5, 0.7), 4.0):
         assert plane_of(stack) == plane
         picture = thumbnail(stack, IntensityWindow(0.0, 4095.0))
@@ -146,16 +180,27 @@ def test_thumbnails_look_alike_however_the_file_stores_them(axes, plane, edges, 
 
 
 @pytest.mark.parametrize("axes", [AXIAL_AXES, CORONAL_AXES])
-def test_what_is_bright_on_the_patients_left_is_bright_beside_the_letter_l(axes: NDArray[np.float64]) -> None:
-    for stack in stored_orders(np.zeros((3, 40, 40), np.uint16), axes @ OBLIQUE.T, (1.0, 1.0), 4.0):
+def test_what_is_bright_on_the_patients_left_is_bright_beside_the_letter_l(
+    axes: NDArray[np.float64],
+) -> None:
+    for stack in stored_orders(
+        np.zeros((3, 40, 40), np.uint16), axes @ OBLIQUE.T, (1.0, 1.0), 4.0
+    ):
         rows, columns = np.indices((40, 40))
-        place = stack.origins_mm[1] + rows[..., None] * stack.axes[1] + columns[..., None] * stack.axes[2]
+        place = (
+            stack.origins_mm[1]
+            + rows[..., None] * stack.axes[1]
+            + columns[..., None] * stack.axes[2]
+        )
         marked = stack.pixels.copy()
         marked[1][place[..., 0] > 8] = 1000  # +x is the patient's left
         picture = thumbnail(replace(stack, pixels=marked), IntensityWindow(0.0, 1000.0))
         half = picture.width // 2
         grey = pixels_of(picture).astype(float)
-        sides = {picture.edges[0]: grey[:, :half].mean(), picture.edges[1]: grey[:, half:].mean()}
+        sides = {
+            picture.edges[0]: grey[:, :half].mean(),
+            picture.edges[1]: grey[:, half:].mean(),
+        }
         assert sides["L"] > 100
         assert sides["R"] < 10
 
@@ -171,7 +216,12 @@ def test_thumbnails_are_small_and_average_whole_blocks() -> None:
 
 
 def test_a_large_matrix_is_thinned_and_its_outline_stays_in_place() -> None:
-    study = a_study((Role.SAGITTAL_T2, a_stack(noise((3, 1024, 1024)), SAGITTAL_AXES, spacing=(0.25, 0.25))))
+    study = a_study(
+        (
+            Role.SAGITTAL_T2,
+            a_stack(noise((3, 1024, 1024)), SAGITTAL_AXES, spacing=(0.25, 0.25)),
+        )
+    )
     (picture,) = overview(study, {Level.L1_L2: a_level()})
     assert (picture.height, picture.width) == (512, 512)
     assert max(picture.height, picture.width) <= OVERVIEW_PX
@@ -184,13 +234,23 @@ def test_a_large_matrix_is_thinned_and_its_outline_stays_in_place() -> None:
 
 
 def test_the_overview_is_the_slice_nearest_to_the_discs_and_comes_t2_first() -> None:
-    volume = np.full((9, 20, 20), 100, np.uint16) * np.arange(1, 10, dtype=np.uint16)[:, None, None]
+    volume = (
+        np.full((9, 20, 20), 100, np.uint16)
+        * np.arange(1, 10, dtype=np.uint16)[:, None, None]
+    )
     stack = a_stack(volume, SAGITTAL_AXES)  # slices at x = -16, -12 .. 16
     study = a_study((Role.SAGITTAL_T1, stack), (Role.SAGITTAL_T2, stack))
-    beside = {level: a_level((7.0 + i, 0.0, 20.0 - 10 * i)) for i, level in enumerate(LEVELS)}
+    beside = {
+        level: a_level((7.0 + i, 0.0, 20.0 - 10 * i)) for i, level in enumerate(LEVELS)
+    }
     names = [picture.name for picture in overview(study, beside)]
-    assert names == ["Sagittal T2, slice 7 of 9 from the right", "Sagittal T1, slice 7 of 9 from the right"]
-    nowhere = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior")
+    assert names == [
+        "Sagittal T2, slice 7 of 9 from the right",
+        "Sagittal T1, slice 7 of 9 from the right",
+    ]
+    nowhere = LevelResult(
+        center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior"
+    )
     for unknown in ({}, dict.fromkeys(LEVELS, nowhere)):
         assert [p.name[13:25] for p in overview(study, unknown)] == ["slice 5 of 9"] * 2
         assert not any(p.outlines for p in overview(study, unknown))
@@ -198,7 +258,11 @@ def test_the_overview_is_the_slice_nearest_to_the_discs_and_comes_t2_first() -> 
 
 def test_of_several_stacks_the_one_that_holds_the_discs_is_shown() -> None:
     upper = a_stack(noise((5, 40, 40)), SAGITTAL_AXES)
-    lower = replace(upper, origins_mm=upper.origins_mm - [1.0, 0.0, 200.0], pixels=noise((5, 40, 40), 1))
+    lower = replace(
+        upper,
+        origins_mm=upper.origins_mm - [1.0, 0.0, 200.0],
+        pixels=noise((5, 40, 40), 1),
+    )
     series = Series("s", Role.SAGITTAL_T2, "", (upper, lower), 10, "stir")
     levels = {Level.L4_L5: a_level((0.0, 0.0, -200.0))}
     (picture,) = overview(Study("1", (series,)), levels)
@@ -208,14 +272,18 @@ def test_of_several_stacks_the_one_that_holds_the_discs_is_shown() -> None:
 
 def test_without_a_sagittal_series_there_is_no_overview() -> None:
     refused = Series("s", Role.SAGITTAL_T1, "refused", (), 0)
-    axial = Series("a", Role.AXIAL_T2, "", (a_stack(noise((3, 20, 20)), AXIAL_AXES),), 3)
+    axial = Series(
+        "a", Role.AXIAL_T2, "", (a_stack(noise((3, 20, 20)), AXIAL_AXES),), 3
+    )
     assert overview(Study("1", (refused, axial)), {}) == ()
 
 
 # Outlines
 
 
-def inside(polygon: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+def inside(
+    polygon: NDArray[np.float64], points: NDArray[np.float64]
+) -> NDArray[np.bool_]:
     """Whether points lie in a convex polygon, whichever way round its corners go."""
     edges = np.roll(polygon, -1, axis=0) - polygon
     away = points[:, None] - polygon
@@ -240,24 +308,45 @@ def test_the_section_of_a_box_agrees_with_a_mask_of_it(seed: int) -> None:
     assert 3 <= len(polygon) <= 6
     away = plane[2] @ np.cross(plane[1], plane[2])
     assert away == pytest.approx(0.0, abs=1e-12)
-    missed = box_section(center + 100 * np.cross(plane[2], plane[1]), axes, size, np.zeros(3), plane[1], plane[2])
+    missed = box_section(
+        center + 100 * np.cross(plane[2], plane[1]),
+        axes,
+        size,
+        np.zeros(3),
+        plane[1],
+        plane[2],
+    )
     assert missed.shape == (0, 2)
 
 
 def test_an_outline_is_the_middle_of_the_box_in_pixels_of_the_picture() -> None:
     stack = a_stack(noise((5, 80, 100)), SAGITTAL_AXES, spacing=(1.0, 0.5))
     tilt = turned((0.0, 0.0, 30.0))
-    levels = {Level.L5_S1: a_level((0.3, 5.0, -10.0), np.array(a_level().axes) @ tilt.T, source="interpolated")}
+    levels = {
+        Level.L5_S1: a_level(
+            (0.3, 5.0, -10.0), np.array(a_level().axes) @ tilt.T, source="interpolated"
+        )
+    }
     (picture,) = overview(a_study((Role.SAGITTAL_T2, stack)), levels)
     (outline,) = picture.outlines
-    assert (outline.level, outline.confidence, outline.source) == (Level.L5_S1, 0.9, "interpolated")
+    assert (outline.level, outline.confidence, outline.source) == (
+        Level.L5_S1,
+        0.9,
+        "interpolated",
+    )
     corners = np.array(outline.points)
-    assert corners.mean(axis=0) == pytest.approx((100 / 2 + 5.0 / 0.5, 80 / 2 + 10.0), abs=0.01)
+    assert corners.mean(axis=0) == pytest.approx(
+        (100 / 2 + 5.0 / 0.5, 80 / 2 + 10.0), abs=0.01
+    )
     in_mm = corners * (0.5, 1.0)
     lengths = sorted(np.linalg.norm(in_mm - np.roll(in_mm, 1, axis=0), axis=1))
-    assert lengths == pytest.approx([12.0, 12.0, 40.0, 40.0], abs=0.02)  # a little more than a disc
+    assert lengths == pytest.approx(
+        [12.0, 12.0, 40.0, 40.0], abs=0.02
+    )  # a little more than a disc
     longest = max(np.roll(in_mm, 1, axis=0) - in_mm, key=np.linalg.norm)
-    assert abs(longest[1] / longest[0]) == pytest.approx(np.tan(np.deg2rad(30)), abs=0.01)
+    assert abs(longest[1] / longest[0]) == pytest.approx(
+        np.tan(np.deg2rad(30)), abs=0.01
+    )
 
 
 def test_a_box_beside_the_plane_or_outside_the_picture_gives_no_outline() -> None:
@@ -270,7 +359,11 @@ def test_a_box_beside_the_plane_or_outside_the_picture_gives_no_outline() -> Non
         Level.L5_S1: a_level((0.0, 0.0, -29.0)),
     }
     (picture,) = overview(study, levels)
-    assert [outline.level for outline in picture.outlines] == [Level.L1_L2, Level.L3_L4, Level.L5_S1]
+    assert [outline.level for outline in picture.outlines] == [
+        Level.L1_L2,
+        Level.L3_L4,
+        Level.L5_S1,
+    ]
 
 
 def test_outlines_sit_on_the_true_discs_of_real_exams(real_data: Path) -> None:
@@ -283,8 +376,12 @@ def test_outlines_sit_on_the_true_discs_of_real_exams(real_data: Path) -> None:
         true = truth[study.series[0].path.split("/")[0]]
         levels = {Level(name): a_level(center) for name, center in true.items()}
         pictures = overview(study, levels)
-        assert len(pictures) == sum(1 for s in study.series if s.role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2))
-        for picture, role in zip(pictures, (Role.SAGITTAL_T2, Role.SAGITTAL_T1), strict=False):
+        assert len(pictures) == sum(
+            1 for s in study.series if s.role in (Role.SAGITTAL_T1, Role.SAGITTAL_T2)
+        )
+        for picture, role in zip(
+            pictures, (Role.SAGITTAL_T2, Role.SAGITTAL_T1), strict=False
+        ):
             (stack,) = next(study.with_role(role)).stacks
             assert [outline.level for outline in picture.outlines] == list(levels)
             assert _nearest(stack, picture, true) <= 1.0
@@ -294,14 +391,18 @@ def _nearest(stack: Stack, picture: Picture, true: dict[str, list[float]]) -> fl
     """The largest distance in mm, within the slice, of an outline's centre from the true disc's centre."""
     from_right = int(picture.name.split("slice ")[1].split(" of ")[0]) - 1
     s = from_right if stack.axes[0, 0] > 0 else len(stack.pixels) - 1 - from_right
-    assert stack.axes[1, 2] < -0.9 < 0.9 < stack.axes[2, 1]  # these files are stored as they are shown
+    assert (
+        stack.axes[1, 2] < -0.9 < 0.9 < stack.axes[2, 1]
+    )  # these files are stored as they are shown
     furthest = 0.0
     for outline in picture.outlines:
         x, y = (np.mean(outline.points, axis=0) - 0.5) * picture.pixel_mm[::-1]
         place = stack.origins_mm[s] + x * stack.axes[2] + y * stack.axes[1]
         away = place - true[str(outline.level)]
         assert abs(away @ stack.axes[0]) < 10.0
-        furthest = max(furthest, float(np.linalg.norm(away - away @ stack.axes[0] * stack.axes[0])))
+        furthest = max(
+            furthest, float(np.linalg.norm(away - away @ stack.axes[0] * stack.axes[0]))
+        )
     return furthest
 
 
@@ -326,7 +427,11 @@ def an_entry() -> GraderEntry:
 
 @pytest.fixture
 def grids() -> NDArray[np.float32]:
-    return np.random.default_rng(5).uniform(0, 1, (5, len(CHANNELS), *SHAPE)).astype(np.float32)
+    return (
+        np.random.default_rng(5)
+        .uniform(0, 1, (5, len(CHANNELS), *SHAPE))
+        .astype(np.float32)
+    )
 
 
 EVERYTHING = np.ones((5, len(CHANNELS)))
@@ -337,9 +442,18 @@ def test_crops_are_the_grids_voxel_for_voxel(grids: NDArray[np.float32]) -> None
     assert list(shown) == list(LEVELS)
     middle = 20 - 1  # the disc lies 1 mm to the right of the grid's middle
     planes = {
-        **{f"Sagittal T{t}, right foramen": (c, np.s_[:, :, middle - 17]) for t, c in ((2, 2), (1, 0))},
-        **{f"Sagittal T{t}, middle": (c, np.s_[:, :, middle]) for t, c in ((2, 2), (1, 0))},
-        **{f"Sagittal T{t}, left foramen": (c, np.s_[:, :, middle + 17]) for t, c in ((2, 2), (1, 0))},
+        **{
+            f"Sagittal T{t}, right foramen": (c, np.s_[:, :, middle - 17])
+            for t, c in ((2, 2), (1, 0))
+        },
+        **{
+            f"Sagittal T{t}, middle": (c, np.s_[:, :, middle])
+            for t, c in ((2, 2), (1, 0))
+        },
+        **{
+            f"Sagittal T{t}, left foramen": (c, np.s_[:, :, middle + 17])
+            for t, c in ((2, 2), (1, 0))
+        },
         "Axial T2, 6 mm above the disc's middle": (1, np.s_[5 - 3]),
         "Axial T2, through the disc": (1, np.s_[5]),
         "Axial T2, 6 mm below the disc's middle": (1, np.s_[5 + 3]),
@@ -347,33 +461,53 @@ def test_crops_are_the_grids_voxel_for_voxel(grids: NDArray[np.float32]) -> None
     assert FORAMEN_MM == 17.0
     for k, level in enumerate(LEVELS):
         assert {picture.name for picture in shown[level]} == set(planes)
-        assert [p.name[:11] for p in shown[level]] == ["Sagittal T2"] * 3 + ["Sagittal T1"] * 3 + [
+        assert [p.name[:11] for p in shown[level]] == ["Sagittal T2"] * 3 + [
+            "Sagittal T1"
+        ] * 3 + [
             "Axial T2, 6",
             "Axial T2, t",
         ] + ["Axial T2, 6"]
         for picture in shown[level]:
             channel, place = planes[picture.name]
-            assert np.array_equal(pixels_of(picture), np.rint(grids[k, channel][place] * np.float32(255)))
+            assert np.array_equal(
+                pixels_of(picture), np.rint(grids[k, channel][place] * np.float32(255))
+            )
             sagittal = picture.name.startswith("Sagittal")
             assert picture.pixel_mm == ((2.0, 1.5) if sagittal else (1.5, 1.0))
-            assert picture.edges == (("A", "P", "H", "F") if sagittal else ("R", "L", "A", "P"))
+            assert picture.edges == (
+                ("A", "P", "H", "F") if sagittal else ("R", "L", "A", "P")
+            )
 
 
 def test_sides_come_from_the_axes(grids: NDArray[np.float32]) -> None:
     """A box whose axes run the other way (left to right, posterior to anterior, upwards) shows the same patient."""
     straight = crops(grids, EVERYTHING, an_entry(), dict.fromkeys(LEVELS, a_level()))
-    entry = replace(an_entry(), grid=replace(an_entry().grid, center_offset_mm=tuple(-o for o in OFFSET)))
+    entry = replace(
+        an_entry(),
+        grid=replace(an_entry().grid, center_offset_mm=tuple(-o for o in OFFSET)),
+    )
     reverse = a_level(axes=-np.array(a_level().axes))
-    other = crops(np.ascontiguousarray(grids[..., ::-1, ::-1, ::-1]), EVERYTHING, entry, dict.fromkeys(LEVELS, reverse))
+    other = crops(
+        np.ascontiguousarray(grids[..., ::-1, ::-1, ::-1]),
+        EVERYTHING,
+        entry,
+        dict.fromkeys(LEVELS, reverse),
+    )
     assert other == straight
 
 
-def test_a_mark_on_the_patients_left_shows_on_the_left(grids: NDArray[np.float32]) -> None:
-    tilted = np.array(a_level().axes) @ turned((4.0, -6.0, 55.0)).T  # as steep as a sacrum can be
+def test_a_mark_on_the_patients_left_shows_on_the_left(
+    grids: NDArray[np.float32],
+) -> None:
+    tilted = (
+        np.array(a_level().axes) @ turned((4.0, -6.0, 55.0)).T
+    )  # as steep as a sacrum can be
     marked = np.zeros_like(grids)
     marked[..., 32:] = 1.0  # W grows to the patient's left
     marked[..., :2, :, :] = 0.5
-    for pictures in crops(marked, EVERYTHING, an_entry(), dict.fromkeys(LEVELS, a_level(axes=tilted))).values():
+    for pictures in crops(
+        marked, EVERYTHING, an_entry(), dict.fromkeys(LEVELS, a_level(axes=tilted))
+    ).values():
         by_name = {picture.name: picture for picture in pictures}
         assert pixels_of(by_name["Sagittal T1, left foramen"])[4:].min() == 255
         assert pixels_of(by_name["Sagittal T1, right foramen"])[4:].max() == 0
@@ -389,18 +523,33 @@ def test_what_covers_nothing_is_left_out(grids: NDArray[np.float32]) -> None:
     coverage[0, 1] = coverage[1] = 0.0
     grids[2, 0, :, :, :10] = 0.0  # the right foramen lies outside the T1 series
     levels = dict.fromkeys(LEVELS, a_level())
-    levels[Level.L5_S1] = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior")
+    levels[Level.L5_S1] = LevelResult(
+        center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior"
+    )
     shown = crops(grids, coverage, an_entry(), levels)
     assert list(shown) == [Level.L1_L2, Level.L3_L4, Level.L4_L5]
     assert not any(picture.name.startswith("Axial") for picture in shown[Level.L1_L2])
     assert len(shown[Level.L3_L4]) == 8
-    assert "Sagittal T1, right foramen" not in {picture.name for picture in shown[Level.L3_L4]}
+    assert "Sagittal T1, right foramen" not in {
+        picture.name for picture in shown[Level.L3_L4]
+    }
 
 
 def test_a_narrow_grid_shows_its_outermost_plane(grids: NDArray[np.float32]) -> None:
     narrow = an_entry()
-    spacing = replace(narrow.grid, spacing_mm=(2.0, 1.5, 0.5), center_offset_mm=(0.0, 0.0, 0.0))
-    shown = crops(grids, EVERYTHING, replace(narrow, grid=spacing), dict.fromkeys(LEVELS, a_level()))
+    spacing = replace(
+        narrow.grid, spacing_mm=(2.0, 1.5, 0.5), center_offset_mm=(0.0, 0.0, 0.0)
+    )
+    shown = crops(
+        grids,
+        EVERYTHING,
+        replace(narrow, grid=spacing),
+        dict.fromkeys(LEVELS, a_level()),
+    )
     right, _, left = shown[Level.L1_L2][:3]
-    assert np.array_equal(pixels_of(right), np.rint(grids[0, 2, :, :, 0] * np.float32(255)))
-    assert np.array_equal(pixels_of(left), np.rint(grids[0, 2, :, :, -1] * np.float32(255)))
+    assert np.array_equal(
+        pixels_of(right), np.rint(grids[0, 2, :, :, 0] * np.float32(255))
+    )
+    assert np.array_equal(
+        pixels_of(left), np.rint(grids[0, 2, :, :, -1] * np.float32(255))
+    )

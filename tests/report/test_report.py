@@ -32,21 +32,34 @@ from spine_engine.scheduler import WorkerError
 
 def test_a_run_becomes_an_index_and_a_page_for_each_study(output):
     told = []
-    written = write_report(output, workers=1, on_page=lambda done, of: told.append((done, of)))
+    written = write_report(
+        output, workers=1, on_page=lambda done, of: told.append((done, of))
+    )
     ids = [study.result.study_id for study in recorded(output)]
-    assert (written.index, written.studies, len(ids)) == (output / "report" / "index.html", 3, 3)
+    assert (written.index, written.studies, len(ids)) == (
+        output / "report" / "index.html",
+        3,
+        3,
+    )
     assert written.without_pictures == 1
     assert told == [(1, 3), (2, 3), (3, 3)]
     index = written.index.read_text()
     for study_id in ids:
         assert f"studies/{page_name(study_id)}" in index
-        assert study_id in (output / "report" / "studies" / page_name(study_id)).read_text()
-    pages = [path.read_text() for path in (output / "report" / "studies").glob("*.html")]
+        assert (
+            study_id
+            in (output / "report" / "studies" / page_name(study_id)).read_text()
+        )
+    pages = [
+        path.read_text() for path in (output / "report" / "studies").glob("*.html")
+    ]
     assert sum("data:image/png;base64," in page for page in pages) == 2
     assert sum(NOT_READ in page for page in pages) == 1
 
 
-def test_the_grids_on_the_page_are_those_that_the_grader_saw(graded, output, monkeypatch):
+def test_the_grids_on_the_page_are_those_that_the_grader_saw(
+    graded, output, monkeypatch
+):
     study = first_graded(output)
     seen, shown = [], []
 
@@ -58,10 +71,16 @@ def test_the_grids_on_the_page_are_those_that_the_grader_saw(graded, output, mon
     monkeypatch.setattr(TimedModel, "run", watched)
     bundle = Bundle.open()
     worker = UnitWorker(
-        graded / "studies", bundle.path, bundle.digest, RunOptions(), RoleOverrides.find(graded / "studies")
+        graded / "studies",
+        bundle.path,
+        bundle.digest,
+        RunOptions(),
+        RoleOverrides.find(graded / "studies"),
     )
     worker.run(study.unit)
-    monkeypatch.setattr(reading, "crops", lambda grids, *rest: shown.append(grids.copy()) or {})
+    monkeypatch.setattr(
+        reading, "crops", lambda grids, *rest: shown.append(grids.copy()) or {}
+    )
     study_content(study, source(graded), run_page=None)
     (grids,), (again,) = seen, shown
     assert grids.shape == (len(LEVELS), 3, *bundle.grader.grid.shape)
@@ -76,7 +95,9 @@ def test_files_that_changed_since_the_run_give_no_pictures(graded, output, tmp_p
     content = study_content(study, source(graded, root=studies), run_page=None)
     assert content.no_pictures == CHANGED
     assert not content.overview
-    assert write_report(output, moved=Moved(root=studies), workers=1).without_pictures == 2
+    assert (
+        write_report(output, moved=Moved(root=studies), workers=1).without_pictures == 2
+    )
 
 
 def test_files_of_another_size_are_not_what_the_run_saw(graded, output, tmp_path):
@@ -86,13 +107,20 @@ def test_files_of_another_size_are_not_what_the_run_saw(graded, output, tmp_path
     header = pydicom.dcmread(path)
     header.ImageComments = "another image, perhaps"
     header.save_as(path)
-    assert study_content(study, source(graded, root=studies), run_page=None).no_pictures == CHANGED
+    assert (
+        study_content(study, source(graded, root=studies), run_page=None).no_pictures
+        == CHANGED
+    )
 
 
-def test_a_study_without_roles_has_no_pictures_and_no_empty_view(graded, output, monkeypatch):
+def test_a_study_without_roles_has_no_pictures_and_no_empty_view(
+    graded, output, monkeypatch
+):
     def without_roles(*arguments):
         study = read_again(*arguments)
-        return replace(study, series=tuple(replace(series, role=None) for series in study.series))
+        return replace(
+            study, series=tuple(replace(series, role=None) for series in study.series)
+        )
 
     read_again = reading._read_again
     monkeypatch.setattr(reading, "_read_again", without_roles)
@@ -100,18 +128,30 @@ def test_a_study_without_roles_has_no_pictures_and_no_empty_view(graded, output,
     assert (content.no_pictures, content.scene) == (NO_ROLE, None)
 
 
-def test_pictures_that_would_make_a_page_too_large_are_fewer_and_smaller(graded, output, monkeypatch):
+def test_pictures_that_would_make_a_page_too_large_are_fewer_and_smaller(
+    graded, output, monkeypatch
+):
     study = first_graded(output)
     full = study_content(study, source(graded), run_page=None)
     monkeypatch.setattr(reading, "MOST_PICTURE_BYTES", 30_000)
     monkeypatch.setattr(reading, "OVERVIEW_PX", 200)
     small = study_content(study, source(graded), run_page=None)
     for level in LEVELS:
-        middle = {"Sagittal T2, middle", "Sagittal T1, middle", "Axial T2, through the disc"}
-        assert [picture for picture in full.crops[level] if picture.name in middle] == list(small.crops[level])
+        middle = {
+            "Sagittal T2, middle",
+            "Sagittal T1, middle",
+            "Axial T2, through the disc",
+        }
+        assert [
+            picture for picture in full.crops[level] if picture.name in middle
+        ] == list(small.crops[level])
         assert len(small.crops[level]) < len(full.crops[level])
-    assert [max(picture.width, picture.height) <= 100 for picture in small.overview] == [True] * len(full.overview)
-    assert sum(len(picture.png) for picture in small.overview) < sum(len(picture.png) for picture in full.overview)
+    assert [
+        max(picture.width, picture.height) <= 100 for picture in small.overview
+    ] == [True] * len(full.overview)
+    assert sum(len(picture.png) for picture in small.overview) < sum(
+        len(picture.png) for picture in full.overview
+    )
 
 
 def test_without_the_images_every_study_still_has_a_page(graded, output):
@@ -141,7 +181,9 @@ def test_nothing_names_the_patient_unless_asked_and_then_it_is_inert(output):
     assert "<script>alert" not in text
 
 
-def test_a_study_that_kills_the_process_costs_its_pictures_alone(output, in_this_process, monkeypatch):
+def test_a_study_that_kills_the_process_costs_its_pictures_alone(
+    output, in_this_process, monkeypatch
+):
     victim, run = first_graded(output).result.study_id, in_this_process.run
 
     async def dying(self, task):
@@ -179,7 +221,9 @@ def test_what_is_no_output_folder_is_said(tmp_path):
         write_report(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[]", "null", "{}", '{"bundle": {}}', '{"bundle": 1}'])
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "{}", '{"bundle": {}}', '{"bundle": 1}']
+)
 def test_a_record_of_something_else_is_said(output, text):
     (output / "run.json").write_text(text)
     with pytest.raises(OutputError, match="not a record of a run"):
@@ -213,7 +257,12 @@ def test_a_table_of_series_that_has_moved_can_be_named(output, tmp_path):
         write_report(output)
     table = tmp_path / "table.csv"
     table.write_text("study_id,series_id,series_description\n")
-    assert write_report(output, moved=Moved(series_descriptions=table), workers=1).without_pictures == 1
+    assert (
+        write_report(
+            output, moved=Moved(series_descriptions=table), workers=1
+        ).without_pictures
+        == 1
+    )
 
 
 def test_an_interrupted_report_leaves_no_index_and_no_half_page(output):
@@ -256,7 +305,9 @@ def test_a_page_can_say_a_path_that_is_no_text(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
 
 
-@pytest.mark.parametrize("study_id", ["", "..", "../x", "a/b", "é", "1" * 65, "CON", "x" * 300, "\0"])
+@pytest.mark.parametrize(
+    "study_id", ["", "..", "../x", "a/b", "é", "1" * 65, "CON", "x" * 300, "\0"]
+)
 def test_no_study_id_leads_out_of_the_folder(study_id):
     name = page_name(study_id)
     assert Path(name).name == name
@@ -278,10 +329,23 @@ def test_a_folder_without_a_run_ends_the_command_with_a_line(tmp_path):
 def test_the_commands_write_it_and_say_where(graded, tmp_path):
     output = tmp_path / "out"
     done = CliRunner().invoke(
-        app, ["run", "--input", str(graded / "studies"), "--output", str(output), "--workers", "1", "--report"]
+        app,
+        [
+            "run",
+            "--input",
+            str(graded / "studies"),
+            "--output",
+            str(output),
+            "--workers",
+            "1",
+            "--report",
+        ],
     )
     assert done.exit_code == 8, done.output
-    assert f"Report: {output}/report/index.html (3 studies, 1 without pictures;" in done.output
+    assert (
+        f"Report: {output}/report/index.html (3 studies, 1 without pictures;"
+        in done.output
+    )
     done = CliRunner().invoke(app, ["report", str(output), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["studies"] == 3

@@ -30,15 +30,26 @@ def rows_of(html):
 
 
 def test_rows_carry_what_the_table_sorts_and_filters_by():
-    found = levels(("detector", "interpolated", "prior", "detector", "detector"), confidence=0.9)
+    found = levels(
+        ("detector", "interpolated", "prior", "detector", "detector"), confidence=0.9
+    )
     made = [
-        graded("1", rows=((0, 0, 1_000_000),) * 25, levels=found, warnings=(Warn.GAP, Warn.UNEVEN)),
+        graded(
+            "1",
+            rows=((0, 0, 1_000_000),) * 25,
+            levels=found,
+            warnings=(Warn.GAP, Warn.UNEVEN),
+        ),
         failed("2", Reason.TIMEOUT),
     ]
     first, second = rows_of(run_page(run_content(made)))
-    assert first.startswith(f'data-s="graded" data-g="{"2" * 25}" data-c="0.0000" data-w="gap uneven"')
+    assert first.startswith(
+        f'data-s="graded" data-g="{"2" * 25}" data-c="0.0000" data-w="gap uneven"'
+    )
     assert second.startswith(f'data-s="failed" data-g="{"-" * 25}">')
-    assert "2 not found" in text_of(first), "an interpolated level was not found in the images either"
+    assert "2 not found" in text_of(first), (
+        "an interpolated level was not found in the images either"
+    )
     assert "Slices missing, Uneven slice distances" in text_of(first)
     assert "0 %" in text_of(first)
     sure, unsure = levels(confidence=0.98), levels(("prior",) * 5)
@@ -57,7 +68,9 @@ def test_studies_that_are_equally_bad_come_by_id_and_prior_ones_before_failed_on
         replace(same, study_id="b"), failed("9"), failed("y", Reason.NOT_LOCALIZED, Status.PRIOR),
     ]  # fmt: skip
     html = run_page(run_content(studies))
-    assert re.findall(r"<bdi>(\w+)</bdi>", html.split('id="triage"')[1].split("</table>")[0]) == list("bcyz9a")
+    assert re.findall(
+        r"<bdi>(\w+)</bdi>", html.split('id="triage"')[1].split("</table>")[0]
+    ) == list("bcyz9a")
 
 
 def test_filters_offer_what_occurs_the_commonest_warning_first():
@@ -81,9 +94,16 @@ def test_filters_offer_what_occurs_the_commonest_warning_first():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("number", "listed", "told"), [(100, 100, False), (101, 100, True)])
+@pytest.mark.parametrize(
+    ("number", "listed", "told"), [(100, 100, False), (101, 100, True)]
+)
 def test_a_reason_links_a_hundred_studies_and_counts_all(number, listed, told):
-    html = section(run_page(run_content([failed(f"1.{i:03}", Reason.TIMEOUT) for i in range(number)])), "failures")
+    html = section(
+        run_page(
+            run_content([failed(f"1.{i:03}", Reason.TIMEOUT) for i in range(number)])
+        ),
+        "failures",
+    )
     assert html.count("<li>") == listed
     assert (f"The first 100 of {number}" in text_of(html)) is told
     assert f"{number} studies" in text_of(html)
@@ -91,16 +111,26 @@ def test_a_reason_links_a_hundred_studies_and_counts_all(number, listed, told):
 
 @pytest.mark.parametrize(("number", "opened"), [(5, True), (6, False)])
 def test_few_studies_of_a_reason_are_shown_at_once(number, opened):
-    html = section(run_page(run_content([failed(f"1.{i}", Reason.TIMEOUT) for i in range(number)])), "failures")
+    html = section(
+        run_page(
+            run_content([failed(f"1.{i}", Reason.TIMEOUT) for i in range(number)])
+        ),
+        "failures",
+    )
     assert ("<details open>" in html) is opened
 
 
 def sentence(studies, **record):
-    return re.search(r'<p class="lead">(.*?)</p>', run_page(run_content(studies, **record)))[1]
+    return re.search(
+        r'<p class="lead">(.*?)</p>', run_page(run_content(studies, **record))
+    )[1]
 
 
 def test_the_sentence_of_a_run():
-    normal, severe = graded_as(), graded_as(spinal_canal_stenosis_l4_l5=(0, 0, 1_000_000))
+    normal, severe = (
+        graded_as(),
+        graded_as(spinal_canal_stenosis_l4_l5=(0, 0, 1_000_000)),
+    )
     assert sentence([normal]) == "1 study, all graded."
     assert sentence([normal, replace(severe, study_id="2")]) == (
         "2 studies, all graded; 1 with a place whose likeliest grade is severe."
@@ -111,9 +141,14 @@ def test_the_sentence_of_a_run():
 
 
 def tiles(**record):
-    html = run_page(run_content(**record)).split('<dl class="tiles">')[1].split("</dl>")[0]
+    html = (
+        run_page(run_content(**record)).split('<dl class="tiles">')[1].split("</dl>")[0]
+    )
     found = re.findall(r"<dt>(.*?)</dt><dd>(.*?) <small>(.*?)</small>", html)
-    return {name: (text_of(value).strip(), text_of(remark).strip()) for name, value, remark in found}
+    return {
+        name: (text_of(value).strip(), text_of(remark).strip())
+        for name, value, remark in found
+    }
 
 
 def test_the_tiles_tell_duration_speed_precision_and_bundle():
@@ -152,23 +187,37 @@ def test_options_are_told_but_no_text_that_may_be_a_path():
         "schedule": "batch", "backend": "openvino", "device": "cuda:0", "precision": "bf16", "bundle": "given",
     }  # fmt: skip
     content = run_content(options=asked)
-    named = replace(content, studies=[replace(one, identity=identity()) for one in content.studies])
+    named = replace(
+        content, studies=[replace(one, identity=identity()) for one in content.studies]
+    )
     assert facts(section(run_page(named), "made"))["bundle"] == "/home/PAT"
     assert said["Detector"] == "backend openvino, device CPU, precision bf16"
 
 
 def test_memory_is_told_process_by_process():
     def told(**record):
-        table = run_page(run_content(**record)).split('<table class="plain memory">')[1].split("</table>")[0]
-        return re.findall(r'<th scope="row">(.*?)</th><td class="number">(.*?) MiB', table)
+        table = (
+            run_page(run_content(**record))
+            .split('<table class="plain memory">')[1]
+            .split("</table>")[0]
+        )
+        return re.findall(
+            r'<th scope="row">(.*?)</th><td class="number">(.*?) MiB', table
+        )
 
     mib = 1024 * 1024
     peak = {"main": 10 * mib, "workers": [20 * mib, 2000 * mib], "total": 2030 * mib}
     assert told(peak_memory_bytes=peak) == [
         ("Main process", "10"), ("Worker 1", "20"), ("Worker 2", "2,000"), ("Together", "2,030"),
     ]  # fmt: skip
-    assert told(peak_memory_bytes=peak, options={"schedule": "batch"})[2] == ("Shared models", "2,000")
-    assert told(peak_memory_bytes={}, options={"schedule": "batch"}) == [("Main process", "0"), ("Together", "0")]
+    assert told(peak_memory_bytes=peak, options={"schedule": "batch"})[2] == (
+        "Shared models",
+        "2,000",
+    )
+    assert told(peak_memory_bytes={}, options={"schedule": "batch"}) == [
+        ("Main process", "0"),
+        ("Together", "0"),
+    ]
 
 
 def test_stages_come_in_the_order_of_a_study_with_their_time_a_study():
@@ -176,7 +225,8 @@ def test_stages_come_in_the_order_of_a_study_with_their_time_a_study():
     html = run_page(run_content(stage_seconds=seconds, units={"walked": 40}))
     table = html.split('<table class="stages">')[1].split("</table>")[0]
     rows = re.findall(
-        r'<th scope="row">(.*?)</th>.*?</i> (.*?)</td><td class="number">(.*?)</td><td class="number">(.*?)</td>', table
+        r'<th scope="row">(.*?)</th>.*?</i> (.*?)</td><td class="number">(.*?)</td><td class="number">(.*?)</td>',
+        table,
     )
     assert [tuple(cell.replace("\u202f", " ") for cell in row) for row in rows] == [
         ("Reading the images", "30 %", "30 s", "750 ms"), ("Grading", "10 %", "10 s", "250 ms"),
@@ -186,20 +236,31 @@ def test_stages_come_in_the_order_of_a_study_with_their_time_a_study():
 
 def test_files_not_used_come_commonest_first_and_their_paths_only_with_identities():
     counts = {"unreadable": 1, "not_an_image": 1200}
-    examples = [{"path": "a.txt", "reason": "not_an_image"}, {"path": "b", "reason": "unreadable"}]
-    content = run_content(refused_files={"total": 1201, "by_reason": counts}, refused_examples=examples)
+    examples = [
+        {"path": "a.txt", "reason": "not_an_image"},
+        {"path": "b", "reason": "unreadable"},
+    ]
+    content = run_content(
+        refused_files={"total": 1201, "by_reason": counts}, refused_examples=examples
+    )
     html = section(run_page(content), "files")
     assert re.findall(r"<code>(\w+)</code></th><td[^>]*>(.*?)</td>", html) == [
         ("not_an_image", "1,200"), ("unreadable", "1"),
     ]  # fmt: skip
     assert "a.txt" not in html
     named = replace(content, studies=[replace(content.studies[0], identity=identity())])
-    assert re.findall(r"<bdi>(.*?)</bdi>", section(run_page(named), "files")) == ["a.txt", "b"]
+    assert re.findall(r"<bdi>(.*?)</bdi>", section(run_page(named), "files")) == [
+        "a.txt",
+        "b",
+    ]
 
 
 def test_one_named_study_is_enough_for_names_and_only_it_bears_one():
     content = run_content()
-    studies = [content.studies[0], replace(content.studies[1], identity=identity("Roe^R"))]
+    studies = [
+        content.studies[0],
+        replace(content.studies[1], identity=identity("Roe^R")),
+    ]
     html = run_page(replace(content, studies=studies))
     assert html.count("Roe^R") == 1
     assert html.count('class="who"') == 1
@@ -210,7 +271,17 @@ def test_one_named_study_is_enough_for_names_and_only_it_bears_one():
 
 @pytest.mark.parametrize(
     ("span", "step"),
-    [(0, 1), (59, 1), (60, 2), (119, 2), (120, 5), (599, 10), (600, 15), (86_399, 1800), (86_400 * 59, 86_400)],
+    [
+        (0, 1),
+        (59, 1),
+        (60, 2),
+        (119, 2),
+        (120, 5),
+        (599, 10),
+        (600, 15),
+        (86_399, 1800),
+        (86_400 * 59, 86_400),
+    ],
 )
 def test_a_timeline_takes_the_shortest_step_with_at_most_sixty_of_them(span, step):
     shown = timeline([1.76e9, 1.76e9 + span])
@@ -232,18 +303,30 @@ def test_a_timeline_tells_the_busiest_step_and_the_longest_pause():
 
 def test_studies_without_a_time_are_counted_beside_the_timeline():
     studies = [
-        RunStudy(result=graded(str(k)), page=None, finished=None if k == 0 else 1.76e9 + 9 * k) for k in range(4)
+        RunStudy(
+            result=graded(str(k)),
+            page=None,
+            finished=None if k == 0 else 1.76e9 + 9 * k,
+        )
+        for k in range(4)
     ]
     text = text_of(run_page(replace(run_content(), studies=studies)))
-    assert "Studies done in each 1 s. Busiest: 60.0 a minute; longest pause: 9 s. 3 of 4 studies have a time." in text
+    assert (
+        "Studies done in each 1 s. Busiest: 60.0 a minute; longest pause: 9 s. 3 of 4 studies have a time."
+        in text
+    )
     studies = studies[1:]
-    assert "have a time" not in text_of(run_page(replace(run_content(), studies=studies)))
+    assert "have a time" not in text_of(
+        run_page(replace(run_content(), studies=studies))
+    )
 
 
 # -- a page is whole ---------------------------------------------------------------------------------------------------
 
 
-def test_a_page_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
+def test_a_page_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(
+    tmp_path, monkeypatch
+):
     page = tmp_path / "index.html"
     write_page(page, "the earlier one")
     path_type, written = type(page), []
@@ -261,4 +344,6 @@ def test_a_page_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole
     assert written != ["index.html"]
     assert page.read_text() == "the earlier one"
     write_page(page, "a new page")
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"index.html": "a new page"}
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "index.html": "a new page"
+    }

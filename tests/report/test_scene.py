@@ -33,7 +33,9 @@ def decoded(data):
     count = sum(series["points"] for series in data["series"])
     steps = np.frombuffer(raw[: 6 * count], "<u2").reshape(3, count)
     places = np.cumsum(steps, axis=1, dtype=np.uint16)
-    return data["origin_mm"] + data["quantum_mm"] * places.T.astype(float), np.frombuffer(raw[6 * count :], np.uint8)
+    return data["origin_mm"] + data["quantum_mm"] * places.T.astype(
+        float
+    ), np.frombuffer(raw[6 * count :], np.uint8)
 
 
 def test_the_decoded_scene_is_the_cloud_within_the_quantum() -> None:
@@ -46,42 +48,71 @@ def test_the_decoded_scene_is_the_cloud_within_the_quantum() -> None:
     assert np.abs(points - cloud.points_mm).max() <= 0.05 + 1e-4
     assert np.abs(values / 255 - cloud.values).max() <= 0.5 / 255 + 1e-6
     assert [series["name"] for series in data["series"]] == list(cloud.names)
-    assert [series["points"] for series in data["series"]] == np.bincount(cloud.series).tolist()
+    assert [series["points"] for series in data["series"]] == np.bincount(
+        cloud.series
+    ).tolist()
     assert len({series["colour"] for series in data["series"]}) == 4
 
 
 def test_positions_far_apart_take_a_coarser_quantum_instead_of_running_over() -> None:
     far = oblique(1, SAGITTAL, center=(4.0, -30.0, 9000.0))
-    study = a_study(a_series(Role.SAGITTAL_T2, oblique(2, SAGITTAL)), a_series(Role.SAGITTAL_T1, far))
+    study = a_study(
+        a_series(Role.SAGITTAL_T2, oblique(2, SAGITTAL)),
+        a_series(Role.SAGITTAL_T1, far),
+    )
     scene = study_scene(study, {})
     points, _ = decoded(json.loads(scene.data))
     assert scene.quantum_mm > 0.13
-    assert np.abs(points - study_cloud(study, limit=POINTS).points_mm).max() <= scene.quantum_mm / 2 + 1e-3
+    assert (
+        np.abs(points - study_cloud(study, limit=POINTS).points_mm).max()
+        <= scene.quantum_mm / 2 + 1e-3
+    )
 
 
 def test_boxes_have_the_corners_of_the_levels_and_say_how_far_to_trust_them() -> None:
     levels = some_levels()
-    levels[Level.L3_L4] = LevelResult(center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior")
+    levels[Level.L3_L4] = LevelResult(
+        center_mm=None, axes=None, size_mm=None, confidence=0.0, source="prior"
+    )
     scene = study_scene(a_study(), levels)
-    assert [box.level for box in scene.boxes] == [level for level in LEVELS if level is not Level.L3_L4]
+    assert [box.level for box in scene.boxes] == [
+        level for level in LEVELS if level is not Level.L3_L4
+    ]
     for box in scene.boxes:
         entry = levels[box.level]
         local = (np.array(box.corners) - entry.center_mm) @ np.array(entry.axes).T
-        np.testing.assert_allclose(np.abs(local), np.tile(np.array(entry.size_mm) / 2, (8, 1)), atol=0.02)
+        np.testing.assert_allclose(
+            np.abs(local), np.tile(np.array(entry.size_mm) / 2, (8, 1)), atol=0.02
+        )
         signs = (local > 0).astype(int) @ [4, 2, 1]
         assert signs.tolist() == list(range(8))
-    said = [f"{entry['label']} {entry['said']}".strip() for entry in json.loads(scene.data)["boxes"]]
-    assert said == ["L1/L2 >99 %", "L2/L3 90 % interpolated", "L4/L5 70 % by the field of view", "L5/S1 60 %"]
+    said = [
+        f"{entry['label']} {entry['said']}".strip()
+        for entry in json.loads(scene.data)["boxes"]
+    ]
+    assert said == [
+        "L1/L2 >99 %",
+        "L2/L3 90 % interpolated",
+        "L4/L5 70 % by the field of view",
+        "L5/S1 60 %",
+    ]
 
 
 def test_frames_are_the_outer_edges_of_the_first_and_last_slice() -> None:
     stack = oblique(1, SAGITTAL)
-    (frame,) = study_scene(a_study(a_series(Role.SAGITTAL_T2, stack)), {}).series[0].frames
+    (frame,) = (
+        study_scene(a_study(a_series(Role.SAGITTAL_T2, stack)), {}).series[0].frames
+    )
     rows, columns = stack.pixels.shape[1:]
     corners = np.array(frame)
     first = (corners[:4] - stack.origins_mm[0]) @ stack.axes[1:].T / stack.spacing_mm
     last = (corners[4:] - stack.origins_mm[-1]) @ stack.axes[1:].T / stack.spacing_mm
-    want = [[-0.5, -0.5], [-0.5, columns - 0.5], [rows - 0.5, -0.5], [rows - 0.5, columns - 0.5]]
+    want = [
+        [-0.5, -0.5],
+        [-0.5, columns - 0.5],
+        [rows - 0.5, -0.5],
+        [rows - 0.5, columns - 0.5],
+    ]
     np.testing.assert_allclose(first, want, atol=0.02)
     np.testing.assert_allclose(last, want, atol=0.02)
 
@@ -98,9 +129,17 @@ def test_slices_lie_where_the_stack_has_them_and_show_their_pixels() -> None:
     assert not shown.axial
     upper_left, upper_right, lower_left = np.array(shown.corners)
     rows, columns = stack.pixels.shape[1:]
-    np.testing.assert_allclose(stack.axes[1:] @ (upper_left - stack.origins_mm[index]), [-1.3 / 2, -1.1 / 2], atol=0.02)
-    np.testing.assert_allclose(upper_right - upper_left, columns * 1.1 * stack.axes[2], atol=0.02)
-    np.testing.assert_allclose(lower_left - upper_left, rows * 1.3 * stack.axes[1], atol=0.02)
+    np.testing.assert_allclose(
+        stack.axes[1:] @ (upper_left - stack.origins_mm[index]),
+        [-1.3 / 2, -1.1 / 2],
+        atol=0.02,
+    )
+    np.testing.assert_allclose(
+        upper_right - upper_left, columns * 1.1 * stack.axes[2], atol=0.02
+    )
+    np.testing.assert_allclose(
+        lower_left - upper_left, rows * 1.3 * stack.axes[1], atol=0.02
+    )
     window = robust_window(sagittal.stacks)
     image = stack.pixels[index] * stack.slope[index] + stack.intercept[index]
     want = np.clip((image - window.low) / (window.high - window.low), 0, 1) * 255
@@ -117,11 +156,15 @@ def test_axial_slices_are_those_at_the_discs() -> None:
     named = {one.name: one for one in scene.slices if one.axial}
     assert len(named) >= 3
     for name, one in named.items():
-        level = next(level for level in LEVELS if name.endswith(level.upper().replace("_", "/")))
+        level = next(
+            level for level in LEVELS if name.endswith(level.upper().replace("_", "/"))
+        )
         center, corners = np.array(levels[level].center_mm), np.array(one.corners)
         normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
         normal /= np.linalg.norm(normal)
-        assert abs((center - corners[0]) @ normal) < 5.5  # the widest gap between slices
+        assert (
+            abs((center - corners[0]) @ normal) < 5.5
+        )  # the widest gap between slices
     assert len(first.stacks) == len(axial())
 
 
@@ -131,7 +174,9 @@ def test_large_slices_are_averaged_in_blocks_that_keep_their_place() -> None:
     image = imagecodecs.jpeg8_decode(one.jpeg)
     assert image.shape == (300, 283)
     upper_left, _, lower_left = np.array(one.corners)
-    np.testing.assert_allclose(lower_left - upper_left, 900 * 0.3 * stack.axes[1], atol=0.02)
+    np.testing.assert_allclose(
+        lower_left - upper_left, 900 * 0.3 * stack.axes[1], atol=0.02
+    )
 
 
 def test_a_study_of_axial_series_alone_and_one_of_nothing_have_scenes() -> None:
@@ -144,10 +189,25 @@ def test_a_study_of_axial_series_alone_and_one_of_nothing_have_scenes() -> None:
 
 
 def test_a_scene_is_the_same_twice_and_small() -> None:
-    planes = [(Role.SAGITTAL_T2, SAGITTAL), (Role.SAGITTAL_T1, SAGITTAL), (Role.AXIAL_T2, AXIAL)]
-    stacks = [oblique(n, axes, shape=(16, 300, 300), pixel=(0.9, 0.9)) for n, (_, axes) in enumerate(planes)]
-    study = a_study(*(a_series(role, stack) for (role, _), stack in zip(planes, stacks, strict=True)))
-    first, again = study_scene(study, some_levels()).data, study_scene(study, some_levels()).data
+    planes = [
+        (Role.SAGITTAL_T2, SAGITTAL),
+        (Role.SAGITTAL_T1, SAGITTAL),
+        (Role.AXIAL_T2, AXIAL),
+    ]
+    stacks = [
+        oblique(n, axes, shape=(16, 300, 300), pixel=(0.9, 0.9))
+        for n, (_, axes) in enumerate(planes)
+    ]
+    study = a_study(
+        *(
+            a_series(role, stack)
+            for (role, _), stack in zip(planes, stacks, strict=True)
+        )
+    )
+    first, again = (
+        study_scene(study, some_levels()).data,
+        study_scene(study, some_levels()).data,
+    )
     assert first == again
     assert len(first) <= 250_000
 
@@ -174,14 +234,22 @@ def test_the_built_viewer_is_that_of_its_sources() -> None:
     """Fails when viewer.js or its locked packages changed: ``make viewer`` builds it again."""
     for line in (VIEWER / "built.sha256").read_text().splitlines():
         digest, name = line.split()
-        assert hashlib.sha256((VIEWER / name).read_bytes()).hexdigest() == digest, f"{name} changed: run make viewer"
-    listed = {line.split()[1] for line in (VIEWER / "built.sha256").read_text().splitlines()}
+        assert hashlib.sha256((VIEWER / name).read_bytes()).hexdigest() == digest, (
+            f"{name} changed: run make viewer"
+        )
+    listed = {
+        line.split()[1] for line in (VIEWER / "built.sha256").read_text().splitlines()
+    }
     assert listed == {"package.json", "package-lock.json", "viewer.js", "viewer.js.gz"}
 
 
-def test_the_viewer_is_one_script_with_its_licence_and_a_lock_without_addresses() -> None:
+def test_the_viewer_is_one_script_with_its_licence_and_a_lock_without_addresses() -> (
+    None
+):
     packed = base64.b64decode(viewer_code())
-    assert packed[:10] == b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"  # no name, no time
+    assert (
+        packed[:10] == b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03"
+    )  # no name, no time
     code = gzip.decompress(packed).decode()
     assert "export{" in code
     assert len(packed) < 200_000

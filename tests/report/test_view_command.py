@@ -21,22 +21,53 @@ from spine_engine.voxels import GridLayout
 def made(monkeypatch):
     """View a made-up study; what is written and drawn is noted, ``made`` says what the models find."""
     noted = []
-    state = SimpleNamespace(noted=noted, levels=some_levels(), detection=None, entry=None, problem=None, asked=[])
+    state = SimpleNamespace(
+        noted=noted,
+        levels=some_levels(),
+        detection=None,
+        entry=None,
+        problem=None,
+        asked=[],
+    )
     monkeypatch.setattr(ply, "open3d", lambda: noted.append("open3d"))
     monkeypatch.setattr(montage, "pillow", lambda: noted.append("pillow"))
-    monkeypatch.setattr(ply, "write_cloud", lambda path, cloud: noted.append((path.name, len(cloud.values))))
-    monkeypatch.setattr(ply, "write_levels", lambda path, levels: noted.append((path.name, len(levels))))
-    monkeypatch.setattr(offscreen, "picture", lambda study, levels, path: noted.append(path.name) or state.problem)
-    monkeypatch.setattr(offscreen, "window", lambda cloud, levels: noted.append("window") or state.problem)
-    monkeypatch.setattr(view, "_detected", lambda study, bundle: (state.detection, state.entry))
-    monkeypatch.setattr(view, "_shown_study", lambda *asked: state.asked.append(asked) or a_study())
-    monkeypatch.setattr("spine_engine.pipeline.outcome.level_results", lambda detection: state.levels)
-    monkeypatch.setattr(view, "_write_grids", lambda *_, pictures: iter([f"grids, pictures {pictures}"]))
+    monkeypatch.setattr(
+        ply,
+        "write_cloud",
+        lambda path, cloud: noted.append((path.name, len(cloud.values))),
+    )
+    monkeypatch.setattr(
+        ply, "write_levels", lambda path, levels: noted.append((path.name, len(levels)))
+    )
+    monkeypatch.setattr(
+        offscreen,
+        "picture",
+        lambda study, levels, path: noted.append(path.name) or state.problem,
+    )
+    monkeypatch.setattr(
+        offscreen,
+        "window",
+        lambda cloud, levels: noted.append("window") or state.problem,
+    )
+    monkeypatch.setattr(
+        view, "_detected", lambda study, bundle: (state.detection, state.entry)
+    )
+    monkeypatch.setattr(
+        view, "_shown_study", lambda *asked: state.asked.append(asked) or a_study()
+    )
+    monkeypatch.setattr(
+        "spine_engine.pipeline.outcome.level_results", lambda detection: state.levels
+    )
+    monkeypatch.setattr(
+        view, "_write_grids", lambda *_, pictures: iter([f"grids, pictures {pictures}"])
+    )
     return state
 
 
 def viewed(tmp_path, *more):
-    return CliRunner().invoke(app, ["view", str(tmp_path), "--output", str(tmp_path / "out"), *more])
+    return CliRunner().invoke(
+        app, ["view", str(tmp_path), "--output", str(tmp_path / "out"), *more]
+    )
 
 
 def test_without_levels_there_are_the_cloud_the_page_and_the_picture(made, tmp_path):
@@ -76,7 +107,10 @@ def test_a_picture_that_cannot_be_drawn_is_told_and_costs_nothing_else(made, tmp
     done = viewed(tmp_path, "--window")
     assert done.exit_code == 0
     text = " ".join(done.output.split())
-    assert "no cloud.png: the drawing process ended with -6; Open3D draws without a screen through Vulkan" in text
+    assert (
+        "no cloud.png: the drawing process ended with -6; Open3D draws without a screen through Vulkan"
+        in text
+    )
     assert "apt-get install libvulkan1 mesa-vulkan-drivers" in text
     assert "no window: the drawing process ended with -6; it needs a screen" in text
 
@@ -91,7 +125,12 @@ def test_the_window_is_opened_only_when_asked_for(made, tmp_path):
 def test_the_folder_study_and_table_that_are_named_are_looked_at(made, tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("study_id,series_id,series_description\n")
-    assert viewed(tmp_path, "--study", "1.2", "--series-descriptions", str(table)).exit_code == 0
+    assert (
+        viewed(
+            tmp_path, "--study", "1.2", "--series-descriptions", str(table)
+        ).exit_code
+        == 0
+    )
     (folder, wanted, _), = made.asked  # fmt: skip
     assert (folder, wanted) == (tmp_path, "1.2")
 
@@ -103,26 +142,56 @@ def test_a_folder_that_cannot_be_written_is_said(made, tmp_path):
     assert f"cannot write to {tmp_path / 'out'}" in done.output.replace("\n", "")
 
 
-def test_a_level_without_a_place_has_no_grid_and_the_others_each_have_one(monkeypatch, tmp_path):
+def test_a_level_without_a_place_has_no_grid_and_the_others_each_have_one(
+    monkeypatch, tmp_path
+):
     written = []
     monkeypatch.setattr(
-        "spine_engine.pipeline.level_grids.level_grids", lambda *_: (np.zeros((5, 3, 2, 2, 2)), np.ones((5, 3)))
+        "spine_engine.pipeline.level_grids.level_grids",
+        lambda *_: (np.zeros((5, 3, 2, 2, 2)), np.ones((5, 3))),
     )
     monkeypatch.setattr(
-        view, "_write_grid", lambda grid, share, entry, level, *_, **__: written.append(level) or iter(())
+        view,
+        "_write_grid",
+        lambda grid, share, entry, level, *_, **__: written.append(level) or iter(()),
     )
-    sources = dict(zip(LEVELS, ("prior", "detector", "interpolated", "prior", "detector"), strict=True))
-    detection = SimpleNamespace(levels={level: SimpleNamespace(source=source) for level, source in sources.items()})
+    sources = dict(
+        zip(
+            LEVELS,
+            ("prior", "detector", "interpolated", "prior", "detector"),
+            strict=True,
+        )
+    )
+    detection = SimpleNamespace(
+        levels={
+            level: SimpleNamespace(source=source) for level, source in sources.items()
+        }
+    )
     lines = list(
-        view._write_grids(a_study(), detection, SimpleNamespace(layout=None), some_levels(), tmp_path, pictures=True)
+        view._write_grids(
+            a_study(),
+            detection,
+            SimpleNamespace(layout=None),
+            some_levels(),
+            tmp_path,
+            pictures=True,
+        )
     )
     assert written == [Level.L2_L3, Level.L3_L4, Level.L5_S1]
-    assert lines == ["no grid of l1_l2, l4_l5: only the field of view places them, and the grader skips them"]
+    assert lines == [
+        "no grid of l1_l2, l4_l5: only the field of view places them, and the grader skips them"
+    ]
 
 
-def test_a_grid_lies_at_its_offset_from_the_disc_in_the_disc_s_own_frame(monkeypatch, tmp_path):
+def test_a_grid_lies_at_its_offset_from_the_disc_in_the_disc_s_own_frame(
+    monkeypatch, tmp_path
+):
     poses = []
-    monkeypatch.setattr(ply, "write_grid", lambda path, grid, spec, pose: poses.append((path.name, pose)))
+    monkeypatch.setattr(
+        ply,
+        "write_grid",
+        lambda path, grid, spec, pose: poses.append((path.name, pose)),
+    )
     axes = np.array([[0.0, 0, -1], [0, 1, 0], [1, 0, 0]])
     disc = SimpleNamespace(center_mm=np.array([1.0, 2.0, 3.0]), axes=axes)
     layout = GridLayout(channels=(), spec="spec", center_offset_mm=(5.0, 18.0, 7.0))
@@ -145,7 +214,9 @@ def test_a_grid_lies_at_its_offset_from_the_disc_in_the_disc_s_own_frame(monkeyp
     assert line.endswith("grid_l2_l3.ply: 2 of 3 x 4 x 5 voxels hold something")
 
 
-def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(monkeypatch, capsys):
+def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(
+    monkeypatch, capsys
+):
     bundle = Bundle(Path(), None, None)
     monkeypatch.setattr(Bundle, "grader", "grader")
     closed = []
@@ -178,6 +249,8 @@ def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(
 
 
 def test_a_study_of_which_nothing_can_be_shown_is_refused(monkeypatch, tmp_path):
-    monkeypatch.setattr("spine_engine.dicom.one_study.read_study", lambda *_, **__: Study("1.2", ()))
+    monkeypatch.setattr(
+        "spine_engine.dicom.one_study.read_study", lambda *_, **__: Study("1.2", ())
+    )
     with pytest.raises(UsageError, match=r"study 1\.2 has no series to show"):
         view._shown_study(tmp_path, None, None)

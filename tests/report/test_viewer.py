@@ -31,10 +31,16 @@ class Shown:
         script: str | None = None,
         **options,
     ) -> None:
-        page = page or render("view.html.j2", study_id="1.2.3", scene=study_scene(a_study(), some_levels()))
+        page = page or render(
+            "view.html.j2",
+            study_id="1.2.3",
+            scene=study_scene(a_study(), some_levels()),
+        )
         self.file = folder / "view.html"
         self.file.write_text(page, encoding="utf-8")
-        self.context = browser.new_context(**{"viewport": {"width": 640, "height": 480}, **options})
+        self.context = browser.new_context(
+            **{"viewport": {"width": 640, "height": 480}, **options}
+        )
         self.page = self.context.new_page()
         self._tools = self.context.new_cdp_session(self.page)
         self.said: list[str] = []
@@ -65,9 +71,12 @@ class Shown:
             }"""
         )
         seen = self._tools.send(
-            "Page.captureScreenshot", {"format": "png", "clip": place, "optimizeForSpeed": True}
+            "Page.captureScreenshot",
+            {"format": "png", "clip": place, "optimizeForSpeed": True},
         )  # four times as fast as Playwright's own
-        return imagecodecs.png_decode(base64.b64decode(seen["data"]))[10:-10, 10:-10, :3].astype(int)
+        return imagecodecs.png_decode(base64.b64decode(seen["data"]))[
+            10:-10, 10:-10, :3
+        ].astype(int)
 
     def is_quiet(self) -> bool:
         """Whether nothing was said, and nothing asked for beyond the file itself and what lies in it."""
@@ -98,7 +107,10 @@ def test_the_view_draws_and_every_control_changes_the_picture(shown) -> None:
     first = view.picture()
     assert (np.abs(first - (16, 21, 28)).max(axis=2) > 40).mean() > 0.05
     assert page.locator(".viewer-label").all_inner_texts()[0] == "L1/L2 >99 %"
-    names = [label.strip() for label in page.locator("label:has([data-series])").all_inner_texts()]
+    names = [
+        label.strip()
+        for label in page.locator("label:has([data-series])").all_inner_texts()
+    ]
     assert names == ["Sagittal T2", "Sagittal T1", "Axial T2", "Axial T2 (2)"]
     for box in page.locator("[data-series], [data-part]").all():
         box.click()
@@ -142,7 +154,9 @@ def directions_are_the_patients(seen: dict[str, dict[str, list[float]]]) -> None
 
 def wheel(page, by: int) -> None:
     """Turn the wheel, and wait until the page has heard of it."""
-    page.evaluate("() => { window.turned = new Promise(done => addEventListener('wheel', done, {capture: true})); }")
+    page.evaluate(
+        "() => { window.turned = new Promise(done => addEventListener('wheel', done, {capture: true})); }"
+    )
     page.mouse.wheel(0, by)
     page.evaluate("async () => { await window.turned; }")
 
@@ -175,7 +189,9 @@ def test_the_view_is_worked_by_mouse_keys_and_wheel(shown) -> None:
 
 
 def fits(page) -> None:
-    wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    wide, room = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
     assert wide <= room
 
 
@@ -185,9 +201,15 @@ def fits(page) -> None:
 def test_the_view_fits_and_passes_axe(shown, scheme: str, viewport) -> None:
     view = shown(color_scheme=scheme, viewport=viewport)
     fits(view.page)
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright",
+        reason="axe-playwright-python is not installed",
+    )
     found = axe.Axe().run(view.page).response["violations"]
-    assert [(rule["id"], [node["html"][:150] for node in rule["nodes"]][:3]) for rule in found] == []
+    assert [
+        (rule["id"], [node["html"][:150] for node in rule["nodes"]][:3])
+        for rule in found
+    ] == []
 
 
 def test_in_a_studys_page_it_starts_when_it_is_asked_for(shown) -> None:
@@ -205,7 +227,9 @@ def test_in_a_studys_page_it_starts_when_it_is_asked_for(shown) -> None:
 
 
 def test_without_webgl_a_sentence_stands_instead(shown) -> None:
-    view = shown(opened=False, script="HTMLCanvasElement.prototype.getContext = () => null")
+    view = shown(
+        opened=False, script="HTMLCanvasElement.prototype.getContext = () => null"
+    )
     said = view.page.locator("[data-message]")
     said.wait_for(state="visible")
     assert "no WebGL 2" in said.inner_text()

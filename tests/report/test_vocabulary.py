@@ -6,21 +6,34 @@ from made_up import alternative, failed, graded, graded_as
 from spine_engine.anatomy import CONDITIONS, LEVELS, Condition, Severity
 from spine_engine.errors import Reason, Warn
 from spine_engine.report import words
-from spine_engine.report.findings import count, findings, grades_of, in_short, means, summary, triage_key, worst_grade
+from spine_engine.report.findings import (
+    count,
+    findings,
+    grades_of,
+    in_short,
+    means,
+    summary,
+    triage_key,
+    worst_grade,
+)
 from spine_engine.results import ALL_ROW_NAMES, AlternativeResult, Status
 
 MILD = (900_000, 80_000, 20_000)
 
 
 def test_conditions_are_called_by_their_side():
-    assert {str(condition): name for condition, name in words.CONDITION_NAMES.items()} == {
+    assert {
+        str(condition): name for condition, name in words.CONDITION_NAMES.items()
+    } == {
         "left_neural_foraminal_narrowing": "Left neural foraminal narrowing",
         "left_subarticular_stenosis": "Left subarticular stenosis",
         "right_neural_foraminal_narrowing": "Right neural foraminal narrowing",
         "right_subarticular_stenosis": "Right subarticular stenosis",
         "spinal_canal_stenosis": "Spinal canal stenosis",
     }
-    assert {str(condition): name for condition, name in words.SHORT_CONDITION_NAMES.items()} == {
+    assert {
+        str(condition): name for condition, name in words.SHORT_CONDITION_NAMES.items()
+    } == {
         "left_neural_foraminal_narrowing": "left foramen",
         "left_subarticular_stenosis": "left recess",
         "right_neural_foraminal_narrowing": "right foramen",
@@ -33,7 +46,13 @@ def test_conditions_are_called_by_their_side():
 
 
 def test_the_other_words_of_the_vocabulary():
-    assert [words.LEVEL_NAMES[level] for level in LEVELS] == ["L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1"]
+    assert [words.LEVEL_NAMES[level] for level in LEVELS] == [
+        "L1/L2",
+        "L2/L3",
+        "L3/L4",
+        "L4/L5",
+        "L5/S1",
+    ]
     assert {str(key): name for key, name in words.SEVERITY_NAMES.items()} == {
         "normal_mild": "Normal/mild", "moderate": "Moderate", "severe": "Severe",
     }  # fmt: skip
@@ -82,8 +101,12 @@ WARNING_TITLES = {
 
 
 def test_every_reason_and_warning_has_its_title():
-    assert {str(code): said.title for code, said in words.REASONS.items()} == REASON_TITLES
-    assert {str(code): said.title for code, said in words.WARNINGS.items()} == WARNING_TITLES
+    assert {
+        str(code): said.title for code, said in words.REASONS.items()
+    } == REASON_TITLES
+    assert {
+        str(code): said.title for code, said in words.WARNINGS.items()
+    } == WARNING_TITLES
     assert (len(Reason), len(Warn)) == (21, 19)
 
 
@@ -95,11 +118,14 @@ def test_a_code_of_another_version_keeps_its_name():
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(0, "0 studies"), (1, "1 study"), (2, "2 studies"), (1000, "1,000 studies")]
+    ("number", "said"),
+    [(0, "0 studies"), (1, "1 study"), (2, "2 studies"), (1000, "1,000 studies")],
 )
 def test_numbers_have_their_noun(number, said):
     assert words.many(number, "study", "studies") == said
-    assert words.many(number, "stack") == said.replace("studies", "stacks").replace("study", "stack")
+    assert words.many(number, "stack") == said.replace("studies", "stacks").replace(
+        "study", "stack"
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,7 +170,9 @@ def test_shares_at_their_bounds(share, said):
     ],
 )
 def test_another_numbering_names_the_disc_it_would_be(shift, said):
-    made = AlternativeResult(shift=shift, probability=0.41, centers_mm=alternative().centers_mm)
+    made = AlternativeResult(
+        shift=shift, probability=0.41, centers_mm=alternative().centers_mm
+    )
     text = words.other_numbering(made).replace("\u202f", " ")
     assert said in text
     assert "with a probability of 41 % the name of each should lie" in text
@@ -197,17 +225,40 @@ def test_findings_are_severe_before_moderate_whatever_their_share():
         spinal_canal_stenosis_l4_l5=(300_000, 300_000, 400_000),
         left_subarticular_stenosis_l5_s1=(450_000, 440_000, 110_000),
     )
-    assert [one.place for one in findings(grades_of(result))] == ["canal L4/L5", "canal L1/L2"]
+    assert [one.place for one in findings(grades_of(result))] == [
+        "canal L4/L5",
+        "canal L1/L2",
+    ]
 
 
 def test_counts_are_told_severe_first_and_a_normal_study_in_two_words():
     counts = count(grades_of(graded_as()))
-    assert counts == {Severity.NORMAL_MILD: 25, Severity.MODERATE: 0, Severity.SEVERE: 0, None: 0}
+    assert counts == {
+        Severity.NORMAL_MILD: 25,
+        Severity.MODERATE: 0,
+        Severity.SEVERE: 0,
+        None: 0,
+    }
     assert in_short(counts) == "all normal/mild"
     assert in_short({**counts, None: 3}) == "all normal/mild, 3 not graded"
-    mixed = {Severity.NORMAL_MILD: 10, Severity.MODERATE: 4, Severity.SEVERE: 2, None: 9}
+    mixed = {
+        Severity.NORMAL_MILD: 10,
+        Severity.MODERATE: 4,
+        Severity.SEVERE: 2,
+        None: 9,
+    }
     assert in_short(mixed) == "2 severe, 4 moderate, 9 not graded"
-    assert in_short({Severity.NORMAL_MILD: 0, Severity.MODERATE: 0, Severity.SEVERE: 0, None: 25}) == "25 not graded"
+    assert (
+        in_short(
+            {
+                Severity.NORMAL_MILD: 0,
+                Severity.MODERATE: 0,
+                Severity.SEVERE: 0,
+                None: 25,
+            }
+        )
+        == "25 not graded"
+    )
 
 
 @pytest.mark.parametrize(("severe", "moderate", "said"), [
@@ -224,7 +275,9 @@ def test_a_sentence_names_four_findings_and_counts_the_rest(severe, moderate, sa
         assert said not in text
     else:
         assert said in text
-    assert named.split("; and")[0].split(". The other")[0].count("%") == min(4, severe + moderate)
+    assert named.split("; and")[0].split(". The other")[0].count("%") == min(
+        4, severe + moderate
+    )
     assert f"The other {25 - severe - moderate} graded places: normal or mild." in text
 
 
@@ -239,16 +292,26 @@ def test_a_study_without_grades_says_its_reason_then_what_that_means():
         "Took too long. The study could not be processed. Its rows hold the prior, which says nothing about it."
     )
     result = failed(reason=Reason.NOT_LOCALIZED, status=Status.PRIOR)
-    assert summary(result, grades_of(result)).startswith("Discs not found. The study was read but could not be graded.")
+    assert summary(result, grades_of(result)).startswith(
+        "Discs not found. The study was read but could not be graded."
+    )
 
 
 def test_means_count_graded_places_alone_level_by_level():
     lost = ["spinal_canal_stenosis_l1_l2"]
     one = graded(rows=((500_000, 300_000, 200_000),) * 25)
     other = graded(rows=((100_000, 100_000, 800_000),) * 25, not_assessed=tuple(lost))
-    places, mean, by_level = means([grades_of(one), grades_of(other)], Condition.SPINAL_CANAL_STENOSIS)
+    places, mean, by_level = means(
+        [grades_of(one), grades_of(other)], Condition.SPINAL_CANAL_STENOSIS
+    )
     assert places == 9
     assert [by_level[level] for level in LEVELS] == [1, 2, 2, 2, 2]
-    assert mean == pytest.approx([(5 * 0.5 + 4 * 0.1) / 9, (5 * 0.3 + 4 * 0.1) / 9, (5 * 0.2 + 4 * 0.8) / 9])
-    assert means([], Condition.SPINAL_CANAL_STENOSIS) == (0, (0.0, 0.0, 0.0), dict.fromkeys(LEVELS, 0))
+    assert mean == pytest.approx(
+        [(5 * 0.5 + 4 * 0.1) / 9, (5 * 0.3 + 4 * 0.1) / 9, (5 * 0.2 + 4 * 0.8) / 9]
+    )
+    assert means([], Condition.SPINAL_CANAL_STENOSIS) == (
+        0,
+        (0.0, 0.0, 0.0),
+        dict.fromkeys(LEVELS, 0),
+    )
     assert len(CONDITIONS) == 5

@@ -20,7 +20,10 @@ def bundles(tmp_path_factory):
     return write_bundles(tmp_path_factory.mktemp("bundles"))
 
 
-@pytest.mark.parametrize(("timeout_s", "call_s"), [(300.0, 150.0), (400.0, 150.0), (100.0, 50.0), (298.0, 149.0)])
+@pytest.mark.parametrize(
+    ("timeout_s", "call_s"),
+    [(300.0, 150.0), (400.0, 150.0), (100.0, 50.0), (298.0, 149.0)],
+)
 def test_a_call_of_a_shared_model_may_take_half_a_studys_time_and_150_seconds_at_most(
     tmp_path, bundles, monkeypatch, timeout_s, call_s
 ):
@@ -42,18 +45,27 @@ def test_a_call_of_a_shared_model_may_take_half_a_studys_time_and_150_seconds_at
         ServedModels,
         (bundles["two"].path, bundles["two"].digest, options),
     )
-    assert plan.factory.args[:4] == (tmp_path, bundles["two"].path, bundles["two"].digest, options)
+    assert plan.factory.args[:4] == (
+        tmp_path,
+        bundles["two"].path,
+        bundles["two"].digest,
+        options,
+    )
     assert plan.factory.args[5] == "there"
 
 
 def test_workers_with_models_of_their_own_share_no_process(tmp_path, bundles):
-    plan = plan_run(tmp_path, bundles["two"], dataclasses.replace(OPTIONS, schedule="study"))
+    plan = plan_run(
+        tmp_path, bundles["two"], dataclasses.replace(OPTIONS, schedule="study")
+    )
     assert plan.companion is None
     assert plan.factory.args[5] is None
     assert plan.discover is discover
 
 
-def test_memory_is_divided_for_every_model_of_the_bundle(tmp_path, bundles, monkeypatch):
+def test_memory_is_divided_for_every_model_of_the_bundle(
+    tmp_path, bundles, monkeypatch
+):
     asked = []
 
     def divide_memory(options, *, model_bytes):
@@ -62,7 +74,10 @@ def test_memory_is_divided_for_every_model_of_the_bundle(tmp_path, bundles, monk
 
     monkeypatch.setattr(plan_room, "divide_memory", divide_memory)
     assert plan_run(tmp_path, bundles["all"], OPTIONS).resources.workers == 3
-    files = [bundles["all"].path / name for name in ("detector.onnx", "grader.onnx", "whole.onnx")]
+    files = [
+        bundles["all"].path / name
+        for name in ("detector.onnx", "grader.onnx", "whole.onnx")
+    ]
     assert asked == [(OPTIONS, sum(file.stat().st_size for file in files))]
 
 
@@ -71,7 +86,10 @@ def test_the_series_table_that_decides_is_told_apart_by_what_it_says(tmp_path, b
 
     def told(name, *lines):
         path = tmp_path / name
-        path.write_text("study_id,series_id,series_description\n" + "".join(f"{line}\n" for line in lines))
+        path.write_text(
+            "study_id,series_id,series_description\n"
+            + "".join(f"{line}\n" for line in lines)
+        )
         options = dataclasses.replace(OPTIONS, series_descriptions=path)
         return plan_run(tmp_path, bundles["two"], options).series_descriptions
 
@@ -96,9 +114,16 @@ def test_series_descriptions_are_part_of_what_decides_the_results(tmp_path):
     found = plan_run(root, bundle, OPTIONS).series_descriptions
     given = dataclasses.replace(OPTIONS, series_descriptions=table)
     assert found == plan_run(root, bundle, given).series_descriptions != "none"
-    assert plan_run(root, bundle, OPTIONS).series_tables == {"used": [table.name], "left_out": {}}
+    assert plan_run(root, bundle, OPTIONS).series_tables == {
+        "used": [table.name],
+        "left_out": {},
+    }
     with pytest.raises(UsageError, match="missing"):
-        plan_run(root, bundle, dataclasses.replace(OPTIONS, series_descriptions=tmp_path / "missing.csv"))
+        plan_run(
+            root,
+            bundle,
+            dataclasses.replace(OPTIONS, series_descriptions=tmp_path / "missing.csv"),
+        )
 
 
 # ---- batches of shared models -------------------------------------------------------------------------------------
@@ -120,19 +145,29 @@ def test_series_descriptions_are_part_of_what_decides_the_results(tmp_path):
         ("grader", 32, ((1, 5, 16), (1, 5)), (1, 5, 10)),
     ],
 )
-def test_shared_models_are_called_with_these_batches(bundles, monkeypatch, role, most, profile, sizes):
+def test_shared_models_are_called_with_these_batches(
+    bundles, monkeypatch, role, most, profile, sizes
+):
     options = dataclasses.replace(OPTIONS, max_batch=most, max_delay_ms=3.5)
     served = ServedModels(bundles["all"].path, bundles["all"].digest, options)
     entry = bundles["all"].entry(role)
     if profile is not None:
         (least, usual, largest), batches = profile
         rest = tuple(size or 64 for size in entry.inputs[0].shape[1:])
-        shapes = {"smallest": (least, *rest), "usual": (usual, *rest), "largest": (largest, *rest)}
+        shapes = {
+            "smallest": (least, *rest),
+            "usual": (usual, *rest),
+            "largest": (largest, *rest),
+        }
         entry = dataclasses.replace(entry, profile=Profile(**shapes, batches=batches))
     model = FakeModel(role)
     monkeypatch.setattr(Bundle, "entry", lambda _, asked: {role: entry}[asked])
     monkeypatch.setattr(
-        plan_room, "open_role", lambda bundle, given, asked: model if (given, asked) == (options, role) else None
+        plan_room,
+        "open_role",
+        lambda bundle, given, asked: (
+            model if (given, asked) == (options, role) else None
+        ),
     )
     backend, policy = served(role)
     assert backend is model

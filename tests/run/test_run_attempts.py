@@ -17,7 +17,10 @@ ALONE = frozenset()
 
 
 def ended(run):
-    return {result.study_id: (str(result.status), result.reason and str(result.reason)) for result in run}
+    return {
+        result.study_id: (str(result.status), result.reason and str(result.reason))
+        for result in run
+    }
 
 
 def state(out, unit):
@@ -29,16 +32,26 @@ def state(out, unit):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 10])
-@pytest.mark.parametrize(("deed", "reason"), [("die", "worker_died"), ("hang", "timeout")])
-def test_a_study_is_tried_as_often_as_allowed_and_fails_with_what_ended_it(root, in_process, deed, reason, most):
+@pytest.mark.parametrize(
+    ("deed", "reason"), [("die", "worker_died"), ("hang", "timeout")]
+)
+def test_a_study_is_tried_as_often_as_allowed_and_fails_with_what_ended_it(
+    root, in_process, deed, reason, most
+):
     write_exam(root, "a", "1", deed)
-    assert ended(start(root, None, max_attempts=most, timeout_s=0.001)) == {"1": ("failed", reason)}
+    assert ended(start(root, None, max_attempts=most, timeout_s=0.001)) == {
+        "1": ("failed", reason)
+    }
     assert opened(root) == ["a"] * most
     assert len(in_process.pools) == most
 
 
-@pytest.mark.parametrize(("most", "outcome"), [(1, ("failed", "worker_died")), (2, ("graded", None))])
-def test_a_worker_that_dies_once_costs_one_attempt(root, out, in_process, most, outcome):
+@pytest.mark.parametrize(
+    ("most", "outcome"), [(1, ("failed", "worker_died")), (2, ("graded", None))]
+)
+def test_a_worker_that_dies_once_costs_one_attempt(
+    root, out, in_process, most, outcome
+):
     write_exam(root, "a", "1", "die-once a")
     assert ended(start(root, out, max_attempts=most)) == {"1": outcome}
     assert len(opened(root)) == most
@@ -77,7 +90,9 @@ def test_no_study_is_begun_beside_one_that_runs_alone(root, in_process):
         write_exam(root, name, name)
     start(root, None, workers=4, worker=Slow).finish()
     assert in_process.beside["a"][1] == ALONE
-    assert all("a" not in beside[-1] for key, beside in in_process.beside.items() if key != "a")
+    assert all(
+        "a" not in beside[-1] for key, beside in in_process.beside.items() if key != "a"
+    )
     assert len(in_process.beside) == 4
 
 
@@ -87,8 +102,14 @@ def test_a_study_out_of_time_is_tried_again_in_company(root, in_process):
     run = start(root, None, workers=2, timeout_s=86400)
     slot_result = WorkerSlot._result
 
-    async def out_of_patience(self, future, timeout_s):  # a study waits for "a"; the other's time is up at once
-        hung = timeout_s == 86400 and "b" in in_process.in_flight and self._executor.key == "b"
+    async def out_of_patience(
+        self, future, timeout_s
+    ):  # a study waits for "a"; the other's time is up at once
+        hung = (
+            timeout_s == 86400
+            and "b" in in_process.in_flight
+            and self._executor.key == "b"
+        )
         return await slot_result(self, future, 0.001 if hung else timeout_s)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -120,8 +141,12 @@ def begun(run, out, *keys):
     ledger.close()
 
 
-@pytest.mark.parametrize(("before", "most", "tried"), [(1, 2, 1), (2, 2, 1), (3, 2, 0), (1, 1, 1), (2, 1, 0)])
-def test_attempts_that_ended_with_the_whole_run_may_be_one_more_than_faults(root, out, in_process, before, most, tried):
+@pytest.mark.parametrize(
+    ("before", "most", "tried"), [(1, 2, 1), (2, 2, 1), (3, 2, 0), (1, 1, 1), (2, 1, 0)]
+)
+def test_attempts_that_ended_with_the_whole_run_may_be_one_more_than_faults(
+    root, out, in_process, before, most, tried
+):
     write_exam(root, "a", "1")
     run = start(root, out, max_attempts=most)
     begun(run, out, *["a"] * before)
@@ -141,7 +166,9 @@ def test_faults_of_earlier_runs_count(root, out, in_process):
     assert len(opened(root)) == 2
 
 
-def test_the_reason_of_an_earlier_run_is_kept_when_nothing_is_tried_any_more(root, out, in_process):
+def test_the_reason_of_an_earlier_run_is_kept_when_nothing_is_tried_any_more(
+    root, out, in_process
+):
     write_exam(root, "a", "1")
     run = start(root, out, max_attempts=1)
     begun(run, out, "a")
@@ -153,7 +180,9 @@ def test_the_reason_of_an_earlier_run_is_kept_when_nothing_is_tried_any_more(roo
     assert opened(root) == []
 
 
-def test_a_unit_whose_study_is_not_known_is_a_refused_file_when_it_dies(root, out, in_process):
+def test_a_unit_whose_study_is_not_known_is_a_refused_file_when_it_dies(
+    root, out, in_process
+):
     write_exam(root, "nameless", "8", "die")
     summary = start(root, out).finish()
     assert (summary.studies, dict(summary.refused_files)) == (0, {"worker_died": 1})
@@ -161,16 +190,23 @@ def test_a_unit_whose_study_is_not_known_is_a_refused_file_when_it_dies(root, ou
     assert summary.walked == 1
 
 
-def test_an_error_of_the_engine_costs_one_attempt_and_says_its_type_alone(root, out, in_process):
+def test_an_error_of_the_engine_costs_one_attempt_and_says_its_type_alone(
+    root, out, in_process
+):
     write_exam(root, "a", "1", "raise")
     (result,) = start(root, out)
-    assert (result.reason, result.detail) == (Reason.INTERNAL_ERROR, "ZeroDivisionError")
+    assert (result.reason, result.detail) == (
+        Reason.INTERNAL_ERROR,
+        "ZeroDivisionError",
+    )
     assert opened(root) == ["a"]
     assert "PATIENT" not in (out / "studies.jsonl").read_text()
 
 
 @pytest.mark.parametrize("error", [BackendError, BundleError, OutputError])
-def test_an_error_that_no_other_study_would_escape_ends_the_run_and_is_held_against_none(root, out, in_process, error):
+def test_an_error_that_no_other_study_would_escape_ends_the_run_and_is_held_against_none(
+    root, out, in_process, error
+):
     class Refusing(FakeWorker):
         def do(self, deed):
             raise error("cannot go on")
@@ -223,7 +259,12 @@ def lost_models(monkeypatch, losses):
     ("losses", "most", "outcome", "tries"),
     [
         (1, 2, ("graded", None), 2),
-        (2, 2, ("graded", None), 3),  # the first is held against none: it may have been another's fault
+        (
+            2,
+            2,
+            ("graded", None),
+            3,
+        ),  # the first is held against none: it may have been another's fault
         (3, 2, ("failed", "worker_died"), 3),
         (1, 1, ("graded", None), 2),
         (2, 1, ("failed", "worker_died"), 2),
@@ -255,7 +296,9 @@ def test_a_study_beyond_its_share_is_begun_again_alone_with_all_the_memory(
 ):
     write_exam(root, "a", "1", f"allocate {needs}")
     memory = MemoryShare(usual_bytes=usual * MIB, alone_bytes=alone * MIB)
-    (result,) = start(root, out, resources=Resources(workers=2, memory=memory), max_attempts=1)
+    (result,) = start(
+        root, out, resources=Resources(workers=2, memory=memory), max_attempts=1
+    )
     assert result.reason == reason
     assert len(opened(root)) == tries
     given = [(usual * MIB, alone * MIB), (alone * MIB, alone * MIB)]
@@ -271,18 +314,29 @@ def test_a_suspect_that_had_all_the_memory_is_not_begun_again(root, out, in_proc
     assert opened(root) == ["a"]
 
 
-def test_a_study_that_ran_out_of_memory_is_tried_again_by_the_next_run(root, out, in_process):
+def test_a_study_that_ran_out_of_memory_is_tried_again_by_the_next_run(
+    root, out, in_process
+):
     write_exam(root, "a", "1", "allocate 900")
     memory = MemoryShare(usual_bytes=400 * MIB, alone_bytes=800 * MIB)
-    assert start(root, out, resources=Resources(workers=1, memory=memory)).finish().reasons == {"out_of_memory": 1}
+    assert start(
+        root, out, resources=Resources(workers=1, memory=memory)
+    ).finish().reasons == {"out_of_memory": 1}
     again = start(root, out, resources=Resources(workers=1, memory=memory)).finish()
     assert (again.resumed, again.walked, again.reasons) == (0, 1, {"out_of_memory": 1})
     more = MemoryShare(usual_bytes=1000 * MIB, alone_bytes=1000 * MIB)
-    assert start(root, out, resources=Resources(workers=1, memory=more)).finish().statuses == {"graded": 1}
-    assert start(root, out, resources=Resources(workers=1, memory=more)).finish().resumed == 1
+    assert start(
+        root, out, resources=Resources(workers=1, memory=more)
+    ).finish().statuses == {"graded": 1}
+    assert (
+        start(root, out, resources=Resources(workers=1, memory=more)).finish().resumed
+        == 1
+    )
 
 
-def test_without_a_ceiling_too_a_study_out_of_memory_is_tried_again_alone_by_another_worker(root, in_process):
+def test_without_a_ceiling_too_a_study_out_of_memory_is_tried_again_alone_by_another_worker(
+    root, in_process
+):
     class Poor(FakeWorker):
         def do(self, deed):
             raise MemoryError
@@ -300,7 +354,10 @@ class Splitting(FakeWorker):
     def outcome(self, unit):
         outcome = super().outcome(unit)
         if outcome.split:
-            return UnitOutcome(split=outcome.split, refused=(RefusedFile("flat/odd", Reason.NOT_AN_IMAGE),))
+            return UnitOutcome(
+                split=outcome.split,
+                refused=(RefusedFile("flat/odd", Reason.NOT_AN_IMAGE),),
+            )
         return outcome
 
 
@@ -310,12 +367,22 @@ def test_a_folder_of_several_studies_is_counted_by_its_studies(root, out, in_pro
     run = start(root, out, worker=Splitting)
     assert sorted(ended(run)) == ["1.x", "1.y", "1.z"]
     progress = run.progress
-    assert (progress.found, progress.processed, progress.refused, progress.resumed) == (3, 3, 1, 0)
+    assert (progress.found, progress.processed, progress.refused, progress.resumed) == (
+        3,
+        3,
+        1,
+        0,
+    )
     assert dict(run.summary.refused_files) == {"not_an_image": 1}
     again = start(root, out, worker=Splitting)
     assert ended(again) == {}
     progress = again.progress
-    assert (progress.found, progress.processed, progress.refused, progress.resumed) == (3, 0, 0, 3)
+    assert (progress.found, progress.processed, progress.refused, progress.resumed) == (
+        3,
+        0,
+        0,
+        3,
+    )
     assert dict(again.summary.refused_files) == {"not_an_image": 1}
     assert opened(root) == ["flat", "flat#1.x", "flat#1.y", "flat#1.z"]
 
@@ -323,23 +390,34 @@ def test_a_folder_of_several_studies_is_counted_by_its_studies(root, out, in_pro
 def test_a_part_that_fails_does_not_bring_its_folder_back(root, out, in_process):
     write_exam(root, "flat", "1.x", name="x")
     write_exam(root, "flat", "1.y", "die", name="y")
-    assert ended(start(root, out)) == {"1.x": ("graded", None), "1.y": ("failed", "worker_died")}
+    assert ended(start(root, out)) == {
+        "1.x": ("graded", None),
+        "1.y": ("failed", "worker_died"),
+    }
     assert opened(root) == ["flat", "flat#1.x", "flat#1.y", "flat#1.y"]
 
 
-def test_a_study_in_several_places_comes_once_more_from_all_of_them(root, out, in_process):
+def test_a_study_in_several_places_comes_once_more_from_all_of_them(
+    root, out, in_process
+):
     write_exam(root, "a", "1")
     write_exam(root, "b", "1", "second half")
     write_exam(root, "c", "2")
     run = start(root, out, workers=2)
     assert sorted(result.study_id for result in run) == ["1", "1", "1", "2"]
-    assert (run.progress.found, run.progress.processed, run.summary.studies) == (4, 4, 2)
+    assert (run.progress.found, run.progress.processed, run.summary.studies) == (
+        4,
+        4,
+        2,
+    )
     assert opened(root)[-1] == "//merged/1"
     assert len((out / "studies.jsonl").read_text().splitlines()) == 2
 
 
 @pytest.mark.parametrize("gone", ["b", "ab"])
-def test_what_came_of_all_places_is_forgotten_when_one_of_them_is_gone(root, out, tmp_path, in_process, gone):
+def test_what_came_of_all_places_is_forgotten_when_one_of_them_is_gone(
+    root, out, tmp_path, in_process, gone
+):
     write_exam(root, "a", "1")
     write_exam(root, "b", "1", "second half")
     write_exam(root, "c", "2")
@@ -355,7 +433,9 @@ def test_what_came_of_all_places_is_forgotten_when_one_of_them_is_gone(root, out
 
 
 @pytest.mark.parametrize("deed", ["die", "hang"])
-def test_a_scattered_study_that_dies_when_it_is_put_together_is_failed(root, out, in_process, deed):
+def test_a_scattered_study_that_dies_when_it_is_put_together_is_failed(
+    root, out, in_process, deed
+):
     class Fragile(FakeWorker):
         def do(self, word):
             super().do(deed if opened(root)[-1].startswith("//") else word)
@@ -364,36 +444,61 @@ def test_a_scattered_study_that_dies_when_it_is_put_together_is_failed(root, out
     write_exam(root, "b", "1", "second half")
     run = start(root, out, worker=Fragile, timeout_s=0.001)
     run.finish()
-    (line,) = (json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines())
-    assert (line["status"], line["reason"]) == ("failed", {"die": "worker_died", "hang": "timeout"}[deed])
+    (line,) = (
+        json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()
+    )
+    assert (line["status"], line["reason"]) == (
+        "failed",
+        {"die": "worker_died", "hang": "timeout"}[deed],
+    )
 
 
 @pytest.mark.parametrize("results", ["none", "two", "another", "split"])
-def test_files_that_do_not_read_as_one_study_together_are_a_collision(root, out, in_process, results):
+def test_files_that_do_not_read_as_one_study_together_are_a_collision(
+    root, out, in_process, results
+):
     class Odd(FakeWorker):
         def outcome(self, unit):
             outcome = super().outcome(unit)
             if not unit.key.startswith("//"):
                 return outcome
             if results == "split":
-                return UnitOutcome(split=(WorkUnit("p", (InputFile("a/exam", 1),), "1"),))
+                return UnitOutcome(
+                    split=(WorkUnit("p", (InputFile("a/exam", 1),), "1"),)
+                )
             (result,) = outcome.results
             other = type(result)(study_id="9", status=result.status, rows=result.rows)
-            return UnitOutcome(results={"none": (), "two": (result, result), "another": (other,)}[results])
+            return UnitOutcome(
+                results={"none": (), "two": (result, result), "another": (other,)}[
+                    results
+                ]
+            )
 
     write_exam(root, "a", "1")
     write_exam(root, "b", "1", "second half")
     run = start(root, out, worker=Odd)
     run.finish()
-    (line,) = (json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines())
-    assert (line["study_id"], line["status"], line["reason"]) == ("1", "failed", "uid_collision")
+    (line,) = (
+        json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()
+    )
+    assert (line["study_id"], line["status"], line["reason"]) == (
+        "1",
+        "failed",
+        "uid_collision",
+    )
 
 
-def test_files_refused_when_a_scattered_study_is_read_together_are_counted(root, out, in_process):
+def test_files_refused_when_a_scattered_study_is_read_together_are_counted(
+    root, out, in_process
+):
     class Refusing(FakeWorker):
         def outcome(self, unit):
             outcome = super().outcome(unit)
-            refused = (RefusedFile("a/odd", Reason.CORRUPT_FILE),) if unit.key.startswith("//") else ()
+            refused = (
+                (RefusedFile("a/odd", Reason.CORRUPT_FILE),)
+                if unit.key.startswith("//")
+                else ()
+            )
             return UnitOutcome(results=outcome.results, refused=refused)
 
     write_exam(root, "a", "1")

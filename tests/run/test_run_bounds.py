@@ -17,7 +17,12 @@ class Pulled:
     """Discovery of many units (one exam, named again and again) that counts what the run took of it."""
 
     def __init__(self, expected, count=400, study_id="1"):
-        self.expected, self.count, self.study_id, self.number = expected, count, study_id, 0
+        self.expected, self.count, self.study_id, self.number = (
+            expected,
+            count,
+            study_id,
+            0,
+        )
         self.reached, self.passed = threading.Event(), threading.Event()
 
     def __call__(self, root):
@@ -37,7 +42,9 @@ def in_thread(run):
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_discovery_is_64_units_ahead_of_the_workers_and_no_more(root, in_process, workers):
+def test_discovery_is_64_units_ahead_of_the_workers_and_no_more(
+    root, in_process, workers
+):
     write_exam(root, "a", "1", "wait w")
     # at work, one taken that waits for a worker, 64 that wait to be taken, one in discovery's hand
     found = Pulled(expected=workers + 1 + 64 + 1)
@@ -61,7 +68,9 @@ class NamedWorker(FakeWorker):
         return outcome
 
 
-def test_a_result_waits_for_its_reader_however_long_that_takes(root, in_process, monkeypatch):
+def test_a_result_waits_for_its_reader_however_long_that_takes(
+    root, in_process, monkeypatch
+):
     """The reader comes after the writer has asked for room a thousand times, without a clock."""
     write_exam(root, "a", "1")
     run = start(root, None, discover=Pulled(expected=0, count=80), worker=NamedWorker)
@@ -84,11 +93,15 @@ def test_a_result_waits_for_its_reader_however_long_that_takes(root, in_process,
     results = iter(run)
     first = next(results)
     assert room.wait(60)
-    assert [first.study_id, *(result.study_id for result in results)] == [f"{index}" for index in range(80)]
+    assert [first.study_id, *(result.study_id for result in results)] == [
+        f"{index}" for index in range(80)
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_no_study_is_begun_while_64_results_wait_for_a_reader(root, in_process, workers):
+def test_no_study_is_begun_while_64_results_wait_for_a_reader(
+    root, in_process, workers
+):
     write_exam(root, "a", "1")
     begun = 1 + 64 + workers  # read, waiting, and one in the hand of each worker
     enough, more = threading.Event(), threading.Event()
@@ -102,7 +115,13 @@ def test_no_study_is_begun_while_64_results_wait_for_a_reader(root, in_process, 
                 more.set()
             return super().outcome(unit)
 
-    run = start(root, None, discover=Pulled(expected=0, count=100), workers=workers, worker=Counting)
+    run = start(
+        root,
+        None,
+        discover=Pulled(expected=0, count=100),
+        workers=workers,
+        worker=Counting,
+    )
     results = iter(run)
     next(results)
     assert enough.wait(60)
@@ -112,7 +131,9 @@ def test_no_study_is_begun_while_64_results_wait_for_a_reader(root, in_process, 
     assert run.summary.walked == 100
 
 
-def test_studies_that_lay_in_one_folder_do_not_let_discovery_run_further_ahead(root, in_process):
+def test_studies_that_lay_in_one_folder_do_not_let_discovery_run_further_ahead(
+    root, in_process
+):
     class Held(FakeWorker):
         def outcome(self, unit):
             if unit.key == "u080" and not self.waited:
@@ -123,7 +144,9 @@ def test_studies_that_lay_in_one_folder_do_not_let_discovery_run_further_ahead(r
         write_exam(root, "flat", f"1.{name}", name=name)
     write_exam(root, "a", "1")
     (flat,) = (unit for unit in discover(root) if unit.key == "flat")
-    found = Pulled(expected=80 + 1 + 1 + 64 + 1)  # done before, at work, taken, waiting, in discovery's hand
+    found = Pulled(
+        expected=80 + 1 + 1 + 64 + 1
+    )  # done before, at work, taken, waiting, in discovery's hand
 
     def both(root):
         yield flat
@@ -188,7 +211,9 @@ def test_memory_does_not_hold_the_results(root, out, in_process):
 
     write_exam(root, "a", "1")
     run = start(root, out, discover=Pulled(expected=0, count=150), worker=Remembering)
-    assert sum(1 for _ in run) == 150  # more than may be found ahead: discovery goes on when units are done
+    assert (
+        sum(1 for _ in run) == 150
+    )  # more than may be found ahead: discovery goes on when units are done
     assert most <= 64 + 4
     assert len((out / "predictions.csv").read_text().splitlines()) == 1 + 150 * 25
 
@@ -218,4 +243,8 @@ def test_the_order_of_the_input_is_the_order_of_work(root, in_process):
     for index in range(5):
         write_exam(root, f"f{index}", f"1.{index}")
     start(root, None).finish()
-    assert opened(root) == [unit.key for unit in discover(root)] == ["f0", "f1", "f2", "f3", "f4"]
+    assert (
+        opened(root)
+        == [unit.key for unit in discover(root)]
+        == ["f0", "f1", "f2", "f3", "f4"]
+    )

@@ -19,13 +19,26 @@ def test_whatever_goes_wrong_every_study_is_recorded_once(seed, tmp_path):
 
 def record(out, names, reason=None, rows=25, swapped=MappingProxyType({})):
     out.mkdir()
-    lines = [{"study_id": name, "status": "graded" if reason is None else "failed", "reason": reason} for name in names]
-    (out / "studies.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [
+        {
+            "study_id": name,
+            "status": "graded" if reason is None else "failed",
+            "reason": reason,
+        }
+        for name in names
+    ]
+    (out / "studies.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines)
+    )
     with (out / "predictions.csv").open("w", newline="") as file:
         file.write("row_id,normal_mild,moderate,severe\n")
         for name in names:
             given = PRIOR_ROWS if reason else graded(swapped.get(name, name)).rows
-            file.write("".join(f"{line}\n" for line in list(prediction_rows(name, given))[:rows]))
+            file.write(
+                "".join(
+                    f"{line}\n" for line in list(prediction_rows(name, given))[:rows]
+                )
+            )
 
 
 @pytest.mark.parametrize(
@@ -50,7 +63,9 @@ def test_the_checks_see_a_study_with_the_rows_of_another(tmp_path):
         checked(["1", "2"], ["1"], tmp_path / "out")
 
 
-@pytest.mark.parametrize(("reason", "ends"), [("worker_died", {"worker_died": 2}), (None, {"graded": 2})])
+@pytest.mark.parametrize(
+    ("reason", "ends"), [("worker_died", {"worker_died": 2}), (None, {"graded": 2})]
+)
 def test_the_checks_pass_what_is_right(tmp_path, reason, ends):
     record(tmp_path / "out", ["1", "2"], reason)
     assert checked(["1", "2"], ["2", "1"], tmp_path / "out") == ends

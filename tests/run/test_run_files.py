@@ -39,7 +39,10 @@ def steps(monkeypatch):
 
     def tell_fsync(descriptor):
         there = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        steps.take("fsync folder" if there.is_dir() else "fsync", there.name if there.is_dir() else there.read_text())
+        steps.take(
+            "fsync folder" if there.is_dir() else "fsync",
+            there.name if there.is_dir() else there.read_text(),
+        )
         fsync(descriptor)
 
     def tell_replace(self, target):
@@ -51,7 +54,9 @@ def steps(monkeypatch):
     return steps
 
 
-def test_all_lines_are_on_the_disk_before_the_name_changes_and_then_the_name_is(path, steps):
+def test_all_lines_are_on_the_disk_before_the_name_changes_and_then_the_name_is(
+    path, steps
+):
     write_lines(path, ["new", "é\u2028", ""])
     assert steps == [
         ("fsync", "new\né\u2028\n\n"),
@@ -67,7 +72,9 @@ def cut_off(error):
     raise error
 
 
-@pytest.mark.parametrize("error", [Killed(), OSError(errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    "error", [Killed(), OSError(errno.ENOSPC, "No space left on device")]
+)
 @pytest.mark.parametrize("step", ["write", "fsync", "replace"])
 def test_the_earlier_file_is_whole_when_writing_ends_half_way(path, steps, step, error):
     lines = cut_off(error) if step == "write" else ["new"]
@@ -86,7 +93,10 @@ def test_a_full_disk_is_said_with_the_file_and_what_to_do(path, steps):
     steps.fail["fsync"] = OSError(errno.ENOSPC, "No space left on device")
     with pytest.raises(OutputError) as said:
         write_lines(path, ["new"])
-    assert str(said.value) == f"cannot write {path}: No space left on device; free space or choose another output"
+    assert (
+        str(said.value)
+        == f"cannot write {path}: No space left on device; free space or choose another output"
+    )
 
 
 def test_the_new_file_is_whole_when_only_its_name_may_be_lost(path, steps):
@@ -105,15 +115,23 @@ def test_no_descriptor_is_left_open(path, steps):
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_every_file_of_a_run_is_written_so_and_run_json_last(root, out, in_process, steps):
+def test_every_file_of_a_run_is_written_so_and_run_json_last(
+    root, out, in_process, steps
+):
     write_exam(root, "a", "1")
     start(root, out).finish()
-    assert [what[1] for name, what in steps if name == "replace"] == ["predictions.csv", "studies.jsonl", "run.json"]
+    assert [what[1] for name, what in steps if name == "replace"] == [
+        "predictions.csv",
+        "studies.jsonl",
+        "run.json",
+    ]
     assert [name for name, _ in steps] == ["fsync", "replace", "fsync folder"] * 3
 
 
 @pytest.mark.parametrize("file", ["predictions.csv", "studies.jsonl", "run.json"])
-def test_a_run_killed_while_it_writes_a_file_leaves_the_earlier_one_and_goes_on(root, out, in_process, file):
+def test_a_run_killed_while_it_writes_a_file_leaves_the_earlier_one_and_goes_on(
+    root, out, in_process, file
+):
     write_exam(root, "a", "1")
     start(root, out).finish()
     before = (out / file).read_bytes()

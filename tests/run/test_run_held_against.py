@@ -33,10 +33,16 @@ def test_a_death_is_recorded_before_the_next_attempt(root, out, in_process):
 
     write_exam(root, "a", "1")
     run = start(root, out, worker=Fragile)
-    assert ended_while_it_waits(run, root, out, in_process) == (1, 1, Reason.WORKER_DIED)
+    assert ended_while_it_waits(run, root, out, in_process) == (
+        1,
+        1,
+        Reason.WORKER_DIED,
+    )
 
 
-@pytest.mark.parametrize(("losses", "held"), [(1, (1, 0, None)), (2, (2, 1, Reason.WORKER_DIED))])
+@pytest.mark.parametrize(
+    ("losses", "held"), [(1, (1, 0, None)), (2, (2, 1, Reason.WORKER_DIED))]
+)
 def test_models_lost_alone_are_recorded_and_in_company_held_against_nobody(
     root, out, in_process, monkeypatch, losses, held
 ):

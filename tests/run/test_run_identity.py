@@ -69,7 +69,9 @@ def test_another_version_of_the_engine_is_refused(done, monkeypatch):
 def test_another_input_is_refused(done, tmp_path):
     root, out = done
     write_exam(tmp_path / "other", "a", "1")
-    with pytest.raises(OutputError, match=f"input {root}, this run has {tmp_path / 'other'};"):
+    with pytest.raises(
+        OutputError, match=f"input {root}, this run has {tmp_path / 'other'};"
+    ):
         start(tmp_path / "other", out).finish()
 
 
@@ -77,7 +79,9 @@ def test_models_that_run_on_something_else_are_refused(done):
     root, out = done
     write_exam(root, "b", "2")
     moved = partial(FakeWorker, devices={"grader": Device("fake", "npu", "f32")})
-    with pytest.raises(OutputError, match=r'device of the grader \{.*"cpu".*\}, this run has \{.*"npu"'):
+    with pytest.raises(
+        OutputError, match=r'device of the grader \{.*"cpu".*\}, this run has \{.*"npu"'
+    ):
         start(root, out, worker=moved).finish()
     (root / "b" / "exam").unlink()
 
@@ -100,7 +104,9 @@ def test_what_decides_no_result_may_change_between_runs(done, changed):
 
 
 def facts(**changed):
-    return RunIdentity(bundle=BUNDLE, options=RunOptions(**changed), series_descriptions="s1").facts("in")
+    return RunIdentity(
+        bundle=BUNDLE, options=RunOptions(**changed), series_descriptions="s1"
+    ).facts("in")
 
 
 def test_the_facts_of_a_run_are_these():
@@ -130,20 +136,40 @@ def engine_with(monkeypatch, options, asked):
         )  # fmt: skip
 
     monkeypatch.setattr("spine_engine.run.plan.plan_run", plan)
-    monkeypatch.setattr(tuning, "tuned", lambda options, bundle: RunOptions(workers=options.workers, threads=2))
+    monkeypatch.setattr(
+        tuning,
+        "tuned",
+        lambda options, bundle: RunOptions(workers=options.workers, threads=2),
+    )
     return Engine(FakeBundle(), options)
 
 
-def test_the_engine_plans_the_run_with_what_was_tuned_and_keeps_its_identity(root, out, monkeypatch):
+def test_the_engine_plans_the_run_with_what_was_tuned_and_keeps_its_identity(
+    root, out, monkeypatch
+):
     asked = []
-    run = engine_with(monkeypatch, RunOptions(workers=5), asked).run(str(root), str(out))
+    run = engine_with(monkeypatch, RunOptions(workers=5), asked).run(
+        str(root), str(out)
+    )
     ((planned_root, bundle, options),) = asked
-    assert (planned_root, bundle.facts, options) == (root, BUNDLE, RunOptions(workers=5, threads=2))
+    assert (planned_root, bundle.facts, options) == (
+        root,
+        BUNDLE,
+        RunOptions(workers=5, threads=2),
+    )
     kept = run._identity.facts(run._plan.root)
-    assert (kept["series descriptions"], kept["bundle"], kept["threads"]) == ("table of 3 series", "d1", "2")
+    assert (kept["series descriptions"], kept["bundle"], kept["threads"]) == (
+        "table of 3 series",
+        "d1",
+        "2",
+    )
     assert kept["input"] == str(root)
     assert run.output == out
-    assert (run._plan.discover, run._plan.factory, run._plan.resources.workers) == (dicom_discover, "factory", 7)
+    assert (run._plan.discover, run._plan.factory, run._plan.resources.workers) == (
+        dicom_discover,
+        "factory",
+        7,
+    )
 
 
 def test_the_engine_refuses_an_input_before_anything_is_planned(tmp_path, monkeypatch):

@@ -38,13 +38,19 @@ def test_an_attempt_is_on_disk_before_the_unit_is_opened(path):
     assert seen_from_outside(path, "PRAGMA journal_mode") == [("wal",)]
     ledger.meet(unit())
     ledger.begin(unit())
-    assert seen_from_outside(path, "SELECT attempts, faults, state FROM units") == [(1, 0, "open")]
+    assert seen_from_outside(path, "SELECT attempts, faults, state FROM units") == [
+        (1, 0, "open")
+    ]
     ledger.fault(unit(), Reason.TIMEOUT)
     ledger.begin(unit())
-    assert seen_from_outside(path, "SELECT attempts, faults, last_fault FROM units") == [(2, 1, "timeout")]
+    assert seen_from_outside(
+        path, "SELECT attempts, faults, last_fault FROM units"
+    ) == [(2, 1, "timeout")]
     ledger.finish(unit(), [graded("1", b"")], [])
     assert seen_from_outside(path, "SELECT state FROM units") == [("done",)]
-    assert seen_from_outside(path, "SELECT study_id, status FROM outcomes") == [("1", "graded")]
+    assert seen_from_outside(path, "SELECT study_id, status FROM outcomes") == [
+        ("1", "graded")
+    ]
     ledger.close()
 
 
@@ -68,7 +74,9 @@ def test_a_unit_whose_files_changed_starts_afresh(path):
     ledger = Ledger(path, IDENTITY)
     ledger.meet(unit(size=1))
     ledger.begin(unit(size=1))
-    ledger.finish(unit(size=1), [graded("1", b"")], [RefusedFile("a/y", Reason.NOT_AN_IMAGE)])
+    ledger.finish(
+        unit(size=1), [graded("1", b"")], [RefusedFile("a/y", Reason.NOT_AN_IMAGE)]
+    )
     assert not ledger.meet(unit(size=2)).done
     assert ids(ledger) == []
     assert ledger.refused_counts() == {}
@@ -92,7 +100,10 @@ def test_what_the_input_no_longer_holds_is_forgotten(path):
 def test_parts_of_a_split_unit_come_back_with_their_files(path):
     ledger = Ledger(path, IDENTITY)
     whole = WorkUnit("a", (InputFile("a/1", 5), InputFile("a/2\udc80", 6)), "1")
-    parts = (WorkUnit("a#1", whole.files[:1], "1"), WorkUnit("a#2", whole.files[1:], "2"))
+    parts = (
+        WorkUnit("a#1", whole.files[:1], "1"),
+        WorkUnit("a#2", whole.files[1:], "2"),
+    )
     ledger.meet(whole)
     ledger.split(whole, parts, [RefusedFile("a/3", Reason.NOT_AN_IMAGE)])
     ledger.close()
@@ -105,11 +116,15 @@ def test_parts_of_a_split_unit_come_back_with_their_files(path):
     assert again.meet(whole).split == parts
 
 
-def test_a_study_in_two_units_is_offered_once_more_with_all_files_and_then_counts_once(path):
+def test_a_study_in_two_units_is_offered_once_more_with_all_files_and_then_counts_once(
+    path,
+):
     ledger = Ledger(path, IDENTITY)
     for name in "bac":
         ledger.meet(unit(name))
-        ledger.finish(unit(name), [graded("7" if name != "c" else "8", name.encode())], [])
+        ledger.finish(
+            unit(name), [graded("7" if name != "c" else "8", name.encode())], []
+        )
     (merged,) = ledger.scattered()
     assert [entry.path for entry in merged.files] == ["a/x", "b/x"]
     assert merged.study_id == "7"
@@ -117,7 +132,10 @@ def test_a_study_in_two_units_is_offered_once_more_with_all_files_and_then_count
     ledger.finish(merged, [ungraded("7", Status.FAILED, Reason.UID_COLLISION)], [])
     assert ids(ledger) == ["7", "8"]
     statuses, reasons = ledger.counts()
-    assert (dict(statuses), dict(reasons)) == ({"failed": 1, "graded": 1}, {"uid_collision": 1})
+    assert (dict(statuses), dict(reasons)) == (
+        {"failed": 1, "graded": 1},
+        {"uid_collision": 1},
+    )
     ledger.close()
     # when one of the two is gone the merged outcome goes with it
     again = Ledger(path, IDENTITY)
@@ -136,7 +154,9 @@ def test_a_run_that_could_not_begin_binds_nothing(path):
     ledger.close()
     again = Ledger(path, {"bundle": "b2"})
     assert (again.fact("bundle"), again.devices()) == ("b2", {})
-    assert again.meet(unit()).attempts == 1  # what may have killed a worker is still known
+    assert (
+        again.meet(unit()).attempts == 1
+    )  # what may have killed a worker is still known
 
 
 def test_results_of_something_else_are_not_mixed_in(path):
@@ -154,14 +174,21 @@ def test_results_of_something_else_are_not_mixed_in(path):
     ledger.agree_device("detector", {"device": "npu"})
     with pytest.raises(OutputError, match=r"device of the grader .*cpu"):
         ledger.agree_device("grader", {"device": "gpu"})
-    assert list(ledger.devices().items()) == [("detector", {"device": "npu"}), ("grader", {"device": "cpu"})]
+    assert list(ledger.devices().items()) == [
+        ("detector", {"device": "npu"}),
+        ("grader", {"device": "cpu"}),
+    ]
 
 
 def test_a_study_comes_back_with_its_other_numbering(path):
-    other = AlternativeResult(shift=-1, probability=0.25, centers_mm={LEVELS[0]: (1.0, -2.0, 3.5)})
+    other = AlternativeResult(
+        shift=-1, probability=0.25, centers_mm={LEVELS[0]: (1.0, -2.0, 3.5)}
+    )
     ledger = Ledger(path, IDENTITY)
     ledger.meet(unit())
-    ledger.finish(unit(), [dataclasses.replace(graded("1", b""), alternative=other)], [])
+    ledger.finish(
+        unit(), [dataclasses.replace(graded("1", b""), alternative=other)], []
+    )
     ledger.close()
     ((_, _, line),) = Ledger(path, IDENTITY).outcomes()
     assert json.loads(line)["alternative_levels"] == {
@@ -193,7 +220,10 @@ def test_a_reader_gives_the_studies_with_their_files_and_times(path):
     reader = LedgerReader(path)  # while the ledger is open
     studies = list(reader.studies())
     assert [study.result for study in studies] == [graded("1", b"x"), graded("2", b"x")]
-    assert [study.unit for study in studies] == [unit("a", study_id="1"), unit("b", study_id="2")]
+    assert [study.unit for study in studies] == [
+        unit("a", study_id="1"),
+        unit("b", study_id="2"),
+    ]
     assert all(began <= study.finished <= time.time() for study in studies)
     assert reader.study("2") == studies[1]
     assert reader.fact("bundle") == "b1"

@@ -120,7 +120,11 @@ def test_faults_are_told_apart_from_attempts_that_vanished(ledger):
     ledger.fault(unit(), Reason.TIMEOUT)
     ledger.fault(unit(), Reason.WORKER_DIED)
     known = ledger.meet(unit())
-    assert (known.attempts, known.faults, known.last_fault) == (3, 2, Reason.WORKER_DIED)
+    assert (known.attempts, known.faults, known.last_fault) == (
+        3,
+        2,
+        Reason.WORKER_DIED,
+    )
     assert (known.done, known.split) == (False, ())
     ledger.finish(unit(), [graded("1", b"")], [])
     known = ledger.meet(unit())
@@ -133,13 +137,22 @@ def test_a_split_unit_starts_its_count_afresh(ledger):
     ledger.fault(unit(), Reason.TIMEOUT)
     ledger.split(unit(), [unit("a#1")], [])
     known = ledger.meet(unit())
-    assert (known.attempts, known.faults, known.done, known.split) == (0, 0, False, (unit("a#1"),))
+    assert (known.attempts, known.faults, known.done, known.split) == (
+        0,
+        0,
+        False,
+        (unit("a#1"),),
+    )
 
 
 def test_a_unit_split_anew_forgets_its_earlier_parts_and_their_studies(ledger):
     ledger.meet(unit())
-    ledger.split(unit(), [unit("a#1"), unit("a#2")], [RefusedFile("a/odd", Reason.CORRUPT_FILE)])
-    ledger.finish(unit("a#1"), [graded("1", b"")], [RefusedFile("a/x", Reason.NOT_AN_IMAGE)])
+    ledger.split(
+        unit(), [unit("a#1"), unit("a#2")], [RefusedFile("a/odd", Reason.CORRUPT_FILE)]
+    )
+    ledger.finish(
+        unit("a#1"), [graded("1", b"")], [RefusedFile("a/x", Reason.NOT_AN_IMAGE)]
+    )
     ledger.meet(unit(size=2))
     assert ledger.refused_counts() == {"not_an_image": 1}
     ledger.split(unit(size=2), [unit("a#3")], [])
@@ -171,15 +184,24 @@ def test_a_sweep_forgets_units_of_its_kind_that_this_run_did_not_meet(path, merg
     ledger = Ledger(path, {})
     for each in (unit(), unit("b"), whole):
         ledger.meet(each)
-        ledger.finish(each, [graded(f"of {each.key}", b"")], [RefusedFile(f"{each.key}/odd", Reason.CORRUPT_FILE)])
+        ledger.finish(
+            each,
+            [graded(f"of {each.key}", b"")],
+            [RefusedFile(f"{each.key}/odd", Reason.CORRUPT_FILE)],
+        )
     refuse(ledger, 1)
     ledger.close()
     again = Ledger(path, {})
     again.meet(unit("b"))
     again.sweep(merged=merged)
-    left = {"of a", "of b", "of //merged/1"} - ({"of //merged/1"} if merged else {"of a"})
+    left = {"of a", "of b", "of //merged/1"} - (
+        {"of //merged/1"} if merged else {"of a"}
+    )
     assert {study_id for study_id, _, _ in again.outcomes()} == left
-    assert again.refused_counts() == {"corrupt_file": 2, **({"not_an_image": 1} if merged else {})}
+    assert again.refused_counts() == {
+        "corrupt_file": 2,
+        **({"not_an_image": 1} if merged else {}),
+    }
     again.close()
 
 
@@ -187,9 +209,19 @@ def test_refused_files_are_counted_once_by_reason_and_named_by_path(ledger):
     ledger.meet(unit())
     ledger.refuse(RefusedFile("b", Reason.UNREADABLE))
     ledger.refuse(RefusedFile("c\udcff", Reason.TOO_LARGE))
-    ledger.refuse(RefusedFile("b", Reason.NOT_AN_IMAGE))  # told again: the later word counts
+    ledger.refuse(
+        RefusedFile("b", Reason.NOT_AN_IMAGE)
+    )  # told again: the later word counts
     again = RefusedFile("c\udcff", Reason.TOO_LARGE)
-    ledger.finish(unit(), [], [RefusedFile("a", Reason.CORRUPT_FILE), RefusedFile("b", Reason.UNREADABLE), again])
+    ledger.finish(
+        unit(),
+        [],
+        [
+            RefusedFile("a", Reason.CORRUPT_FILE),
+            RefusedFile("b", Reason.UNREADABLE),
+            again,
+        ],
+    )
     assert list(ledger.refused_counts().items()) == [
         ("corrupt_file", 1), ("not_an_image", 1), ("too_large", 1), ("unreadable", 1),
     ]  # fmt: skip
@@ -211,11 +243,19 @@ def test_scattered_studies_come_sorted_each_with_its_files_once(ledger):
     ]
 
 
-def test_a_study_counts_once_by_the_outcome_of_all_its_files_or_else_of_the_first_unit(path, ledger):
-    for key, reason in (("b", Reason.TIMEOUT), (".", Reason.NO_SAGITTAL)):  # the input itself sorts before all else
+def test_a_study_counts_once_by_the_outcome_of_all_its_files_or_else_of_the_first_unit(
+    path, ledger
+):
+    for key, reason in (
+        ("b", Reason.TIMEOUT),
+        (".", Reason.NO_SAGITTAL),
+    ):  # the input itself sorts before all else
         ledger.meet(unit(key))
         ledger.finish(unit(key), [ungraded("1", Status.FAILED, reason)], [])
-    assert [dict(counts) for counts in ledger.counts()] == [{"failed": 1}, {"no_sagittal": 1}]
+    assert [dict(counts) for counts in ledger.counts()] == [
+        {"failed": 1},
+        {"no_sagittal": 1},
+    ]
     whole = WorkUnit("//merged/1", (*unit(".").files, *unit("b").files), "1")
     ledger.meet(whole)
     ledger.finish(whole, [graded("1", b"whole")], [])
@@ -223,7 +263,11 @@ def test_a_study_counts_once_by_the_outcome_of_all_its_files_or_else_of_the_firs
     ((_, rows, _),) = ledger.outcomes()
     assert tuple(map(tuple, rows)) == graded("1", b"whole").rows
     reader = LedgerReader(path)
-    assert [study.unit for study in reader.studies()] == [reader.study("1").unit] == [whole]
+    assert (
+        [study.unit for study in reader.studies()]
+        == [reader.study("1").unit]
+        == [whole]
+    )
     reader.close()
 
 
@@ -234,7 +278,10 @@ def test_a_ledger_of_another_version_is_refused(path):
     other.close()
     with pytest.raises(OutputError, match="made with schema 1, this run has 2"):
         Ledger(path, {})
-    with pytest.raises(OutputError, match="another version of spine-engine; run again into a new folder"):
+    with pytest.raises(
+        OutputError,
+        match="another version of spine-engine; run again into a new folder",
+    ):
         LedgerReader(path)
 
 
@@ -265,12 +312,19 @@ def test_a_reader_changes_nothing_and_makes_no_file(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-def test_a_folder_whose_ledger_holds_no_outcome_is_bound_to_nothing_but_its_version(path):
+def test_a_folder_whose_ledger_holds_no_outcome_is_bound_to_nothing_but_its_version(
+    path,
+):
     ledger = Ledger(path, {"bundle": "b1"})
     ledger.agree_device("grader", {"device": "gpu"})
     ledger.close()
     again = Ledger(path, {"bundle": "b2"})
-    assert (again.fact("bundle"), again.fact("runs"), again.fact("schema"), again.devices()) == ("b2", "2", "2", {})
+    assert (
+        again.fact("bundle"),
+        again.fact("runs"),
+        again.fact("schema"),
+        again.devices(),
+    ) == ("b2", "2", "2", {})
     again.meet(unit())
     again.finish(unit(), [graded("1", b"")], [])
     again.close()

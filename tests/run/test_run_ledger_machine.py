@@ -10,7 +10,13 @@ from pathlib import Path
 from fakes import graded
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import Reason
@@ -20,7 +26,9 @@ from spine_engine.run.ledger import Ledger, LedgerReader, UnitState
 IDENTITY = {"bundle": "b1"}
 MEMORY_DISK = Path("/dev/shm")  # every step is an fsync
 KEYS = ("a", "b", "c\udc80")
-REASONS = st.sampled_from([Reason.WORKER_DIED, Reason.TIMEOUT, Reason.NOT_AN_IMAGE, Reason.UNREADABLE])
+REASONS = st.sampled_from(
+    [Reason.WORKER_DIED, Reason.TIMEOUT, Reason.NOT_AN_IMAGE, Reason.UNREADABLE]
+)
 MERGED = "//merged/"
 
 
@@ -55,8 +63,16 @@ class Model:
     def forget(self, keys):
         for key in keys:
             del self.units[key]
-        self.outcomes = {place: result for place, result in self.outcomes.items() if place[2] not in keys}
-        self.refused = {place: entry for place, entry in self.refused.items() if place[1] not in keys}
+        self.outcomes = {
+            place: result
+            for place, result in self.outcomes.items()
+            if place[2] not in keys
+        }
+        self.refused = {
+            place: entry
+            for place, entry in self.refused.items()
+            if place[1] not in keys
+        }
 
     def meet(self, unit, parent):
         known = self.units.get(unit.key)
@@ -75,20 +91,35 @@ class Model:
         )
 
     def parts(self, key):
-        return tuple(known.unit for _, known in sorted(self.units.items()) if known.parent == key)
+        return tuple(
+            known.unit for _, known in sorted(self.units.items()) if known.parent == key
+        )
 
     def sweep(self, merged):
         self.forget(
-            [key for key, known in self.units.items() if known.met != self.run and key.startswith(MERGED) == merged]
+            [
+                key
+                for key, known in self.units.items()
+                if known.met != self.run and key.startswith(MERGED) == merged
+            ]
         )
         if not merged:
-            self.refused = {p: (r, met) for p, (r, met) in self.refused.items() if p[1] or met == self.run}
+            self.refused = {
+                p: (r, met)
+                for p, (r, met) in self.refused.items()
+                if p[1] or met == self.run
+            }
 
     def told(self):
         """The outcome that counts of each study, by study id: that of all its files, else the first unit's."""
         first = {}
         for place in sorted(
-            self.outcomes, key=lambda place: (place[0], place[1], bytes(place[2], "utf8", "surrogatepass"))
+            self.outcomes,
+            key=lambda place: (
+                place[0],
+                place[1],
+                bytes(place[2], "utf8", "surrogatepass"),
+            ),
         ):
             first.setdefault(place[0], (place[2], self.outcomes[place]))
         return first
@@ -98,9 +129,17 @@ class Model:
         for study_id, part, key in self.outcomes:
             if part == 1:
                 units.setdefault(study_id, []).append(key)
-        for study_id in sorted(study_id for study_id, keys in units.items() if len(keys) > 1):
-            files = {file for key in units[study_id] for file in self.units[key].unit.files}
-            yield WorkUnit(MERGED + study_id, tuple(sorted(files, key=lambda file: file.path)), study_id)
+        for study_id in sorted(
+            study_id for study_id, keys in units.items() if len(keys) > 1
+        ):
+            files = {
+                file for key in units[study_id] for file in self.units[key].unit.files
+            }
+            yield WorkUnit(
+                MERGED + study_id,
+                tuple(sorted(files, key=lambda file: file.path)),
+                study_id,
+            )
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -108,7 +147,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def open(self):
-        self.folder = Path(tempfile.mkdtemp(dir=MEMORY_DISK if MEMORY_DISK.is_dir() else None))
+        self.folder = Path(
+            tempfile.mkdtemp(dir=MEMORY_DISK if MEMORY_DISK.is_dir() else None)
+        )
         self.path = self.folder / "ledger.sqlite"
         self.model, self.committed = Model(), Model()
         self.reopen()
@@ -123,7 +164,11 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def open_units(self):
         model = self.model
-        return [known for _, known in sorted(model.units.items()) if known.met == model.run and known.state == "open"]
+        return [
+            known
+            for _, known in sorted(model.units.items())
+            if known.met == model.run and known.state == "open"
+        ]
 
     def pick(self, data):
         return data.draw(st.sampled_from(self.open_units()))
@@ -160,13 +205,20 @@ class LedgerMachine(RuleBasedStateMachine):
         self.commit()
 
     @has_open
-    @rule(data=st.data(), studies=st.lists(st.sampled_from("123"), unique=True, max_size=2), reason=st.none() | REASONS)
+    @rule(
+        data=st.data(),
+        studies=st.lists(st.sampled_from("123"), unique=True, max_size=2),
+        reason=st.none() | REASONS,
+    )
     def finish(self, data, studies, reason):
         known = self.pick(data)
         key, seed = known.unit.key, known.unit.key.encode("utf-8", "surrogatepass")
         merged = key.startswith(MERGED)
         studies = [known.unit.study_id] if merged else studies
-        results = [ungraded(s, Status.FAILED, reason) if reason else graded(s, seed) for s in studies]
+        results = [
+            ungraded(s, Status.FAILED, reason) if reason else graded(s, seed)
+            for s in studies
+        ]
         refused = [RefusedFile(f"{key}/odd", reason)] if reason else []
         self.ledger.finish(known.unit, results, refused)
         for result in results:
@@ -176,12 +228,20 @@ class LedgerMachine(RuleBasedStateMachine):
         known.state, known.attempts, known.faults = "done", 0, 0
         self.commit()
 
-    @precondition(lambda self: any("#" not in k.unit.key and k.unit.key in KEYS for k in self.open_units()))
+    @precondition(
+        lambda self: any(
+            "#" not in k.unit.key and k.unit.key in KEYS for k in self.open_units()
+        )
+    )
     @rule(data=st.data(), reason=st.none() | REASONS)
     def split(self, data, reason):
-        known = data.draw(st.sampled_from([k for k in self.open_units() if k.unit.key in KEYS]))
+        known = data.draw(
+            st.sampled_from([k for k in self.open_units() if k.unit.key in KEYS])
+        )
         key, model = known.unit.key, self.model
-        parts = [WorkUnit(f"{key}#{n}", known.unit.files[n : n + 1], str(n)) for n in (0, 1)]
+        parts = [
+            WorkUnit(f"{key}#{n}", known.unit.files[n : n + 1], str(n)) for n in (0, 1)
+        ]
         refused = [RefusedFile(f"{key}/odd", reason)] if reason else []
         self.ledger.split(known.unit, parts, refused)
         model.forget([part.key for part in model.parts(key)])
@@ -192,10 +252,14 @@ class LedgerMachine(RuleBasedStateMachine):
         known.state, known.attempts, known.faults = "split", 0, 0
         self.commit()
 
-    @precondition(lambda self: any(known.state == "split" for known in self.model.units.values()))
+    @precondition(
+        lambda self: any(known.state == "split" for known in self.model.units.values())
+    )
     @rule(data=st.data())
     def meet_parts(self, data):
-        keys = sorted(key for key, known in self.model.units.items() if known.state == "split")
+        keys = sorted(
+            key for key, known in self.model.units.items() if known.state == "split"
+        )
         key = data.draw(st.sampled_from(keys))
         for part in self.model.parts(key):
             assert self.ledger.meet(part, key) == self.model.meet(part, key)
@@ -232,7 +296,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def look_from_outside(self):
         reader = LedgerReader(self.path)
-        seen = {study.result.study_id: (study.unit.key, study.result) for study in reader.studies()}
+        seen = {
+            study.result.study_id: (study.unit.key, study.result)
+            for study in reader.studies()
+        }
         reader.close()
         expected = self.committed.told()
         assert list(seen) == list(expected)
@@ -244,16 +311,28 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         told = self.model.told()
-        recorded = [(study_id, tuple(map(tuple, rows))) for study_id, rows, _ in self.ledger.outcomes()]
-        assert recorded == [(study_id, result.rows) for study_id, (_, result) in told.items()]
+        recorded = [
+            (study_id, tuple(map(tuple, rows)))
+            for study_id, rows, _ in self.ledger.outcomes()
+        ]
+        assert recorded == [
+            (study_id, result.rows) for study_id, (_, result) in told.items()
+        ]
         statuses, reasons = self.ledger.counts()
         assert statuses == Counter(result.status for _, result in told.values())
-        assert reasons == Counter(result.reason for _, result in told.values() if result.reason)
+        assert reasons == Counter(
+            result.reason for _, result in told.values() if result.reason
+        )
         by_reason = {}
         for (path, _), (reason, _) in self.model.refused.items():
             by_reason.setdefault(str(reason), set()).add(path)
-        assert self.ledger.refused_counts() == {reason: len(paths) for reason, paths in sorted(by_reason.items())}
-        paths = sorted({path for path, _ in self.model.refused}, key=lambda path: path.encode("utf-8", "surrogatepass"))
+        assert self.ledger.refused_counts() == {
+            reason: len(paths) for reason, paths in sorted(by_reason.items())
+        }
+        paths = sorted(
+            {path for path, _ in self.model.refused},
+            key=lambda path: path.encode("utf-8", "surrogatepass"),
+        )
         assert [path for path, _ in self.ledger.refused_files(limit=99)] == paths
         assert [path for path, _ in self.ledger.refused_files(limit=1)] == paths[:1]
 
@@ -263,5 +342,7 @@ class LedgerMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+LedgerMachine.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None
+)
 test_the_ledger_holds_what_happened_whatever_the_order = LedgerMachine.TestCase

@@ -14,7 +14,9 @@ GIB = 1 << 30
 
 def test_without_a_ceiling_workers_are_as_many_as_asked_and_each_has_a_high_one():
     most = MemoryShare(usual_bytes=7 * GIB, alone_bytes=7 * GIB)
-    assert divide_memory(RunOptions(workers=7), model_bytes=GIB) == Resources(workers=7, memory=most)
+    assert divide_memory(RunOptions(workers=7), model_bytes=GIB) == Resources(
+        workers=7, memory=most
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,17 @@ def test_without_a_ceiling_workers_are_as_many_as_asked_and_each_has_a_high_one(
         ("batch", 8, 128 + 684 + 384, (1, 384, 384)),
     ],
 )
-def test_workers_are_as_many_as_the_ceiling_holds_and_share_what_is_left(schedule, workers, ceiling, given):
-    options = RunOptions(schedule=schedule, workers=workers, max_memory_bytes=ceiling * MIB)
+def test_workers_are_as_many_as_the_ceiling_holds_and_share_what_is_left(
+    schedule, workers, ceiling, given
+):
+    options = RunOptions(
+        schedule=schedule, workers=workers, max_memory_bytes=ceiling * MIB
+    )
     count, usual, alone = given
     memory = MemoryShare(usual_bytes=int(usual * MIB), alone_bytes=alone * MIB)
-    assert divide_memory(options, model_bytes=100 * MIB) == Resources(workers=count, memory=memory)
+    assert divide_memory(options, model_bytes=100 * MIB) == Resources(
+        workers=count, memory=memory
+    )
 
 
 @pytest.mark.parametrize(("schedule", "least"), [("study", 524), ("batch", 908)])
@@ -43,11 +51,18 @@ def test_a_ceiling_that_holds_no_worker_says_what_would(schedule, least):
     # 128 + 384 + 3 x 4 = 524, shared models need a process of their own of 384 more
     options = {"schedule": schedule, "workers": 4}
     with pytest.raises(UsageError) as refused:
-        divide_memory(RunOptions(max_memory_bytes=least * MIB - 1, **options), model_bytes=4 * MIB)
+        divide_memory(
+            RunOptions(max_memory_bytes=least * MIB - 1, **options), model_bytes=4 * MIB
+        )
     assert str(refused.value) == (
         f"a ceiling of {least - 1} MiB holds no worker with these models: set --max-memory to {least}MiB or more"
     )
-    assert divide_memory(RunOptions(max_memory_bytes=least * MIB, **options), model_bytes=4 * MIB).workers == 1
+    assert (
+        divide_memory(
+            RunOptions(max_memory_bytes=least * MIB, **options), model_bytes=4 * MIB
+        ).workers
+        == 1
+    )
 
 
 def test_the_least_that_is_said_is_rounded_up():

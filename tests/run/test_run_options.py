@@ -40,7 +40,9 @@ def test_a_number_within_its_bounds_is_taken_and_one_just_outside_is_named(name)
     for value in (least, most):
         assert getattr(RunOptions(**{name: value}), name) == value
     for value in (least - step, most + step, -1):
-        with pytest.raises(UsageError, match=rf"^{name} must be .* got {re.escape(str(value))}$"):
+        with pytest.raises(
+            UsageError, match=rf"^{name} must be .* got {re.escape(str(value))}$"
+        ):
             RunOptions(**{name: value})
 
 
@@ -53,7 +55,9 @@ def test_an_empty_word_is_refused(name):
 def test_a_schedule_is_one_of_three():
     for schedule in ("auto", "study", "batch"):
         assert RunOptions(schedule=schedule).schedule == schedule
-    with pytest.raises(UsageError, match="schedule must be one of auto, study, batch, got 'both'"):
+    with pytest.raises(
+        UsageError, match="schedule must be one of auto, study, batch, got 'both'"
+    ):
         RunOptions(schedule="both")
 
 
@@ -90,7 +94,9 @@ def test_models_are_shared_where_asked_or_off_the_cpu(schedule, device, batched)
         (300, {"schedule": "batch"}, 256, 256),
     ],
 )
-def test_workers_and_threads_come_from_the_cpus_where_left_open(cpus, count, options, workers, threads):
+def test_workers_and_threads_come_from_the_cpus_where_left_open(
+    cpus, count, options, workers, threads
+):
     cpus(count)
     chosen = RunOptions(**options)
     assert (chosen.worker_count, chosen.thread_count) == (workers, threads)
@@ -123,7 +129,11 @@ def test_each_error_has_its_exit_code(name):
 
 def test_an_error_of_a_study_carries_its_reason_across_processes():
     error = pickle.loads(pickle.dumps(StudyError(Reason.TOO_LARGE, "9 GB")))
-    assert (error.reason, error.detail, str(error)) == (Reason.TOO_LARGE, "9 GB", "too_large: 9 GB")
+    assert (error.reason, error.detail, str(error)) == (
+        Reason.TOO_LARGE,
+        "9 GB",
+        "too_large: 9 GB",
+    )
     assert str(StudyError(Reason.TOO_LARGE)) == "too_large"
 
 
@@ -187,7 +197,10 @@ def test_run_json_holds_this():
         "interrupted": False,
         "studies": {"total": 3, "graded": 2, "prior": 0, "failed": 1, "incomplete": 1},
         "reasons": {"no_sagittal": 0, "timeout": 1},
-        "refused_files": {"total": 4, "by_reason": {"not_an_image": 3, "unreadable": 1}},
+        "refused_files": {
+            "total": 4,
+            "by_reason": {"not_an_image": 3, "unreadable": 1},
+        },
         "refused_examples": [{"path": "x", "reason": "unreadable"}],
         "units": {"walked": 2, "resumed": 4},
         "wall_s": 7.123,
@@ -199,6 +212,12 @@ def test_run_json_holds_this():
     }
     assert list(record["reasons"]) == ["no_sagittal", "timeout"]
     assert list(record["stage_seconds"]) == ["grade", "read"]
-    assert list(record["studies"]) == ["total", "graded", "prior", "failed", "incomplete"]
+    assert list(record["studies"]) == [
+        "total",
+        "graded",
+        "prior",
+        "failed",
+        "incomplete",
+    ]
     assert summary(wall_s=0.0).record()["studies_per_s"] == 0.0
     assert summary(statuses={"graded": 2, "prior": 1}).studies == 3

@@ -55,16 +55,27 @@ def test_a_unit_with_files_in_and_out_of_the_output_keeps_those_outside(root, ou
     inside = InputFile("results/exam", 1)
     unit = WorkUnit("a", (InputFile("a/exam", size), inside), "1")
     alone = WorkUnit("results", (inside,), "2")
-    summary = start(root, root / "results", discover=found(unit, alone), worker=Seeing).finish()
+    summary = start(
+        root, root / "results", discover=found(unit, alone), worker=Seeing
+    ).finish()
     assert seen == [WorkUnit("a", (InputFile("a/exam", size),), "1")]
     assert summary.studies == 1
 
 
 @pytest.mark.parametrize(
-    ("path", "counted"), [("results", 0), ("results/x", 0), ("results-old/x", 1), ("other/results", 1), ("r", 1)]
+    ("path", "counted"),
+    [
+        ("results", 0),
+        ("results/x", 0),
+        ("results-old/x", 1),
+        ("other/results", 1),
+        ("r", 1),
+    ],
 )
 def test_refused_files_of_the_output_folder_are_not_told(root, path, counted):
-    run = start(root, root / "results", discover=found(RefusedFile(path, Reason.UNREADABLE)))
+    run = start(
+        root, root / "results", discover=found(RefusedFile(path, Reason.UNREADABLE))
+    )
     assert sum(run.finish().refused_files.values()) == run.progress.refused == counted
 
 
@@ -95,11 +106,17 @@ def test_an_input_is_a_readable_folder_by_its_real_path(tmp_path, monkeypatch):
     assert check_input(tmp_path / "link") == folder
     (tmp_path / "file").write_text("")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name, said in {"missing": "does not exist", "loop": "does not exist", "file": "is not a folder"}.items():
+    for name, said in {
+        "missing": "does not exist",
+        "loop": "does not exist",
+        "file": "is not a folder",
+    }.items():
         with pytest.raises(UsageError, match=f"{name} {said}"):
             check_input(tmp_path / name)
     for lacking in (os.R_OK, os.X_OK):
-        monkeypatch.setattr(os, "access", lambda path, wanted, lacking=lacking: not wanted & lacking)
+        monkeypatch.setattr(
+            os, "access", lambda path, wanted, lacking=lacking: not wanted & lacking
+        )
         with pytest.raises(UsageError, match="folder cannot be read"):
             check_input(folder)
 
@@ -110,7 +127,10 @@ def test_a_held_output_is_made_with_its_parents_and_locked_until_the_end(tmp_pat
         assert lock.folder == out
         lock.check()
         assert out.is_dir()
-        with pytest.raises(OutputBusyError, match=f"another run is writing to {out}"), locked(out):
+        with (
+            pytest.raises(OutputBusyError, match=f"another run is writing to {out}"),
+            locked(out),
+        ):
             pass
     with locked(out):
         pass
@@ -123,7 +143,11 @@ def test_an_output_is_let_go_when_the_run_fails(tmp_path):
     with locked(tmp_path / "out"):
         pass
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(OutputBusyError), locked(tmp_path / "out"), locked(tmp_path / "out"):
+    with (
+        pytest.raises(OutputBusyError),
+        locked(tmp_path / "out"),
+        locked(tmp_path / "out"),
+    ):
         pass
     assert len(os.listdir("/proc/self/fd")) == before
 

@@ -26,12 +26,22 @@ def spawned():
 
 
 def files(out):
-    lines = [json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()]
-    return (out / "predictions.csv").read_bytes(), [{**line, "timings_ms": {}} for line in lines]
+    lines = [
+        json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()
+    ]
+    return (out / "predictions.csv").read_bytes(), [
+        {**line, "timings_ms": {}} for line in lines
+    ]
 
 
 def test_a_worker_that_dies_hangs_or_raises_costs_its_own_study_and_no_other(root, out):
-    for name, deed in {"1": "grade", "2": "segfault", "3": "raise", "4": "hang", "5": "grade"}.items():
+    for name, deed in {
+        "1": "grade",
+        "2": "segfault",
+        "3": "raise",
+        "4": "hang",
+        "5": "grade",
+    }.items():
         write_exam(root, name, name, deed)
     summary = start(root, out, timeout_s=2, max_attempts=1).finish()
     assert {line["study_id"]: line["reason"] for line in files(out)[1]} == {
@@ -77,7 +87,9 @@ def killed(root, out, tmp_path):
     write_exam(root, "g", "1.3", "more of it")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(here=str(Path(fakes.__file__).parent)))
-    process = subprocess.Popen([sys.executable, str(script), str(root), str(out)], env={**os.environ})
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(root), str(out)], env={**os.environ}
+    )
     try:
         deadline = time.monotonic() + 120
         while len(opened(root)) < 5:
@@ -91,7 +103,9 @@ def killed(root, out, tmp_path):
     return workers
 
 
-def test_kill_9_in_the_middle_and_a_second_run_give_the_same_bytes(root, out, tmp_path, killed, request):
+def test_kill_9_in_the_middle_and_a_second_run_give_the_same_bytes(
+    root, out, tmp_path, killed, request
+):
     assert killed
     _, alive = psutil.wait_procs(killed, timeout=10)
     assert not alive, "workers outlived the run"
@@ -100,7 +114,9 @@ def test_kill_9_in_the_middle_and_a_second_run_give_the_same_bytes(root, out, tm
     summary = start(root, out, workers=2).finish()
     assert summary.exit_code == 0
     assert summary.resumed >= 2
-    assert len(opened(root)) <= 12 + 2  # eleven units, one merged, at most two opened twice
+    assert (
+        len(opened(root)) <= 12 + 2
+    )  # eleven units, one merged, at most two opened twice
     start(root, tmp_path / "fresh").finish()
     assert files(out) == files(tmp_path / "fresh")
 
@@ -122,6 +138,11 @@ def test_a_script_needs_no_guard_and_need_not_be_a_file(root, tmp_path):
     script.write_text(text)
     for command, given in (([str(script)], None), (["-"], text)):
         ended = subprocess.run(
-            [sys.executable, *command], input=given, capture_output=True, text=True, timeout=120, check=False
+            [sys.executable, *command],
+            input=given,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
         assert (ended.stdout, ended.returncode) == ("begun\n['1.0']\n", 0), ended.stderr

@@ -25,7 +25,12 @@ def test_the_options_are_those_that_really_ran(root, out, monkeypatch):
     memory = MemoryShare(usual_bytes=1 << 30, alone_bytes=1 << 31)
     resources = Resources(workers=2, memory=memory)
     start(
-        root, out, workers=None, resources=resources, series_descriptions=Path("a/table.csv"), max_memory_bytes=1 << 32
+        root,
+        out,
+        workers=None,
+        resources=resources,
+        series_descriptions=Path("a/table.csv"),
+        max_memory_bytes=1 << 32,
     ).finish()
     assert record(out)["options"] == {
         "workers": 2, "threads": 1, "schedule": "study", "max_batch": 32, "max_delay_ms": 2.0,
@@ -34,7 +39,9 @@ def test_the_options_are_those_that_really_ran(root, out, monkeypatch):
     }  # fmt: skip
 
 
-def test_without_a_ceiling_of_memory_a_run_has_the_workers_of_its_options(root, out, in_process):
+def test_without_a_ceiling_of_memory_a_run_has_the_workers_of_its_options(
+    root, out, in_process
+):
     for name in "abc":
         write_exam(root, name, name, "turns 30000")
     start(root, out, workers=3).finish()
@@ -68,19 +75,25 @@ def test_a_run_with_shared_models_says_so_and_ends_them(root, out):
     assert record(out)["peak_memory_bytes"]["workers"][-1] == 50
 
 
-def test_the_first_hundred_files_that_were_not_used_are_named_and_all_are_counted(root, out):
+def test_the_first_hundred_files_that_were_not_used_are_named_and_all_are_counted(
+    root, out
+):
     for number in range(101):
         (root / f"{number:03}").write_text("")
     start(root, out).finish()
     refused = record(out)["refused_files"]
     assert refused == {"total": 101, "by_reason": {"not_an_image": 101}}
     examples = record(out)["refused_examples"]
-    assert [example["path"] for example in examples] == [f"{number:03}" for number in range(100)]
+    assert [example["path"] for example in examples] == [
+        f"{number:03}" for number in range(100)
+    ]
 
 
 def test_time_and_memory_are_those_of_the_run(root, out, monkeypatch):
     times = iter([100.0, 108.0])
-    monkeypatch.setattr("spine_engine.run.run.time.monotonic", lambda: next(times, 108.0))
+    monkeypatch.setattr(
+        "spine_engine.run.run.time.monotonic", lambda: next(times, 108.0)
+    )
     monkeypatch.setattr("spine_engine.run.run.peak_memory_bytes", lambda: 1000)
     monkeypatch.setattr("spine_engine.scheduler.pool.peak_memory_bytes", lambda: 300)
     for name in "ab":
@@ -104,12 +117,22 @@ def test_a_run_hands_its_limits_to_the_pool(root, monkeypatch):
     monkeypatch.setattr("spine_engine.run.plan.WorkerPool", pool)
     memory, models = MemoryShare(usual_bytes=1, alone_bytes=2), FakeModels()
     resources = Resources(workers=4, memory=memory)
-    run = start(root, None, factory="factory", resources=resources, companion=models, timeout_s=7.5)
+    run = start(
+        root,
+        None,
+        factory="factory",
+        resources=resources,
+        companion=models,
+        timeout_s=7.5,
+    )
     with pytest.raises(SeenError) as seen:
         run.finish()
     factory, how = seen.value.args
     how.pop("on_facts")
-    assert (factory, how) == ("factory", {"workers": 4, "timeout_s": 7.5, "memory": memory, "companion": models})
+    assert (factory, how) == (
+        "factory",
+        {"workers": 4, "timeout_s": 7.5, "memory": memory, "companion": models},
+    )
 
 
 @pytest.mark.parametrize("timeout_s", [7.5, RunOptions().timeout_s])
@@ -126,8 +149,14 @@ def test_the_time_limit_of_a_study_bounds_its_reading_too(root, monkeypatch, tim
 
     monkeypatch.setattr(unit_worker, "read_unit", read_unit)
     monkeypatch.setattr(unit_worker, "opened_bundle", lambda path, digest: "bundle")
-    monkeypatch.setattr(unit_worker, "PipelineModels", lambda *how: SimpleNamespace(devices={}, grader=None))
+    monkeypatch.setattr(
+        unit_worker,
+        "PipelineModels",
+        lambda *how: SimpleNamespace(devices={}, grader=None),
+    )
     write_exam(root, "a", "1")
     (unit,) = discover(root)
-    unit_worker.UnitWorker(root, Path("b"), "d", RunOptions(timeout_s=timeout_s), "overrides").run(unit)
+    unit_worker.UnitWorker(
+        root, Path("b"), "d", RunOptions(timeout_s=timeout_s), "overrides"
+    ).run(unit)
     assert read == [(root, "a", "overrides", timeout_s)]

@@ -24,7 +24,9 @@ from spine_engine.scheduler.batching.client import ServedBackend
 from spine_engine.scheduler.batching.server import ModelServer
 from spine_engine.scheduler.task import CompanionLostError
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="shared models need Linux")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="shared models need Linux"
+)
 
 
 class Squares:
@@ -71,14 +73,20 @@ def models(tmp_path):
 
 
 def ask(backend, *values):
-    return backend.run({"x": np.array([[value] for value in values], np.float32)})["y"].ravel().tolist()
+    return (
+        backend.run({"x": np.array([[value] for value in values], np.float32)})["y"]
+        .ravel()
+        .tolist()
+    )
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_or_hangs_is_told_apart_from_the_study_and_replaced(models):
     models.ensure()
     backend = ServedBackend(models.address, "squares")
-    large = np.random.default_rng(0).random((3, 700_000), np.float32)  # memory grows on both sides
+    large = np.random.default_rng(0).random(
+        (3, 700_000), np.float32
+    )  # memory grows on both sides
     np.testing.assert_array_equal(backend.run({"x": large})["y"], large * large)
     assert models.peak_memory_bytes > 10 << 20
     for deed in (2, 3):
@@ -134,7 +142,9 @@ def made(kind, root, address):
 def shared(root, output, kind, models):
     """A run of two workers that share ``models``."""
     factory = partial(made, kind, root, models.address)
-    return start(root, output, factory=factory, companion=models, workers=2, schedule="batch")
+    return start(
+        root, output, factory=factory, companion=models, workers=2, schedule="batch"
+    )
 
 
 class TwoRolesWorker(SharingWorker):
@@ -157,7 +167,9 @@ class TwoRolesWorker(SharingWorker):
 def test_one_death_of_the_models_costs_no_study_and_one_process(tmp_path, models):
     root = tmp_path / "in"
     for number in range(6):
-        write_exam(root, f"{number:02}", f"s{number:02}", "5.5" if number == 4 else "7.0")
+        write_exam(
+            root, f"{number:02}", f"s{number:02}", "5.5" if number == 4 else "7.0"
+        )
     run = shared(root, tmp_path / "out", TwoRolesWorker, models)
     assert {result.status for result in run} == {Status.GRADED}
     assert models.generation == 2
@@ -171,12 +183,20 @@ def test_one_death_of_the_models_costs_no_study_and_one_process(tmp_path, models
 def test_each_fault_in_the_shared_model_costs_its_own_study_alone(tmp_path, models):
     root = tmp_path / "in"
     deeds = [7.0] * 8
-    deeds[1], deeds[4], deeds[6] = 1.0, 2.0, 3.0  # raises always, kills always, hangs once
+    deeds[1], deeds[4], deeds[6] = (
+        1.0,
+        2.0,
+        3.0,
+    )  # raises always, kills always, hangs once
     for number, deed in enumerate(deeds):
         write_exam(root, f"{number:02}", f"s{number:02}", str(deed))
     run = shared(root, tmp_path / "out", SharingWorker, models)
     results = {result.study_id: result for result in run}
-    failed = {name: result.reason for name, result in results.items() if result.status is not Status.GRADED}
+    failed = {
+        name: result.reason
+        for name, result in results.items()
+        if result.status is not Status.GRADED
+    }
     assert failed == {"s01": Reason.INTERNAL_ERROR, "s04": Reason.WORKER_DIED}
     assert len(results) == 8
     assert run.summary.record()["options"]["schedule"] == "batch"
@@ -191,9 +211,15 @@ def test_shared_models_grade_like_ones_own(tmp_path):
         pass
     rows = {}
     for schedule in ("study", "batch"):
-        run = Engine.open(options=RunOptions(workers=2, schedule=schedule)).run(tmp_path / "studies")
-        rows[schedule] = {result.study_id: np.array(result.rows) / 1e6 for result in run}
-        assert {device["backend"] for device in run.summary.devices.values()} == {"openvino"}
+        run = Engine.open(options=RunOptions(workers=2, schedule=schedule)).run(
+            tmp_path / "studies"
+        )
+        rows[schedule] = {
+            result.study_id: np.array(result.rows) / 1e6 for result in run
+        }
+        assert {device["backend"] for device in run.summary.devices.values()} == {
+            "openvino"
+        }
     assert len(rows["study"]) == 2
     for name, own in rows["study"].items():
         assert np.abs(own - rows["batch"][name]).max() < 1e-3

@@ -33,7 +33,9 @@ def names(out):
     return sorted(path.name for path in out.glob("*.[cj]*"))
 
 
-def test_a_stopped_run_finishes_what_is_open_writes_its_files_and_goes_on_later(root, out, in_process):
+def test_a_stopped_run_finishes_what_is_open_writes_its_files_and_goes_on_later(
+    root, out, in_process
+):
     exams(root, "grade", "wait a", "grade", "grade")
     run = start(root, out)
     finished = in_thread(run)
@@ -44,7 +46,12 @@ def test_a_stopped_run_finishes_what_is_open_writes_its_files_and_goes_on_later(
     in_process.let_go("a")
     finished.join()
     summary = finished.summary
-    assert (summary.interrupted, summary.exit_code, summary.studies, summary.walked) == (True, 130, 2, 2)
+    assert (
+        summary.interrupted,
+        summary.exit_code,
+        summary.studies,
+        summary.walked,
+    ) == (True, 130, 2, 2)
     assert opened(root) == ["f0", "f1"]
     assert names(out) == ["predictions.csv", "run.json", "studies.jsonl"]
     assert len((out / "studies.jsonl").read_text().splitlines()) == 2
@@ -88,7 +95,9 @@ def test_a_stopped_run_puts_no_scattered_study_together(root, out, in_process):
     assert opened(root).count("//merged/1") == 1
 
 
-def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root, out, in_process):
+def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(
+    root, out, in_process
+):
     class Stopping(FakeWorker):
         def outcome(self, unit):
             if unit.key.startswith("//"):
@@ -106,7 +115,9 @@ def test_stopping_while_scattered_studies_are_put_together_leaves_the_rest(root,
     assert opened(root)[7:] == ["//merged/2", "//merged/3"]
 
 
-def test_a_run_stopped_there_keeps_what_earlier_runs_put_together(root, out, in_process):
+def test_a_run_stopped_there_keeps_what_earlier_runs_put_together(
+    root, out, in_process
+):
     class Stopping(FakeWorker):
         def outcome(self, unit):
             if unit.key.startswith("//"):
@@ -141,7 +152,11 @@ def test_an_aborted_run_ends_its_workers_and_writes_no_files(root, out, in_proce
     finished.join()
     assert in_process.pools
     assert all(pool.ended for pool in in_process.pools)
-    assert (run.summary.interrupted, run.summary.exit_code, run.summary.walked) == (True, 130, 1)
+    assert (run.summary.interrupted, run.summary.exit_code, run.summary.walked) == (
+        True,
+        130,
+        1,
+    )
     assert names(out) == []
     assert run.progress.stopped
     summary = start(root, out, worker=partial(FakeWorker, waited=True)).finish()
@@ -227,7 +242,9 @@ def test_results_are_in_the_ledger_before_they_are_told(root, out, in_process):
 
 
 def test_progress_says_how_far_the_run_is(root, out, in_process):
-    assert Progress() == Progress(found=0, resumed=0, processed=0, refused=0, discovering=True, stopped=False)
+    assert Progress() == Progress(
+        found=0, resumed=0, processed=0, refused=0, discovering=True, stopped=False
+    )
     exams(root, "grade", "prior", "die", "wait a")
     (root / "README").write_text("no exam")
     run = start(root, out, max_attempts=1)
@@ -238,7 +255,12 @@ def test_progress_says_how_far_the_run_is(root, out, in_process):
             break
         finished.join(0.01)
     progress = run.progress
-    assert (progress.found, progress.processed, progress.refused, progress.discovering) == (4, 3, 1, False)
+    assert (
+        progress.found,
+        progress.processed,
+        progress.refused,
+        progress.discovering,
+    ) == (4, 3, 1, False)
     assert dict(progress.statuses) == {"graded": 1, "prior": 1, "failed": 1}
     assert dict(progress.stage_seconds) == {"read": 0.001, "grade": 0.002}
     in_process.let_go("a")
@@ -246,4 +268,8 @@ def test_progress_says_how_far_the_run_is(root, out, in_process):
     assert (progress.processed, progress.resumed, progress.stopped) == (4, 0, False)
     run = start(root, out)
     run.finish()
-    assert (run.progress.found, run.progress.processed, run.progress.resumed) == (4, 0, 4)
+    assert (run.progress.found, run.progress.processed, run.progress.resumed) == (
+        4,
+        0,
+        4,
+    )

@@ -24,14 +24,18 @@ def predictions(out):
 
 
 def studies(out):
-    lines = [json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (out / "studies.jsonl").read_text().splitlines()
+    ]
     for line in lines:
         line["timings_ms"] = {}
     return lines
 
 
 def by_id(out):
-    return {study["study_id"]: (study["status"], study["reason"]) for study in studies(out)}
+    return {
+        study["study_id"]: (study["status"], study["reason"]) for study in studies(out)
+    }
 
 
 def manifest(out):
@@ -53,26 +57,40 @@ def test_every_study_has_its_rows_and_its_line(root, out):
     assert list(by_id(out)) == ["1.10", "1.2", "1.3", "1.9"]
     assert by_id(out)["1.3"] == ("prior", "no_sagittal")
     record = manifest(out)
-    assert record["studies"] == {"total": 4, "graded": 3, "prior": 1, "failed": 0, "incomplete": 0}
+    assert record["studies"] == {
+        "total": 4,
+        "graded": 3,
+        "prior": 1,
+        "failed": 0,
+        "incomplete": 0,
+    }
     assert record["refused_files"] == {"total": 1, "by_reason": {"not_an_image": 1}}
-    assert record["devices"] == {"grader": {"backend": "fake", "device": "cpu", "precision": "f32"}}
+    assert record["devices"] == {
+        "grader": {"backend": "fake", "device": "cpu", "precision": "f32"}
+    }
     assert record["units"] == {"walked": 4, "resumed": 0}
     assert record["stage_seconds"] == {"grade": 0.006, "read": 0.003}
     assert record["options"]["workers"] == 1
-    assert record["peak_memory_bytes"]["total"] > record["peak_memory_bytes"]["main"] > 1e6
+    assert (
+        record["peak_memory_bytes"]["total"] > record["peak_memory_bytes"]["main"] > 1e6
+    )
     assert run.summary.exit_code == 8
 
 
 def test_the_bytes_do_not_depend_on_workers_or_order(root, tmp_path):
     for index in range(8):
-        write_exam(root, f"f{index}", f"1.{index}", "sleep 0.05" if index % 3 == 0 else "grade")
+        write_exam(
+            root, f"f{index}", f"1.{index}", "sleep 0.05" if index % 3 == 0 else "grade"
+        )
     write_exam(root, "m", "1.1", "second part")  # a study met in two units
     start(root, tmp_path / "a", workers=1).finish()
 
     def shuffled(paths):
         return random.Random(4).sample(list(paths), k=9)
 
-    start(root, tmp_path / "b", workers=2, discover=partial(discover, order=shuffled)).finish()
+    start(
+        root, tmp_path / "b", workers=2, discover=partial(discover, order=shuffled)
+    ).finish()
     assert predictions(tmp_path / "a") == predictions(tmp_path / "b")
     assert studies(tmp_path / "a") == studies(tmp_path / "b")
 
@@ -93,12 +111,26 @@ def test_each_fault_costs_its_own_study_and_no_other(root, out):
         "6": ("graded", None),
     }
     assert len(predictions(out).splitlines()) == 1 + 6 * 25
-    assert Counter(opened(root)) == {"1": 1, "2": 2, "3": 2, "4": 2, "5": 1, "6": 1, "7": 1, "nameless": 2}
+    assert Counter(opened(root)) == {
+        "1": 1,
+        "2": 2,
+        "3": 2,
+        "4": 2,
+        "5": 1,
+        "6": 1,
+        "7": 1,
+        "nameless": 2,
+    }
     assert manifest(out)["refused_examples"] == [
         {"path": "7/exam", "reason": "corrupt_file"}, {"path": "nameless", "reason": "worker_died"},
     ]  # fmt: skip
-    assert next(study for study in studies(out) if study["study_id"] == "5")["detail"] == "ZeroDivisionError"
-    assert all("PATIENT" not in path.read_text("utf-8", "replace") for path in out.iterdir())
+    assert (
+        next(study for study in studies(out) if study["study_id"] == "5")["detail"]
+        == "ZeroDivisionError"
+    )
+    assert all(
+        "PATIENT" not in path.read_text("utf-8", "replace") for path in out.iterdir()
+    )
     assert summary.exit_code == 8
 
 
@@ -132,7 +164,9 @@ def test_a_model_that_a_study_needed_late_is_listed_with_what_it_ran_on(root, ou
     assert list(start(root, out).finish().devices) == ["grader", "whole_study_grader"]
 
 
-def test_a_model_that_cannot_be_opened_late_ends_the_run_and_counts_against_no_study(root, out):
+def test_a_model_that_cannot_be_opened_late_ends_the_run_and_counts_against_no_study(
+    root, out
+):
     write_exam(root, "a", "1")
     write_exam(root, "b", "2", "no-model whole_study_grader")
     for _ in range(4):  # more often than a study may fail
@@ -159,9 +193,15 @@ def test_the_same_command_again_only_does_what_changed(root, out):
     (out / "predictions.csv").unlink()
     again = start(root, out)
     assert list(again) == []
-    assert (again.summary.walked, again.summary.resumed, again.summary.exit_code) == (0, 4, 0)
+    assert (again.summary.walked, again.summary.resumed, again.summary.exit_code) == (
+        0,
+        4,
+        0,
+    )
     assert predictions(out) == before
-    assert manifest(out)["devices"] == {"grader": {"backend": "fake", "device": "cpu", "precision": "f32"}}
+    assert manifest(out)["devices"] == {
+        "grader": {"backend": "fake", "device": "cpu", "precision": "f32"}
+    }
     write_exam(root, "f1", "1.1", "graded otherwise")
     shutil.rmtree(root / "f2")
     write_exam(root, "f9", "1.9")
@@ -174,7 +214,9 @@ def test_the_same_command_again_only_does_what_changed(root, out):
 def test_results_made_with_another_bundle_or_option_are_not_mixed(root, out):
     write_exam(root, "a", "1")
     start(root, out).finish()
-    with pytest.raises(OutputError, match=r"bundle b1, this run has b2; choose another output folder"):
+    with pytest.raises(
+        OutputError, match=r"bundle b1, this run has b2; choose another output folder"
+    ):
         start(root, out, bundle="b2").finish()
     with pytest.raises(OutputError, match="precision auto, this run has f32"):
         start(root, out, precision="f32").finish()
@@ -182,7 +224,9 @@ def test_results_made_with_another_bundle_or_option_are_not_mixed(root, out):
     write_exam(other, "a", "1")
     with pytest.raises(OutputError, match="input"):
         start(other, out).finish()
-    assert start(root, out, workers=2, timeout_s=9, max_attempts=5).finish().resumed == 1
+    assert (
+        start(root, out, workers=2, timeout_s=9, max_attempts=5).finish().resumed == 1
+    )
 
 
 def test_an_output_inside_the_input_is_not_read_as_input(root):
@@ -224,7 +268,10 @@ def test_an_empty_input_is_not_a_success(root, out):
     assert predictions(out) == b"row_id,normal_mild,moderate,severe\n"
 
 
-@pytest.mark.parametrize(("factory", "message"), [(no_backend, "no such backend"), (dies_at_start, "died twice")])
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [(no_backend, "no such backend"), (dies_at_start, "died twice")],
+)
 def test_a_worker_that_cannot_start_ends_the_run(root, out, factory, message):
     for name in "abc":
         write_exam(root, name, name)
@@ -249,7 +296,9 @@ def test_a_ledger_that_fails_in_the_middle_is_an_output_error(root, out, monkeyp
     for name in "ab":
         write_exam(root, name, name)
     monkeypatch.setattr(Ledger, "finish", full)
-    with pytest.raises(OutputError, match="disk is full; free space and run the command again"):
+    with pytest.raises(
+        OutputError, match="disk is full; free space and run the command again"
+    ):
         start(root, out).finish()
 
 
@@ -275,5 +324,9 @@ def test_a_study_that_takes_the_whole_run_down_again_and_again_is_set_aside(root
             ledger.begin(units[key])
         ledger.close()
     assert first.finish().exit_code == 8
-    assert by_id(out) == {"a": ("failed", "worker_died"), "b": ("graded", None), "c": ("graded", None)}
+    assert by_id(out) == {
+        "a": ("failed", "worker_died"),
+        "b": ("graded", None),
+        "c": ("graded", None),
+    }
     assert opened(root) == ["b", "c"]

@@ -40,8 +40,18 @@ class Asked:
     def answer(self) -> Any:
         """The doubled numbers, or the exception."""
         assert all(future.done() for future in self.futures), "somebody waits for ever"
-        errors = [future.exception() for future in self.futures if future.exception() is not None]
-        return errors[0] if errors else np.concatenate([future.result()["y"] for future in self.futures]).tolist()
+        errors = [
+            future.exception()
+            for future in self.futures
+            if future.exception() is not None
+        ]
+        return (
+            errors[0]
+            if errors
+            else np.concatenate(
+                [future.result()["y"] for future in self.futures]
+            ).tolist()
+        )
 
 
 class Timeline:
@@ -68,12 +78,17 @@ class Timeline:
         self.device = Device("fake", "CPU", "f32")
         threads = SimpleNamespace(Condition=lambda: self, Thread=self._thread)
         monkeypatch.setattr(batcher, "threading", threads)
-        monkeypatch.setattr(batcher, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(
+            batcher, "time", SimpleNamespace(monotonic=lambda: self.now)
+        )
         self.batcher = Batcher(self, policy)
 
     def play(self, *arrivals: tuple[float, list[float]], width: int = 1) -> list[Asked]:
         """Let requests arrive, each ``(seconds, numbers)``, one number an item, and serve them all."""
-        asked = [Asked(at, np.repeat(np.array(values, np.float32)[:, None], width, 1)) for at, values in arrivals]
+        asked = [
+            Asked(at, np.repeat(np.array(values, np.float32)[:, None], width, 1))
+            for at, values in arrivals
+        ]
         return self.serve(asked)
 
     def serve(self, asked: list[Asked]) -> list[Asked]:
@@ -90,7 +105,13 @@ class Timeline:
         self.calls.append(Call(self.now, x[:, 0].tolist(), x.shape[1]))
         assert self.batcher.busy_since == self.now
         self._pass(self.now + self._takes_s)
-        error = self._fails(x[:, 0].tolist()) if self._fails else ValueError("poison") if (x == POISON).any() else None
+        error = (
+            self._fails(x[:, 0].tolist())
+            if self._fails
+            else ValueError("poison")
+            if (x == POISON).any()
+            else None
+        )
         if error is not None:
             raise error
         return {"y": x * 2}
@@ -116,7 +137,9 @@ class Timeline:
     def wait_for(self, true: Callable[[], Any], timeout: float | None = None) -> Any:
         deadline = None if timeout is None else self.now + timeout
         while not true():
-            if self._arrivals and (deadline is None or self._arrivals[0][0] <= deadline):
+            if self._arrivals and (
+                deadline is None or self._arrivals[0][0] <= deadline
+            ):
                 self._pass(self._arrivals[0][0])
             elif deadline is not None:
                 self._pass(deadline)
@@ -133,5 +156,7 @@ class Timeline:
             for part in self.batcher._parts({"x": request.array}):
                 future = self.batcher._ask(part)
                 request.futures.append(future)
-                future.add_done_callback(lambda _, request=request: setattr(request, "answered_at", self.now))
+                future.add_done_callback(
+                    lambda _, request=request: setattr(request, "answered_at", self.now)
+                )
         self.now = max(self.now, until)

@@ -62,7 +62,11 @@ def test_requests_that_wait_together_are_one_call_and_each_gets_its_own_part():
     batcher.close()
     assert [answer.tolist() for answer in answers] == [[[2]], [[4], [6]], [[8]]]
     assert model.sizes == [4]
-    assert (batcher.counts.calls, batcher.counts.items, batcher.counts.padding) == (1, 4, 0)
+    assert (batcher.counts.calls, batcher.counts.items, batcher.counts.padding) == (
+        1,
+        4,
+        0,
+    )
     assert model.closed
 
 
@@ -78,7 +82,12 @@ def test_an_idle_model_that_may_not_wait_takes_what_came_while_it_was_busy():
         while len(batcher._waiting) < 3:
             time.sleep(0.001)
         held.set()
-        assert [future.result()["y"].tolist() for future in (first, *rest)] == [[[0]], [[2]], [[4]], [[6]]]
+        assert [future.result()["y"].tolist() for future in (first, *rest)] == [
+            [[0]],
+            [[2]],
+            [[4]],
+            [[6]],
+        ]
     batcher.close()
     assert model.sizes == [1, 4]
     assert batcher.counts.padding == 1
@@ -87,7 +96,14 @@ def test_an_idle_model_that_may_not_wait_takes_what_came_while_it_was_busy():
 def test_items_of_different_shapes_never_meet_and_oldest_goes_first():
     model = Doubler()
     batcher = Batcher(model, policy(1, 2, 4, delay_ms=20.0))
-    answers = asked(batcher, [np.ones((1, 3), np.float32), np.ones((2, 5), np.float32), np.ones((1, 3), np.float32)])
+    answers = asked(
+        batcher,
+        [
+            np.ones((1, 3), np.float32),
+            np.ones((2, 5), np.float32),
+            np.ones((1, 3), np.float32),
+        ],
+    )
     batcher.close()
     assert [answer.shape for answer in answers] == [(1, 3), (2, 5), (1, 3)]
     assert sorted(model.sizes) == [2, 2]
@@ -109,7 +125,9 @@ def test_a_batch_that_raises_is_halved_until_the_culprit_stands_alone():
     batcher.close()
     assert isinstance(answers[2], ValueError)
     good = [answer for k, answer in enumerate(answers) if k != 2]
-    assert [answer.tolist() for answer in good] == [[[2 * value]] for value in (1, 2, 4, 5, 6, 7, 8)]
+    assert [answer.tolist() for answer in good] == [
+        [[2 * value]] for value in (1, 2, 4, 5, 6, 7, 8)
+    ]
     assert batcher.counts.calls <= 1 + 2 * 3
 
 

@@ -36,7 +36,10 @@ def test_the_oldest_requests_wait_counts_not_the_last_ones(monkeypatch):
     ("items", "called"),
     [
         ([[1], [2], [3]], [(0.1, [1, 2, 3, 0])]),  # one short of the largest: it waits
-        ([[1], [2], [3], [4]], [(0.03, [1, 2, 3, 4])]),  # the largest exactly: at once, as the fourth comes
+        (
+            [[1], [2], [3], [4]],
+            [(0.03, [1, 2, 3, 4])],
+        ),  # the largest exactly: at once, as the fourth comes
         ([[1, 2], [3], [4], [5]], [(0.02, [1, 2, 3, 4]), (0.13, [5])]),
         (
             [[1, 2, 3], [4, 5]],
@@ -44,21 +47,29 @@ def test_the_oldest_requests_wait_counts_not_the_last_ones(monkeypatch):
         ),  # full, but the two do not fit
     ],
 )
-def test_a_batch_that_is_full_is_called_at_once_and_one_that_is_not_waits(monkeypatch, items, called):
+def test_a_batch_that_is_full_is_called_at_once_and_one_that_is_not_waits(
+    monkeypatch, items, called
+):
     line = Timeline(monkeypatch, policy(1, 2, 4, delay_ms=100.0))
     asked = line.play(*((k / 100, values) for k, values in enumerate(items)))
     assert calls(line) == called
-    assert [one.answer for one in asked] == [[[2 * value] for value in values] for values in items]
+    assert [one.answer for one in asked] == [
+        [[2 * value] for value in values] for values in items
+    ]
 
 
-def test_what_came_while_the_model_was_busy_goes_at_once_when_its_time_is_over(monkeypatch):
+def test_what_came_while_the_model_was_busy_goes_at_once_when_its_time_is_over(
+    monkeypatch,
+):
     line = Timeline(monkeypatch, policy(1, 2, 4, delay_ms=100.0), takes_s=1.0)
     line.play((0.0, [1]), (0.5, [2]), (0.6, [3]), (1.05, [4]))
     # the second and third have waited longer than a tenth of a second when the model is free again at 1.1
     assert calls(line) == [(0.1, [1]), (1.1, [2, 3, 4, 0])]
 
 
-def test_a_busy_model_that_is_free_early_still_waits_for_the_rest_of_the_delay(monkeypatch):
+def test_a_busy_model_that_is_free_early_still_waits_for_the_rest_of_the_delay(
+    monkeypatch,
+):
     line = Timeline(monkeypatch, policy(1, 2, 4, delay_ms=100.0), takes_s=0.05)
     line.play((0.0, [1]), (0.12, [2]))
     assert calls(line) == [(0.1, [1]), (0.22, [2])]
@@ -73,13 +84,27 @@ def test_without_a_delay_nothing_waits(monkeypatch):
 def test_younger_ones_do_not_overtake_one_that_does_not_fit(monkeypatch):
     line = Timeline(monkeypatch, policy(4, delay_ms=0.0), takes_s=1.0)
     line.play((0.0, [9]), (0.1, [1, 2, 3]), (0.2, [4, 5]), (0.3, [6]))
-    assert [values for _, values in calls(line)] == [[9, 0, 0, 0], [1, 2, 3, 0], [4, 5, 6, 0]]
+    assert [values for _, values in calls(line)] == [
+        [9, 0, 0, 0],
+        [1, 2, 3, 0],
+        [4, 5, 6, 0],
+    ]
 
 
-def test_items_of_another_shape_are_left_for_a_call_of_their_own_and_keep_their_place(monkeypatch):
+def test_items_of_another_shape_are_left_for_a_call_of_their_own_and_keep_their_place(
+    monkeypatch,
+):
     line = Timeline(monkeypatch, policy(4, delay_ms=0.0), takes_s=1.0)
     wide, slim = np.full((1, 3), 7, np.float32), np.full((1, 1), 1, np.float32)
-    line.serve([Asked(0.0, slim), Asked(0.1, wide), Asked(0.2, slim + 1), Asked(0.3, wide + 1), Asked(0.4, slim + 2)])
+    line.serve(
+        [
+            Asked(0.0, slim),
+            Asked(0.1, wide),
+            Asked(0.2, slim + 1),
+            Asked(0.3, wide + 1),
+            Asked(0.4, slim + 2),
+        ]
+    )
     assert [(call.values, call.width) for call in line.calls] == [
         ([1, 0, 0, 0], 1),
         ([7, 8, 0, 0], 3),  # older than the slim ones, so first
@@ -91,21 +116,32 @@ def test_only_items_of_the_oldests_shape_make_a_batch_full(monkeypatch):
     line = Timeline(monkeypatch, policy(2, delay_ms=100.0))
     slim, wide = np.ones((1, 1), np.float32), np.ones((2, 3), np.float32)
     line.serve([Asked(0.0, slim), Asked(0.01, wide)])
-    assert [(round(call.at, 6), call.width) for call in line.calls] == [(0.1, 1), (0.1, 3)]
+    assert [(round(call.at, 6), call.width) for call in line.calls] == [
+        (0.1, 1),
+        (0.1, 3),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("count", "sizes"), [(1, [4]), (4, [4]), (5, [4, 4]), (8, [4, 4]), (9, [4, 4, 4]), (10, [4, 4, 4])]
+    ("count", "sizes"),
+    [(1, [4]), (4, [4]), (5, [4, 4]), (8, [4, 4]), (9, [4, 4, 4]), (10, [4, 4, 4])],
 )
-def test_a_request_is_cut_only_where_it_is_larger_than_the_largest_batch(monkeypatch, count, sizes):
+def test_a_request_is_cut_only_where_it_is_larger_than_the_largest_batch(
+    monkeypatch, count, sizes
+):
     line = Timeline(monkeypatch, policy(4, delay_ms=0.0))
     (asked,) = line.play((0.0, list(range(1, count + 1))))
     assert [len(call.values) for call in line.calls] == sizes
     assert asked.answer == [[2 * value] for value in range(1, count + 1)]
-    assert (line.batcher.counts.items, line.batcher.counts.padding) == (count, 4 * len(sizes) - count)
+    assert (line.batcher.counts.items, line.batcher.counts.padding) == (
+        count,
+        4 * len(sizes) - count,
+    )
 
 
-def test_a_call_of_exactly_a_size_gets_the_callers_own_array_and_a_padded_one_zeros(monkeypatch):
+def test_a_call_of_exactly_a_size_gets_the_callers_own_array_and_a_padded_one_zeros(
+    monkeypatch,
+):
     seen = []
     line = Timeline(monkeypatch, policy(2, delay_ms=0.0))
     run = line.run
@@ -129,14 +165,22 @@ def test_a_batch_that_raises_is_halved_and_the_calls_come_in_this_order(monkeypa
         [7, 8],
     ]
     assert isinstance(asked[5].answer, ValueError)
-    assert [one.answer for one in asked if one is not asked[5]] == [[[2 * v]] for v in (1, 2, 3, 4, 5, 7, 8)]
+    assert [one.answer for one in asked if one is not asked[5]] == [
+        [[2 * v]] for v in (1, 2, 3, 4, 5, 7, 8)
+    ]
     assert line.batcher.counts.calls == 7
 
 
 def test_a_batch_of_three_is_cut_after_the_first(monkeypatch):
     line = Timeline(monkeypatch, policy(1, 2, 4, delay_ms=10.0))
     line.play((0.0, [1]), (0.0, [2]), (0.0, [POISON]))
-    assert [values for _, values in calls(line)] == [[1, 2, 13, 0], [1], [2, 13], [2], [13]]
+    assert [values for _, values in calls(line)] == [
+        [1, 2, 13, 0],
+        [1],
+        [2, 13],
+        [2],
+        [13],
+    ]
 
 
 def test_an_error_of_a_whole_batch_only_costs_retries(monkeypatch):
@@ -162,7 +206,11 @@ def test_a_model_of_a_fixed_batch_neither_waits_nor_joins_nor_pads(monkeypatch):
     line = Timeline(monkeypatch, policy(1, 8, delay_ms=100.0), fixed=3, takes_s=1.0)
     asked = line.play((0.0, [1, 2, 3]), (0.1, [4, 5, 6]), (0.2, [7, 8, 9]))
     assert calls(line) == [(0.0, [1, 2, 3]), (1.0, [4, 5, 6]), (2.0, [7, 8, 9])]
-    assert [one.answer for one in asked] == [[[2], [4], [6]], [[8], [10], [12]], [[14], [16], [18]]]
+    assert [one.answer for one in asked] == [
+        [[2], [4], [6]],
+        [[8], [10], [12]],
+        [[14], [16], [18]],
+    ]
 
 
 def test_counts_tell_calls_items_padding_and_seconds_in_the_model(monkeypatch):
@@ -177,13 +225,22 @@ def test_counts_tell_calls_items_padding_and_seconds_in_the_model(monkeypatch):
 
 @pytest.mark.parametrize(
     ("unit", "most", "sizes"),
-    [(5, 32, (5, 10, 20)), (5, 40, (5, 10, 20, 40)), (5, 39, (5, 10, 20)), (5, 4, (5,)), (1, 1, (1,)), (3, 6, (3, 6))],
+    [
+        (5, 32, (5, 10, 20)),
+        (5, 40, (5, 10, 20, 40)),
+        (5, 39, (5, 10, 20)),
+        (5, 4, (5,)),
+        (1, 1, (1,)),
+        (3, 6, (3, 6)),
+    ],
 )
 def test_sizes_double_as_far_as_allowed(unit, most, sizes):
     assert doubling(unit, most) == sizes
 
 
-@pytest.mark.parametrize(("items", "size"), [(1, 2), (2, 2), (3, 6), (6, 6), (7, 8), (8, 8)])
+@pytest.mark.parametrize(
+    ("items", "size"), [(1, 2), (2, 2), (3, 6), (6, 6), (7, 8), (8, 8)]
+)
 def test_the_next_larger_size_takes_a_batch(items, size):
     sizes = policy(2, 6, 8)
     assert sizes.padded(items) == size
@@ -211,7 +268,9 @@ def test_a_policy_may_have_one_size_of_one_and_no_delay():
 
 
 @pytest.mark.parametrize("other", ["input", "output"])
-def test_a_model_of_two_inputs_or_of_a_fixed_output_takes_requests_one_by_one(monkeypatch, other):
+def test_a_model_of_two_inputs_or_of_a_fixed_output_takes_requests_one_by_one(
+    monkeypatch, other
+):
     line = Timeline(monkeypatch, policy(4, delay_ms=100.0))
     more = TensorInfo("z", (None, None) if other == "input" else (1, None))
     if other == "input":

@@ -18,7 +18,10 @@ from spine_engine.scheduler.batching.batcher import BatchPolicy
 from spine_engine.scheduler.batching.server import ModelServer
 from spine_engine.scheduler.batching.shared_arrays import ArrayChannel
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux only: not shown elsewhere")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="models are shared on Linux only: not shown elsewhere",
+)
 
 
 class Process:
@@ -73,7 +76,9 @@ def world(monkeypatch):
     world = World()
     monkeypatch.setattr(room, "multiprocessing", world)
     monkeypatch.setattr(room, "connected", world.connected)
-    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep))
+    monkeypatch.setattr(
+        room, "time", SimpleNamespace(monotonic=lambda: world.now, sleep=world.sleep)
+    )
     monkeypatch.setattr(room, "peak_memory_bytes", lambda pid: world.peaks.get(pid, 0))
     return world
 
@@ -90,7 +95,11 @@ def test_a_process_is_spawned_once_and_told_all_it_needs(world):
     (child,) = world.processes
     assert world.contexts == ["spawn"]
     told = child.options
-    assert (told["target"], told["name"], told["daemon"]) == (room._serve, "models", True)
+    assert (told["target"], told["name"], told["daemon"]) == (
+        room._serve,
+        "models",
+        True,
+    )
     assert told["args"] == (handle.address, factory, 7.0, 1)
     assert (handle.generation, world.asked, world.hung_up) == (1, [handle.address], 1)
     assert handle.address.startswith("spine-engine-")
@@ -126,13 +135,17 @@ def test_a_start_that_fails_is_tried_once_more_and_no_further(world, alive):
         assert 300.0 <= world.now <= 300.1, "the first had five minutes to start"
         assert world.processes[0].killed
     else:
-        with pytest.raises(BackendError, match="died twice while it started; run 'spine-engine doctor'"):
+        with pytest.raises(
+            BackendError, match="died twice while it started; run 'spine-engine doctor'"
+        ):
             handle.ensure()
         assert world.now == 0.0, "nobody waits for the dead"
     assert handle.generation == len(world.processes) == 2
 
 
-def test_a_process_that_takes_its_time_is_asked_again_every_hundredth_of_a_second(world):
+def test_a_process_that_takes_its_time_is_asked_again_every_hundredth_of_a_second(
+    world,
+):
     world.answers = lambda: world.now >= 0.05
     handle = ModelServer(factory, call_timeout_s=7.0)
     handle.ensure()
@@ -220,7 +233,11 @@ def serve(monkeypatch):
 
         monkeypatch.setattr(room, "listening", listening)
         monkeypatch.setattr(room, "own_peer", own)
-        monkeypatch.setattr(room, "prepare_process", lambda: setattr(done, "prepared", done.prepared + 1))
+        monkeypatch.setattr(
+            room,
+            "prepare_process",
+            lambda: setattr(done, "prepared", done.prepared + 1),
+        )
         monkeypatch.setattr(room, "time", SimpleNamespace(sleep=done.slept.append))
         limits = SimpleNamespace(
             RLIMIT_NOFILE="files",
@@ -228,9 +245,21 @@ def serve(monkeypatch):
             setrlimit=lambda what, given: done.limits.append((what, given)),
         )
         monkeypatch.setattr(room, "resource", limits)
-        monkeypatch.setattr(room, "threading", SimpleNamespace(Thread=thread, Lock=real.Lock))
+        monkeypatch.setattr(
+            room, "threading", SimpleNamespace(Thread=thread, Lock=real.Lock)
+        )
         with pytest.raises(SystemExit):
-            room._serve("here", lambda: lambda role: (Backend(), BatchPolicy(sizes=(1, 2), max_delay_ms=0.0)), 9.0, 4)
+            room._serve(
+                "here",
+                lambda: (
+                    lambda role: (
+                        Backend(),
+                        BatchPolicy(sizes=(1, 2), max_delay_ms=0.0),
+                    )
+                ),
+                9.0,
+                4,
+            )
         return done
 
     return serve
@@ -241,7 +270,12 @@ def test_a_process_serves_its_own_user_alone_and_survives_too_many_open_files(se
     foreign, refused = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     channel = ArrayChannel(mine)
     channel.send({"role": "grader"})
-    done = serve(refused, OSError(24, "Too many open files"), theirs, own=lambda end: end is not refused)
+    done = serve(
+        refused,
+        OSError(24, "Too many open files"),
+        theirs,
+        own=lambda end: end is not refused,
+    )
     assert foreign.recv(1) == b"", "hung up on"
     said, _ = channel.receive()
     assert said["generation"] == 4
@@ -270,7 +304,9 @@ class Killed(BaseException):
         (1.0, 0.0, 1.25),  # looked at four times as often as a call may last
     ],
 )
-def test_a_call_that_takes_longer_than_allowed_kills_the_process(monkeypatch, call_timeout_s, busy_since, killed_at):
+def test_a_call_that_takes_longer_than_allowed_kills_the_process(
+    monkeypatch, call_timeout_s, busy_since, killed_at
+):
     clock = SimpleNamespace(now=0.0)
 
     def sleep(seconds):
@@ -281,7 +317,9 @@ def test_a_call_that_takes_longer_than_allowed_kills_the_process(monkeypatch, ca
     def kill(pid, number):
         raise Killed(pid, number)
 
-    monkeypatch.setattr(room, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    monkeypatch.setattr(
+        room, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    )
     monkeypatch.setattr(room, "os", SimpleNamespace(getpid=lambda: 77, kill=kill))
     served = room._Connections(lambda role: None, 1)
     served._batchers = {
@@ -304,7 +342,9 @@ def test_nobody_there_is_waited_for_two_seconds_and_no_longer(monkeypatch):
     def sleep(seconds):
         clock.now += seconds
 
-    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    monkeypatch.setattr(
+        client, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep)
+    )
     monkeypatch.setattr(client, "connected", refuse)
     with pytest.raises(client.CompanionLostError) as caught:
         client.ServedBackend("nowhere", "grader")

@@ -24,7 +24,9 @@ def test_a_worker_is_one_spawned_process_that_leaves_signals_alone(in_process):
     assert executor.named["mp_context"].get_start_method() == "spawn"
 
 
-def test_a_worker_starts_with_one_thread_a_library_and_without_the_main_module(in_process, monkeypatch):
+def test_a_worker_starts_with_one_thread_a_library_and_without_the_main_module(
+    in_process, monkeypatch
+):
     seen = []
 
     class Looking:
@@ -40,7 +42,9 @@ def test_a_worker_starts_with_one_thread_a_library_and_without_the_main_module(i
         def shutdown(self, **how):
             self.pool.shutdown(**how)
 
-    monkeypatch.setattr(room, "ProcessPoolExecutor", lambda *a, **n: Looking(in_process.pool(*a, **n)))
+    monkeypatch.setattr(
+        room, "ProcessPoolExecutor", lambda *a, **n: Looking(in_process.pool(*a, **n))
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "8")
     run(done(pool_of()))
     ((environment, has_file, spec),) = seen
@@ -89,7 +93,10 @@ def factory_failing(errors):
 def test_one_death_while_starting_is_forgiven_and_two_are_not(in_process):
     assert run(done(pool_of(factory_failing([Died()])))) == OUTCOME
     assert [pool.ended for pool in in_process.pools] == [True, False]
-    with pytest.raises(BackendError, match=r"died twice while it loaded the models; run 'spine-engine doctor'"):
+    with pytest.raises(
+        BackendError,
+        match=r"died twice while it loaded the models; run 'spine-engine doctor'",
+    ):
         run(done(pool_of(factory_failing([Died()] * 2))))
     assert len(in_process.pools) == 4
     assert [pool.ended for pool in in_process.pools[2:]] == [True, True]
@@ -101,7 +108,9 @@ def test_a_worker_that_does_not_come_up_in_time_counts_as_dead(in_process, monke
         run(done(pool_of(factory_failing([Hung()] * 2))))
 
 
-def test_what_a_worker_raises_while_it_starts_is_raised_and_the_worker_ended(in_process):
+def test_what_a_worker_raises_while_it_starts_is_raised_and_the_worker_ended(
+    in_process,
+):
     with pytest.raises(ZeroDivisionError):
         run(done(pool_of(factory_failing([ZeroDivisionError()]))))
     assert [pool.ended for pool in in_process.pools] == [True]
@@ -123,9 +132,14 @@ class FakeCompanion:
 
 
 @pytest.mark.parametrize(("losses", "starts"), [(1, True), (9, True), (10, False)])
-def test_shared_models_may_be_lost_nine_times_while_a_worker_starts(in_process, losses, starts):
+def test_shared_models_may_be_lost_nine_times_while_a_worker_starts(
+    in_process, losses, starts
+):
     models = FakeCompanion()
-    pool = pool_of(factory_failing([CompanionLostError(n) for n in range(losses)]), companion=models)
+    pool = pool_of(
+        factory_failing([CompanionLostError(n) for n in range(losses)]),
+        companion=models,
+    )
     if starts:
         assert run(done(pool)) == OUTCOME
     else:
@@ -253,7 +267,9 @@ def test_facts_that_are_refused_end_the_worker(in_process):
     assert in_process.pools[0].ended
 
 
-def test_a_pool_that_breaks_at_its_first_call_is_a_death_while_starting(monkeypatch, in_process):
+def test_a_pool_that_breaks_at_its_first_call_is_a_death_while_starting(
+    monkeypatch, in_process
+):
     class Broken:
         def submit(self, *call):
             raise BrokenProcessPool("at once")
@@ -262,7 +278,11 @@ def test_a_pool_that_breaks_at_its_first_call_is_a_death_while_starting(monkeypa
             pass
 
     broken = [Broken(), Broken()]
-    monkeypatch.setattr(room, "ProcessPoolExecutor", lambda *a, **n: broken.pop() if broken else in_process.pool())
+    monkeypatch.setattr(
+        room,
+        "ProcessPoolExecutor",
+        lambda *a, **n: broken.pop() if broken else in_process.pool(),
+    )
     with pytest.raises(BackendError, match="died twice"):
         run(done(pool_of()))
     assert run(done(pool_of())) == OUTCOME

@@ -21,7 +21,9 @@ def test_a_worker_has_its_usual_share_and_all_of_it_alone(in_process):
         await done(pool, alone=True)
         assert len(in_process.limits) == 3
         assert in_process.limits[2][1:] == (900, 900)
-        assert [pool.ended for pool in in_process.pools].count(True) == 1  # the other, whose memory was needed
+        assert [pool.ended for pool in in_process.pools].count(
+            True
+        ) == 1  # the other, whose memory was needed
         await done(pool)
         assert in_process.limits[3][1:] == (400, 900)
         pool.close()
@@ -40,7 +42,9 @@ def test_a_new_worker_is_limited_anew(in_process):
     assert in_process.limits == [(-1, 400, 900), (-2, 400, 900)]
 
 
-def test_without_a_ceiling_nobody_is_limited_or_ended_for_one_that_runs_alone(in_process):
+def test_without_a_ceiling_nobody_is_limited_or_ended_for_one_that_runs_alone(
+    in_process,
+):
     async def scenario():
         pool = pool_of(workers=2)
         await asyncio.gather(done(pool, "turns"), done(pool, "turns"))
@@ -72,9 +76,15 @@ class Child:
         self.killed.append(self.pid)
 
 
-def test_ending_a_worker_kills_its_own_process_once_and_no_other(in_process, monkeypatch):
+def test_ending_a_worker_kills_its_own_process_once_and_no_other(
+    in_process, monkeypatch
+):
     killed = []
-    monkeypatch.setattr(multiprocessing, "active_children", lambda: [Child(pid, killed) for pid in (-3, -2, -1, 7)])
+    monkeypatch.setattr(
+        multiprocessing,
+        "active_children",
+        lambda: [Child(pid, killed) for pid in (-3, -2, -1, 7)],
+    )
 
     async def scenario():
         pool = pool_of(workers=2)
@@ -104,7 +114,14 @@ def test_a_suspect_waits_for_all_and_all_wait_for_it(in_process):
                     beside.setdefault(name, set()).update(running)
                 running.remove(name)
 
-        plan = [("a", False), ("b", False), ("s", True), ("c", False), ("t", True), ("d", False)]
+        plan = [
+            ("a", False),
+            ("b", False),
+            ("s", True),
+            ("c", False),
+            ("t", True),
+            ("d", False),
+        ]
         await asyncio.gather(*(unit(name, alone) for name, alone in plan))
         return beside
 
@@ -127,7 +144,9 @@ def test_a_suspect_that_is_cancelled_while_it_waits_holds_nobody_up(in_process):
         other = asyncio.create_task(done(pool))
         for _ in range(5):
             await asyncio.sleep(0)
-        assert len(in_process.pools) == 1  # the other waits for the suspect, the suspect for the busy one
+        assert (
+            len(in_process.pools) == 1
+        )  # the other waits for the suspect, the suspect for the busy one
         suspect.cancel()
         assert await other == OUTCOME
         assert suspect.cancelled()

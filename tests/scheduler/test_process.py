@@ -11,7 +11,12 @@ import types
 import pytest
 
 from spine_engine.scheduler import process
-from spine_engine.scheduler.process import environment, limit_memory, no_main_module, peak_memory_bytes
+from spine_engine.scheduler.process import (
+    environment,
+    limit_memory,
+    no_main_module,
+    peak_memory_bytes,
+)
 
 MIB = 1 << 20
 
@@ -19,12 +24,22 @@ MIB = 1 << 20
 def test_a_child_leaves_ctrl_c_and_sigterm_to_its_parent_and_ends_with_it(monkeypatch):
     set_to, started, ended = {}, [], []
     monkeypatch.setattr(signal, "signal", set_to.__setitem__)
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: types.SimpleNamespace(sentinel=9))
-    monkeypatch.setattr(process.multiprocessing.connection, "wait", lambda waited: started.append(waited))
+    monkeypatch.setattr(
+        multiprocessing, "parent_process", lambda: types.SimpleNamespace(sentinel=9)
+    )
+    monkeypatch.setattr(
+        process.multiprocessing.connection,
+        "wait",
+        lambda waited: started.append(waited),
+    )
     monkeypatch.setattr(os, "_exit", ended.append)
     process.prepare_process()
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon and thread.name.endswith("(_end_with)"):
+        if (
+            thread is not threading.current_thread()
+            and thread.daemon
+            and thread.name.endswith("(_end_with)")
+        ):
             thread.join()
     assert set_to == {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: signal.SIG_IGN}
     assert started == [[9]]
@@ -60,7 +75,10 @@ def test_children_find_no_main_module_and_it_is_then_as_before(monkeypatch, rais
     before = dict(vars(main))
     try:
         with no_main_module():
-            assert vars(main) == {**{k: v for k, v in before.items() if k != "__file__"}, "__spec__": None}
+            assert vars(main) == {
+                **{k: v for k, v in before.items() if k != "__file__"},
+                "__spec__": None,
+            }
             if raises:
                 raise ZeroDivisionError
     except ZeroDivisionError:
@@ -77,7 +95,9 @@ def test_a_main_module_without_a_file_stays_without(monkeypatch):
     assert main.__spec__ is None
 
 
-@pytest.mark.parametrize("hold", [no_main_module, lambda: environment({"SPINE_TEST_A": "1"})])
+@pytest.mark.parametrize(
+    "hold", [no_main_module, lambda: environment({"SPINE_TEST_A": "1"})]
+)
 def test_children_are_started_one_at_a_time(hold):
     entered = threading.Event()
 
@@ -123,7 +143,9 @@ def limits(monkeypatch):
         (1000, 400, 900, (400, 900)),
     ],
 )
-def test_a_process_is_held_to_its_limit_and_may_be_given_the_most_later(limits, hard, limit, most, given):
+def test_a_process_is_held_to_its_limit_and_may_be_given_the_most_later(
+    limits, hard, limit, most, given
+):
     limits[5] = (hard, hard)
     limit_memory(5, limit, most)
     assert limits[5] == given
@@ -149,7 +171,11 @@ def test_where_there_is_no_proc_the_system_is_asked(monkeypatch):
 
     monkeypatch.setattr("builtins.open", missing)
     usage = types.SimpleNamespace(ru_maxrss=123)
-    monkeypatch.setattr(resource, "getrusage", lambda who: usage if who == resource.RUSAGE_SELF else None)
+    monkeypatch.setattr(
+        resource,
+        "getrusage",
+        lambda who: usage if who == resource.RUSAGE_SELF else None,
+    )
     monkeypatch.setattr(sys, "platform", "freebsd")
     assert peak_memory_bytes() == 123 * 1024
     monkeypatch.setattr(sys, "platform", "darwin")

@@ -19,10 +19,17 @@ from spine_engine.scheduler.batching import client
 from spine_engine.scheduler.batching import server as models_room
 from spine_engine.scheduler.batching.batcher import BatchPolicy
 from spine_engine.scheduler.batching.client import ServedBackend
-from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected, listening
+from spine_engine.scheduler.batching.shared_arrays import (
+    ArrayChannel,
+    connected,
+    listening,
+)
 from spine_engine.scheduler.task import CompanionLostError
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="models are shared on Linux only: not shown elsewhere")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="models are shared on Linux only: not shown elsewhere",
+)
 
 
 class Squares:
@@ -90,7 +97,9 @@ class Server:
             except OSError:
                 return
             self.connections.append(connection.dup())
-            self._threads.append(threading.Thread(target=self.converse, args=(connection,), daemon=True))
+            self._threads.append(
+                threading.Thread(target=self.converse, args=(connection,), daemon=True)
+            )
             self._threads[-1].start()
 
     def close(self):
@@ -115,12 +124,20 @@ def server():
 
 
 def ask(backend, *values):
-    return backend.run({"x": np.array([[value] for value in values], np.float32)})["y"].ravel().tolist()
+    return (
+        backend.run({"x": np.array([[value] for value in values], np.float32)})["y"]
+        .ravel()
+        .tolist()
+    )
 
 
 def test_a_shared_model_answers_like_one_of_ones_own(server):
     backend = server.backend()
-    assert (backend.inputs, backend.outputs, backend.device) == (Squares.inputs, Squares.outputs, Squares.device)
+    assert (backend.inputs, backend.outputs, backend.device) == (
+        Squares.inputs,
+        Squares.outputs,
+        Squares.device,
+    )
     assert ask(backend, 5, 7) == [25, 49]
     first = backend.run({"x": np.full((3, 2), 8, np.float32)})["y"]
     assert ask(backend, 7) == [49]
@@ -144,7 +161,9 @@ def test_what_the_model_would_refuse_is_refused_before_it_is_sent(server, monkey
 
 def test_an_error_of_the_model_belongs_to_the_one_who_asked(server):
     backend, other = server.backend(), server.backend()
-    with pytest.raises(RuntimeError, match=r"^the squares raised FloatingPointError: one$"):
+    with pytest.raises(
+        RuntimeError, match=r"^the squares raised FloatingPointError: one$"
+    ):
         ask(backend, 1)
     with pytest.raises(MemoryError):
         ask(backend, 4)
@@ -161,14 +180,22 @@ def test_an_error_of_the_model_belongs_to_the_one_who_asked(server):
         ("nothing", BundleError, "^this bundle has no nothing$"),
         ("tpu", BackendError, "^no TPU here$"),
         ("odd", BackendError, "^of a kind that no worker expects$"),
-        ("broken", BackendError, r"^the model cannot be opened: ZeroDivisionError\('a fault of ours'\)$"),
+        (
+            "broken",
+            BackendError,
+            r"^the model cannot be opened: ZeroDivisionError\('a fault of ours'\)$",
+        ),
     ],
 )
-def test_a_model_that_cannot_be_had_is_refused_as_it_would_be_at_home(server, role, error, message):
+def test_a_model_that_cannot_be_had_is_refused_as_it_would_be_at_home(
+    server, role, error, message
+):
     for _ in range(2):
         with pytest.raises(error, match=message):
             server.backend(role)
-    assert server.opened == [role, role], "what failed is tried again for the next who asks"
+    assert server.opened == [role, role], (
+        "what failed is tried again for the next who asks"
+    )
 
 
 def test_many_workers_ask_at_once_and_each_gets_its_own(server):
@@ -196,7 +223,10 @@ def test_a_death_during_a_question_names_the_process_that_died(server, monkeypat
     backend = server.backend()
     for generation in (2, 3):
         with monkeypatch.context() as patch:
-            patch.setattr("spine_engine.scheduler.batching.batcher.Batcher.run", lambda *_: server.restart())
+            patch.setattr(
+                "spine_engine.scheduler.batching.batcher.Batcher.run",
+                lambda *_: server.restart(),
+            )
             with pytest.raises(CompanionLostError) as caught:
                 ask(backend, 5)
         assert caught.value.generation == generation
@@ -204,13 +234,18 @@ def test_a_death_during_a_question_names_the_process_that_died(server, monkeypat
 
 
 def test_a_process_that_hangs_up_while_it_is_greeted_is_gone(server):
-    server.converse = lambda connection: (connection.shutdown(socket.SHUT_RDWR), connection.close())
+    server.converse = lambda connection: (
+        connection.shutdown(socket.SHUT_RDWR),
+        connection.close(),
+    )
     with pytest.raises(CompanionLostError) as caught:
         server.backend()
     assert caught.value.generation == 0
 
 
-def test_a_worker_waits_for_the_process_that_takes_a_dead_ones_place(server, monkeypatch):
+def test_a_worker_waits_for_the_process_that_takes_a_dead_ones_place(
+    server, monkeypatch
+):
     tries, slept = [], []
 
     def late(address):
@@ -220,7 +255,9 @@ def test_a_worker_waits_for_the_process_that_takes_a_dead_ones_place(server, mon
         return connected(address)
 
     monkeypatch.setattr(client, "connected", late)
-    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append))
+    monkeypatch.setattr(
+        client, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=slept.append)
+    )
     backend = server.backend()
     assert ask(backend, 5) == [25]
     assert slept == [0.02] * 3

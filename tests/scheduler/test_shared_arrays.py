@@ -15,23 +15,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spine_engine.scheduler.batching import shared_arrays as room
-from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected, listening, own_peer
+from spine_engine.scheduler.batching.shared_arrays import (
+    ArrayChannel,
+    connected,
+    listening,
+    own_peer,
+)
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is shared on Linux only: not shown elsewhere")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux",
+    reason="memory is shared on Linux only: not shown elsewhere",
+)
 
 MEBIBYTE = 1 << 20
 
 
 @pytest.fixture
 def ends():
-    one, other = (ArrayChannel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one, other = (
+        ArrayChannel(end)
+        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    )
     yield one, other
     one.close()
     other.close()
 
 
 def numbers(*shape, start=0.0):
-    return np.arange(start, start + np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    return np.arange(
+        start, start + np.prod(shape, dtype=int), dtype=np.float32
+    ).reshape(shape)
 
 
 def descriptors() -> int:
@@ -41,7 +54,10 @@ def descriptors() -> int:
 @settings(max_examples=30, deadline=None)
 @given(shapes=st.lists(st.lists(st.integers(1, 5), max_size=4), max_size=5))
 def test_messages_and_arrays_of_any_shape_arrive_whole(shapes):
-    one, other = (ArrayChannel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one, other = (
+        ArrayChannel(end)
+        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    )
     sent = {f"a{k}": numbers(*shape, start=1000 * k) for k, shape in enumerate(shapes)}
     for message in ({"role": "grader"}, {}):
         one.send(message, sent)
@@ -58,7 +74,9 @@ def test_messages_and_arrays_of_any_shape_arrive_whole(shapes):
 @pytest.mark.parametrize("first", [1, 15, 16, 17, 32])
 def test_arrays_begin_at_cache_lines_and_do_not_overlap(ends, first):
     one, other = ends
-    one.send({}, {"a": numbers(first), "b": numbers(3, start=-3), "c": numbers(2, start=7)})
+    one.send(
+        {}, {"a": numbers(first), "b": numbers(3, start=-3), "c": numbers(2, start=7)}
+    )
     _, arrays = other.receive()
     assert [array.ctypes.data % 64 for array in arrays.values()] == [0, 0, 0]
     assert arrays["a"].tolist() == list(range(first))
@@ -73,20 +91,34 @@ def test_what_is_sent_is_copied_whatever_its_strides(ends):
     assert other.receive()[1]["a"].tolist() == numbers(4, 6)[:, ::2].T.tolist()
 
 
-def test_memory_is_handed_over_once_and_again_only_when_it_has_to_grow(ends, monkeypatch):
+def test_memory_is_handed_over_once_and_again_only_when_it_has_to_grow(
+    ends, monkeypatch
+):
     one, other = ends
     handed = []
     really = socket.send_fds
-    monkeypatch.setattr(socket, "send_fds", lambda *args: (handed.append(args[2]), really(*args))[1])
+    monkeypatch.setattr(
+        socket, "send_fds", lambda *args: (handed.append(args[2]), really(*args))[1]
+    )
     before = descriptors()
-    sizes = [1, MEBIBYTE // 4, 5, MEBIBYTE // 4 + 1, MEBIBYTE // 2, MEBIBYTE // 2 + 1, 3]
+    sizes = [
+        1,
+        MEBIBYTE // 4,
+        5,
+        MEBIBYTE // 4 + 1,
+        MEBIBYTE // 2,
+        MEBIBYTE // 2 + 1,
+        3,
+    ]
     counts = []
     for size in sizes:
         one.send({}, {"a": numbers(size)})
         np.testing.assert_array_equal(other.receive()[1]["a"], numbers(size))
         counts.append(len(handed))
     assert counts == [1, 1, 1, 2, 2, 3, 3], "whole mebibytes of four-byte numbers"
-    assert descriptors() == before + 2, "each side keeps its mapping, which is a descriptor, and no other"
+    assert descriptors() == before + 2, (
+        "each side keeps its mapping, which is a descriptor, and no other"
+    )
 
 
 def test_the_next_message_overwrites_what_the_last_one_brought(ends):
@@ -123,7 +155,10 @@ def test_the_end_is_told_and_looking_for_it_takes_nothing_away(ends):
 
 def test_a_side_that_hangs_up_unheard_keeps_nothing():
     before = descriptors()
-    one, other = (ArrayChannel(end) for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    one, other = (
+        ArrayChannel(end)
+        for end in socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    )
     one.send({}, {"a": numbers(2)})
     one.close()
     other.close()
@@ -131,12 +166,20 @@ def test_a_side_that_hangs_up_unheard_keeps_nothing():
     assert descriptors() == before
 
 
-def test_memory_that_cannot_be_had_is_a_memory_error_and_leaks_nothing(ends, monkeypatch):
+def test_memory_that_cannot_be_had_is_a_memory_error_and_leaks_nothing(
+    ends, monkeypatch
+):
     one, other = ends
     before = descriptors()
     with monkeypatch.context() as patch:
-        patch.setattr(os, "memfd_create", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
-        with pytest.raises(MemoryError, match="no memory to share: Too many open files"):
+        patch.setattr(
+            os,
+            "memfd_create",
+            lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")),
+        )
+        with pytest.raises(
+            MemoryError, match="no memory to share: Too many open files"
+        ):
             one.send({}, {"a": numbers(2)})
     one.send({}, {"a": numbers(2)})
 
@@ -145,7 +188,9 @@ def test_memory_that_cannot_be_had_is_a_memory_error_and_leaks_nothing(ends, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(room, "mmap", SimpleNamespace(mmap=refuse))
-        with pytest.raises(MemoryError, match="no memory to share: Cannot allocate memory"):
+        with pytest.raises(
+            MemoryError, match="no memory to share: Cannot allocate memory"
+        ):
             other.receive()
     assert descriptors() == before + 1, "the sender's own mapping"
 

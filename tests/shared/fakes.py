@@ -19,7 +19,14 @@ from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit
 from spine_engine.errors import BackendError, Reason
 from spine_engine.options import RunOptions
 from spine_engine.pipeline.outcome import UnitOutcome
-from spine_engine.results import ROW_ORDER, SeriesResult, Status, StudyResult, in_millionths, ungraded
+from spine_engine.results import (
+    ROW_ORDER,
+    SeriesResult,
+    Status,
+    StudyResult,
+    in_millionths,
+    ungraded,
+)
 from spine_engine.run.memory import Resources
 from spine_engine.run.plan import RunPlan
 from spine_engine.run.run import Run, RunIdentity
@@ -42,7 +49,9 @@ class Later(BaseException):
         self.until = until
 
 
-def write_exam(root: Path, folder: str, study_id: str, deed: str = "grade", name: str = "exam") -> Path:
+def write_exam(
+    root: Path, folder: str, study_id: str, deed: str = "grade", name: str = "exam"
+) -> Path:
     path = root / folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{study_id}\n{deed}", encoding="utf-8")
@@ -70,9 +79,17 @@ def graded(study_id: str, seed: bytes) -> StudyResult:
     for index in range(len(ROW_ORDER)):
         a, b, c = (1 + zlib.crc32(seed + bytes([index, k])) % 9973 for k in range(3))
         rows.append(in_millionths((a, b, c)))
-    series = (SeriesResult(path="s", role="sagittal_t2", evidence="TE 100 ms", stacks=1, slices=15),)
+    series = (
+        SeriesResult(
+            path="s", role="sagittal_t2", evidence="TE 100 ms", stacks=1, slices=15
+        ),
+    )
     return StudyResult(
-        study_id=study_id, status=Status.GRADED, rows=tuple(rows), series=series, timings_ms={"read": 1.0, "grade": 2.0}
+        study_id=study_id,
+        status=Status.GRADED,
+        rows=tuple(rows),
+        series=series,
+        timings_ms={"read": 1.0, "grade": 2.0},
     )
 
 
@@ -80,7 +97,9 @@ def graded(study_id: str, seed: bytes) -> StudyResult:
 class FakeWorker:
     root: Path
     log: Path
-    devices: dict[str, Device] = field(default_factory=lambda: {"grader": Device("fake", "cpu", "f32")})
+    devices: dict[str, Device] = field(
+        default_factory=lambda: {"grader": Device("fake", "cpu", "f32")}
+    )
     limit_bytes: int | None = None
     waited: bool = False
 
@@ -101,23 +120,32 @@ class FakeWorker:
             exams.setdefault(study_id, []).append((entry, deed))
         if len(exams) > 1:
             parts = (
-                WorkUnit(f"{unit.key}#{name}", tuple(entry for entry, _ in part), name) for name, part in exams.items()
+                WorkUnit(f"{unit.key}#{name}", tuple(entry for entry, _ in part), name)
+                for name, part in exams.items()
             )
             return UnitOutcome(split=tuple(parts))
         ((study_id, part),) = exams.items()
         patients = {deed for _, deed in part if deed.startswith("patient")}
         if len(patients) > 1:
-            return UnitOutcome(results=(ungraded(study_id, Status.FAILED, Reason.UID_COLLISION),))
+            return UnitOutcome(
+                results=(ungraded(study_id, Status.FAILED, Reason.UID_COLLISION),)
+            )
         seed = "\n".join(sorted({deed for _, deed in part})).encode()
         for _, deed in part:
             try:
                 self.do(deed)
             except MemoryError:
-                return UnitOutcome(results=(ungraded(study_id, Status.FAILED, Reason.OUT_OF_MEMORY),))
+                return UnitOutcome(
+                    results=(ungraded(study_id, Status.FAILED, Reason.OUT_OF_MEMORY),)
+                )
             if deed == "prior":
-                return UnitOutcome(results=(ungraded(study_id, Status.PRIOR, Reason.NO_SAGITTAL),))
+                return UnitOutcome(
+                    results=(ungraded(study_id, Status.PRIOR, Reason.NO_SAGITTAL),)
+                )
             if deed == "no study":
-                return UnitOutcome(refused=(RefusedFile(part[0][0].path, Reason.CORRUPT_FILE),))
+                return UnitOutcome(
+                    refused=(RefusedFile(part[0][0].path, Reason.CORRUPT_FILE),)
+                )
         return UnitOutcome(results=(graded(study_id, study_id.encode() + seed),))
 
     def do(self, deed: str) -> None:
@@ -164,7 +192,9 @@ class FakeWorker:
             raise MemoryError
 
 
-def made(kind: Callable[[Path, Path], FakeWorker], root: Path) -> tuple[FakeWorker, Facts]:
+def made(
+    kind: Callable[[Path, Path], FakeWorker], root: Path
+) -> tuple[FakeWorker, Facts]:
     """Make a worker of that kind over the exams of ``root``."""
     worker = kind(root, root.parent / "opened.log")
     return worker, worker.facts

@@ -52,7 +52,12 @@ class Pool:
     """Stands in for ``ProcessPoolExecutor(1, ...)``."""
 
     def __init__(self, workers, pid, arguments, named):
-        self.workers, self.pid, self.arguments, self.named = workers, pid, arguments, named
+        self.workers, self.pid, self.arguments, self.named = (
+            workers,
+            pid,
+            arguments,
+            named,
+        )
         self.worker = self.key = None
         self.broken = self.ended = False
 

@@ -31,7 +31,10 @@ OPTIONS = RunOptions(backend="fake")
 
 
 def model(path, inputs, outputs):
-    listing = {"inputs": [dataclasses.asdict(inputs)], "outputs": [dataclasses.asdict(outputs)]}
+    listing = {
+        "inputs": [dataclasses.asdict(inputs)],
+        "outputs": [dataclasses.asdict(outputs)],
+    }
     path.write_text(json.dumps(listing))
     return {**file_facts(path), "inputs": (inputs,), "outputs": (outputs,)}
 
@@ -45,19 +48,42 @@ def spinenet(folder):
     """The entries of SpineNet's three networks."""
     tensors = {
         "detector": ("patches", (None, 1, 224, 224), "maps", (None, 13, 224, 224)),
-        "vertebra_appearance": ("volumes", (None, 1, 224, 224, 16), "scores", (None, 24)),
-        "vertebra_context": ("columns", (None, 1, None, 24), "scores", (None, 1, None, 24)),
+        "vertebra_appearance": (
+            "volumes",
+            (None, 1, 224, 224, 16),
+            "scores",
+            (None, 24),
+        ),
+        "vertebra_context": (
+            "columns",
+            (None, 1, None, 24),
+            "scores",
+            (None, 1, None, 24),
+        ),
     }
     facts = {
-        role: model(folder / f"{role}.onnx", TensorEntry(name=a, shape=b), TensorEntry(name=c, shape=d))
+        role: model(
+            folder / f"{role}.onnx",
+            TensorEntry(name=a, shape=b),
+            TensorEntry(name=c, shape=d),
+        )
         for role, (a, b, c, d) in tensors.items()
     }
-    entries = {role: ModelEntry(**each) for role, each in facts.items() if role != "detector"}
+    entries = {
+        role: ModelEntry(**each) for role, each in facts.items() if role != "detector"
+    }
     channels = tuple(f"map_{n}" for n in range(13))
-    return {**entries, "detector": DetectorEntry(**facts["detector"], decoder="vfr", output_channels=channels)}
+    return {
+        **entries,
+        "detector": DetectorEntry(
+            **facts["detector"], decoder="vfr", output_channels=channels
+        ),
+    }
 
 
-def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tuple(Role)):
+def write_bundle(
+    folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tuple(Role)
+):
     folder.mkdir()
     spec, grid = DetectorSpec(), GridEntry(shape=(4, 6, 6), spacing_mm=(8.0, 8.0, 8.0))
     slices = TensorEntry(name="slices", shape=(None, 1, None, None))
@@ -83,11 +109,23 @@ def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tu
         **model(folder / "whole.onnx", image_of_all, grades_of_all),
         channels=channels,
         grid=wide,
-        output_channels=tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS),
+        output_channels=tuple(
+            f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS
+        ),
     )
     entries = {"detector": detector, "grader": grader, "whole_study_grader": whole}
-    models = Models(**{role: entries[role] for role in roles} | (spinenet(folder) if decoder == "vfr" else {}))
-    about = {"name": "fake", "version": "1", "licence": "-", "intended_use": "-", "training_data": (), "metrics": {}}
+    models = Models(
+        **{role: entries[role] for role in roles}
+        | (spinenet(folder) if decoder == "vfr" else {})
+    )
+    about = {
+        "name": "fake",
+        "version": "1",
+        "licence": "-",
+        "intended_use": "-",
+        "training_data": (),
+        "metrics": {},
+    }
     write_manifest(folder, Manifest(schema=SCHEMA, models=models, **about))
     return Bundle.open(folder)
 
@@ -95,7 +133,9 @@ def write_bundle(folder, decoder="level_heatmaps", roles=TWO_STAGES, channels=tu
 def write_bundles(folder):
     """Write a bundle of each kind."""
     kinds = {"two": TWO_STAGES, "all": ALL_THREE, "whole": WHOLE}
-    made = {name: write_bundle(folder / name, roles=roles) for name, roles in kinds.items()}
+    made = {
+        name: write_bundle(folder / name, roles=roles) for name, roles in kinds.items()
+    }
     return made | {"vfr": write_bundle(folder / "vfr", "vfr")}
 
 
@@ -123,7 +163,9 @@ def stack(axes, slices, spacing):
     pixels = rng.integers(0, 900, (slices, 60, 60), np.uint16)
     normal = np.asarray(axes, float)[0]
     middle = sum(np.asarray(axes, float)[k] * 4.0 * 59 / 2 for k in (1, 2))
-    origins = np.array([(s - (slices - 1) / 2) * spacing * normal - middle for s in range(slices)])
+    origins = np.array(
+        [(s - (slices - 1) / 2) * spacing * normal - middle for s in range(slices)]
+    )
     ones = np.ones(slices, np.float32)
     return Stack(pixels, ones, ones * 0, origins, np.asarray(axes, float), (4.0, 4.0))
 
@@ -134,7 +176,13 @@ AXIAL = stack([[0, 0, 1], [0, 1, 0], [1, 0, 0]], 50, 4.0)
 
 def study(*roles, reason=None):
     series = [
-        Series(f"s{n}", role, "it says so", (AXIAL if role is Role.AXIAL_T2 else SAGITTAL,), 20)
+        Series(
+            f"s{n}",
+            role,
+            "it says so",
+            (AXIAL if role is Role.AXIAL_T2 else SAGITTAL,),
+            20,
+        )
         for n, role in enumerate(roles)
     ]
     return Study("1.2.3", tuple(series), (Warn.GAP,), reason)
@@ -144,7 +192,9 @@ def detection(source="detector"):
     axes = np.array([[0, 0, -1.0], [0, 1, 0], [1, 0, 0]])
     size = np.array([32.0, 48, 48])
     levels = {
-        level: DiscLevel(level, np.array([0.0, 0, 60 - 30 * n]), axes, size, 0.9, source)
+        level: DiscLevel(
+            level, np.array([0.0, 0, 60 - 30 * n]), axes, size, 0.9, source
+        )
         for n, level in enumerate(LEVELS)
     }
     return Detection(levels, (), (Warn.LOW_CONFIDENCE,))
@@ -158,13 +208,30 @@ class Grading:
     """
 
     def __init__(self, folder, monkeypatch):
-        self.folder, self.monkeypatch, self.made, self.worker = folder, monkeypatch, {}, None
+        self.folder, self.monkeypatch, self.made, self.worker = (
+            folder,
+            monkeypatch,
+            {},
+            None,
+        )
 
-    def __call__(self, given, found=None, *, roles=TWO_STAGES, detector=True, channels=tuple(Role)):
+    def __call__(
+        self,
+        given,
+        found=None,
+        *,
+        roles=TWO_STAGES,
+        detector=True,
+        channels=tuple(Role),
+    ):
         """Grade one study; an exception that is `given` is raised on reading, one that is `found` on detecting."""
         key = (roles, detector, channels)
         if key not in self.made:
-            bundle = write_bundle(self.folder / ("bundle" + str(len(self.made) or "")), roles=roles, channels=channels)
+            bundle = write_bundle(
+                self.folder / ("bundle" + str(len(self.made) or "")),
+                roles=roles,
+                channels=channels,
+            )
             options = dataclasses.replace(OPTIONS, detector=detector)
             self.made[key], _ = plan_run(self.folder, bundle, options).factory()
         self.worker = self.made[key]

@@ -31,4 +31,6 @@ def bright_blobs(folder, studies, seed, *, exact=True):
         files.append(folder / f"{seed}-{study}.grids.npy")
         np.save(files[-1], each.astype(np.float16))
     grades = read_grades(narrowing, seed)
-    return GridSet(tuple(files), grades, narrowing if exact else np.full_like(narrowing, np.nan), 1)
+    return GridSet(
+        tuple(files), grades, narrowing if exact else np.full_like(narrowing, np.nan), 1
+    )

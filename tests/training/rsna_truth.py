@@ -11,11 +11,41 @@ CANAL = 4
 
 # Normal-mild, moderate, severe; l1_l2 .. l5_s1; conditions alphabetical.
 COUNTS = (
-    ((1908, 63, 2), (1791, 171, 11), (1522, 411, 40), (1204, 629, 140), (1247, 520, 206)),
-    ((1690, 93, 28), (1555, 255, 83), (1324, 454, 194), (887, 624, 461), (1408, 409, 147)),
-    ((1891, 63, 13), (1793, 168, 6), (1512, 414, 41), (1208, 629, 130), (1281, 496, 190)),
-    ((1680, 110, 24), (1577, 243, 73), (1322, 454, 197), (891, 622, 460), (1399, 396, 173)),
-    ((1886, 67, 21), (1770, 151, 53), (1622, 230, 122), (1482, 237, 255), (1904, 51, 19)),
+    (
+        (1908, 63, 2),
+        (1791, 171, 11),
+        (1522, 411, 40),
+        (1204, 629, 140),
+        (1247, 520, 206),
+    ),
+    (
+        (1690, 93, 28),
+        (1555, 255, 83),
+        (1324, 454, 194),
+        (887, 624, 461),
+        (1408, 409, 147),
+    ),
+    (
+        (1891, 63, 13),
+        (1793, 168, 6),
+        (1512, 414, 41),
+        (1208, 629, 130),
+        (1281, 496, 190),
+    ),
+    (
+        (1680, 110, 24),
+        (1577, 243, 73),
+        (1322, 454, 197),
+        (891, 622, 460),
+        (1399, 396, 173),
+    ),
+    (
+        (1886, 67, 21),
+        (1770, 151, 53),
+        (1622, 230, 122),
+        (1482, 237, 255),
+        (1904, 51, 19),
+    ),
 )
 WORST_CANAL = (1263, 346, 365)
 WORDS = {MISSING: "", 0: "Normal/Mild", 1: "Moderate", 2: "Severe"}
@@ -28,7 +58,9 @@ def rsna_grades(seed: int = 0) -> np.ndarray:
     for condition, levels in enumerate(COUNTS):
         for level, counts in enumerate(levels):
             column = np.repeat([0, 1, 2], counts)
-            grades[rng.permutation(STUDIES)[: len(column)], level, condition] = rng.permutation(column)
+            grades[rng.permutation(STUDIES)[: len(column)], level, condition] = (
+                rng.permutation(column)
+            )
     grades[..., CANAL] = _canal()
     return grades[rng.permutation(STUDIES)]
 
@@ -55,7 +87,9 @@ def write_truth(path, studies, grades):
     names = [row_name(condition, level) for condition, level in ROW_ORDER]
     lines = [",".join(["study_id", *names])]
     for study, table in zip(studies, grades, strict=True):
-        lines.append(",".join([study, *(WORDS[int(grade)] for grade in table.T.ravel())]))
+        lines.append(
+            ",".join([study, *(WORDS[int(grade)] for grade in table.T.ravel())])
+        )
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -64,7 +98,9 @@ def write_rows(path, studies, probabilities, order=None):
     lines = [
         f"{study}_{row_name(condition, level)}," + ",".join(repr(float(p)) for p in row)
         for study, table in zip(studies, probabilities, strict=True)
-        for (condition, level), row in zip(ROW_ORDER, table.transpose(1, 0, 2).reshape(-1, 3), strict=True)
+        for (condition, level), row in zip(
+            ROW_ORDER, table.transpose(1, 0, 2).reshape(-1, 3), strict=True
+        )
     ]
     if order is not None:
         lines = [lines[k] for k in order]

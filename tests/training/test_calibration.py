@@ -48,28 +48,44 @@ def made(studies, seed):
 
 def by_group(pairs, part):
     group_of = {head: name for name, heads in GROUPS.items() for head in heads}
-    return tuple((pairs[group_of[c]][part],) * len(LEVELS) for c in range(len(CONDITIONS)))
+    return tuple(
+        (pairs[group_of[c]][part],) * len(LEVELS) for c in range(len(CONDITIONS))
+    )
 
 
 def distorted(probabilities, pairs):
     """Undo ``pairs`` beforehand, so that they are what a fit should find: ``logit -> (logit - b) * T``."""
     inverse = {name: (1 / t, -b * t) for name, (t, b) in pairs.items()}
-    return calibrated(probabilities, Calibration(temperature=by_group(inverse, 0), shift=by_group(inverse, 1)))
+    return calibrated(
+        probabilities,
+        Calibration(temperature=by_group(inverse, 0), shift=by_group(inverse, 1)),
+    )
 
 
 def test_a_known_distortion_is_recovered_and_the_metric_comes_back():
     right, grades = made(1000, 0)
     wrong = distorted(right, DISTORTION)
     fitted = fit_calibration(wrong, grades)
-    assert np.log(fitted.temperature) == pytest.approx(np.log(by_group(DISTORTION, 0)), abs=0.12)
-    assert np.array(fitted.shift) == pytest.approx(np.array(by_group(DISTORTION, 1)), abs=0.12)
-    best, before = official_metric(right, grades).metric, official_metric(wrong, grades).metric
+    assert np.log(fitted.temperature) == pytest.approx(
+        np.log(by_group(DISTORTION, 0)), abs=0.12
+    )
+    assert np.array(fitted.shift) == pytest.approx(
+        np.array(by_group(DISTORTION, 1)), abs=0.12
+    )
+    best, before = (
+        official_metric(right, grades).metric,
+        official_metric(wrong, grades).metric,
+    )
     assert before > best + 0.02
     assert official_metric(apply(wrong, fitted), grades).metric < best + 0.001
-    assert official_metric(cross_validated(wrong[:300], grades[:300]), grades[:300]).metric < (
-        official_metric(wrong[:300], grades[:300]).metric - 0.02
+    assert official_metric(
+        cross_validated(wrong[:300], grades[:300]), grades[:300]
+    ).metric < (official_metric(wrong[:300], grades[:300]).metric - 0.02)
+    assert (
+        calibration_error(apply(wrong, fitted), grades)
+        < 0.015
+        < calibration_error(wrong, grades)
     )
-    assert calibration_error(apply(wrong, fitted), grades) < 0.015 < calibration_error(wrong, grades)
 
 
 def test_one_level_of_its_own_is_recovered_and_its_neighbours_stay():
@@ -137,20 +153,31 @@ def test_a_canal_fit_that_any_severe_canal_cannot_bear_is_dropped():
 
 def test_the_gradient_is_the_slope_of_the_loss():
     rng = np.random.default_rng(0)
-    rows = (np.sort(rng.normal(0, 2, (50, 2)), axis=1), rng.integers(0, 3, 50), rng.choice([1.0, 2.0, 4.0], 50))
+    rows = (
+        np.sort(rng.normal(0, 2, (50, 2)), axis=1),
+        rng.integers(0, 3, 50),
+        rng.choice([1.0, 2.0, 4.0], 50),
+    )
     point, step = np.array([0.2, -0.3]), 1e-6
     _, slope = _loss(point, *rows)
-    numeric = [(_loss(point + d, *rows)[0] - _loss(point - d, *rows)[0]) / (2 * step) for d in np.eye(2) * step]
+    numeric = [
+        (_loss(point + d, *rows)[0] - _loss(point - d, *rows)[0]) / (2 * step)
+        for d in np.eye(2) * step
+    ]
     assert slope == pytest.approx(numeric, rel=1e-5)
 
 
 def test_the_loss_that_is_minimised_is_that_of_the_engine_s_calibration():
     rows, grades = made(40, 5)
     pairs = dict.fromkeys(GROUPS, (1.4, -0.3))
-    moved = calibrated(rows, Calibration(temperature=by_group(pairs, 0), shift=by_group(pairs, 1)))
+    moved = calibrated(
+        rows, Calibration(temperature=by_group(pairs, 0), shift=by_group(pairs, 1))
+    )
     cumulative = np.cumsum(rows, axis=-1)[..., :2].reshape(-1, 2)
     logits = np.log(cumulative / (1 - cumulative))
-    loss, _ = _loss(np.array([np.log(1.4), -0.3]), logits, grades.ravel(), np.ones(grades.size))
+    loss, _ = _loss(
+        np.array([np.log(1.4), -0.3]), logits, grades.ravel(), np.ones(grades.size)
+    )
     chosen = np.take_along_axis(moved.reshape(-1, 3), grades.reshape(-1, 1), axis=1)
     assert loss == pytest.approx(-np.log(chosen).sum(), rel=1e-6)
 
@@ -160,7 +187,10 @@ def test_figures_show_an_over_fit():
     for seed in range(2):
         right, grades = made(16, seed)
         stages = figures(right, grades, fit_calibration(right, grades))
-        gains += [stages["before"]["metric"] - stages[stage]["metric"] for stage in ("in_sample", "cross_validated")]
+        gains += [
+            stages["before"]["metric"] - stages[stage]["metric"]
+            for stage in ("in_sample", "cross_validated")
+        ]
     assert gains[0] > 0  # what is right already seems to gain on its own data
     assert gains[1] < 0.5 * gains[0]
 
@@ -181,7 +211,12 @@ def files(tmp_path):
     studies = [str(k) for k in range(100, 140)]
     write_truth(tmp_path / "train.csv", studies, grades)
     write_rows(tmp_path / "predictions.csv", studies, wrong)
-    return ["--predictions", str(tmp_path / "predictions.csv"), "--truth", str(tmp_path / "train.csv")]
+    return [
+        "--predictions",
+        str(tmp_path / "predictions.csv"),
+        "--truth",
+        str(tmp_path / "train.csv"),
+    ]
 
 
 def test_the_command_writes_what_the_bundle_reads(files, tmp_path):
@@ -195,7 +230,9 @@ def test_the_command_writes_what_the_bundle_reads(files, tmp_path):
     for stage in ("before", "in_sample", "cross_validated"):
         assert f"{stages[stage]['metric']:.4f}" in done.output
     calibration = read_calibration(out)
-    assert [list(row) for row in calibration.temperature] == written["calibration"]["temperature"]
+    assert [list(row) for row in calibration.temperature] == written["calibration"][
+        "temperature"
+    ]
     assert calibration.shift[4][0] > 0.2
 
 
@@ -204,12 +241,16 @@ def test_the_command_wants_studies_and_graded_rows(files, tmp_path):
     few = [str(k) for k in range(100, 104)]
     write_truth(tmp_path / "train.csv", few, rng.integers(0, 3, (4, 5, 5)))
     with pytest.raises(UsageError, match="has 4 studies"):
-        CliRunner().invoke(app, [*files, "--out", str(tmp_path / "c.json")], catch_exceptions=False)
+        CliRunner().invoke(
+            app, [*files, "--out", str(tmp_path / "c.json")], catch_exceptions=False
+        )
     studies = [str(k) for k in range(100, 110)]
     write_truth(tmp_path / "train.csv", studies, rng.integers(0, 3, (10, 5, 5)))
     write_rows(tmp_path / "predictions.csv", studies, prior_probabilities(10))
     with pytest.raises(UsageError, match="no labelled row"):
-        CliRunner().invoke(app, [*files, "--out", str(tmp_path / "c.json")], catch_exceptions=False)
+        CliRunner().invoke(
+            app, [*files, "--out", str(tmp_path / "c.json")], catch_exceptions=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -218,9 +259,18 @@ def test_the_command_wants_studies_and_graded_rows(files, tmp_path):
         ("{}", "'calibration' is missing"),
         ("[1]", "is no calibration"),
         ("nothing", "is no calibration"),
-        ('{"calibration": {"temperature": [[1]], "shift": [[0]]}}', "temperature must have 5 rows"),
-        ('{"calibration": {"temperature": [["1"]], "shift": [[0]]}}', 'got "1", want a number'),
-        ('{"calibration": {"temperature": [[NaN]], "shift": [[0]]}}', "NaN is not a number that JSON knows"),
+        (
+            '{"calibration": {"temperature": [[1]], "shift": [[0]]}}',
+            "temperature must have 5 rows",
+        ),
+        (
+            '{"calibration": {"temperature": [["1"]], "shift": [[0]]}}',
+            'got "1", want a number',
+        ),
+        (
+            '{"calibration": {"temperature": [[NaN]], "shift": [[0]]}}',
+            "NaN is not a number that JSON knows",
+        ),
     ],
 )
 def test_a_file_that_is_no_calibration_is_refused(tmp_path, content, message):

@@ -8,7 +8,9 @@ import zipfile
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="needs the export extra")
+safetensors_torch = pytest.importorskip(
+    "safetensors.torch", reason="needs the export extra"
+)
 
 from torch import nn  # noqa: E402
 
@@ -22,7 +24,9 @@ OTHER = {name: tensor + 1 for name, tensor in STATE.items()}
 
 
 def same(first, second) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def prefixed(prefix: str) -> dict:
@@ -31,7 +35,10 @@ def prefixed(prefix: str) -> dict:
 
 def test_a_compressed_archive_is_refused_before_it_grows(tmp_path):
     torch.save({"w": torch.zeros(1_000_000)}, tmp_path / "plain.pt")
-    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "net.pt", "w") as packed:
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "net.pt", "w") as packed,
+    ):
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "net.pt").stat().st_size < 100_000
@@ -75,7 +82,9 @@ def test_wrappers_and_prefixes_are_taken_off(content, tmp_path):
 def test_safetensors_and_the_old_format_of_torch_are_read(tmp_path):
     safetensors_torch.save_file(prefixed("module."), tmp_path / "net.safetensors")
     assert same(read_weights(tmp_path / "net.safetensors"), STATE)
-    torch.save({"model": STATE}, tmp_path / "net.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": STATE}, tmp_path / "net.pth", _use_new_zipfile_serialization=False
+    )
     assert same(read_weights(tmp_path / "net.pth"), STATE)
 
 
@@ -94,7 +103,9 @@ class Intruder:
 def test_code_in_a_pickle_does_not_run(name, zipped, tmp_path):
     content = {"model": STATE, "extra": Intruder(tmp_path / "ran")}
     torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UsageError, match=f"{name} is no checkpoint that can be read safely: ") as error:
+    with pytest.raises(
+        UsageError, match=f"{name} is no checkpoint that can be read safely: "
+    ) as error:
         read_weights(tmp_path / name)
     assert not (tmp_path / "ran").exists()
     assert "\n" not in str(error.value)
@@ -121,8 +132,14 @@ TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         "huge header": struct.pack("<Q", 2**62) + b"{}" + bytes(64),
         "long header": struct.pack("<Q", 200) + b"{}",
         "truncated": header({"a": TENSOR}) + bytes(4),
-        "huge tensor": header({"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}) + bytes(64),
-        "overflow": header({"a": {"dtype": "F32", "shape": [2**33, 2**33], "data_offsets": [0, 8]}}) + bytes(8),
+        "huge tensor": header(
+            {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+        )
+        + bytes(64),
+        "overflow": header(
+            {"a": {"dtype": "F32", "shape": [2**33, 2**33], "data_offsets": [0, 8]}}
+        )
+        + bytes(8),
         "outside": header({"a": {**TENSOR, "data_offsets": [-8, 0]}}) + bytes(8),
         "overlap": header({"a": TENSOR, "b": TENSOR}) + bytes(8),
         "unknown type": header({"a": {**TENSOR, "dtype": "Q7"}}) + bytes(8),
@@ -144,17 +161,25 @@ def test_a_truncated_checkpoint_is_refused(tmp_path):
     torch.save(STATE, tmp_path / "net.pt")
     content = (tmp_path / "net.pt").read_bytes()
     (tmp_path / "net.pt").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UsageError, match=r"net\.pt is no checkpoint that can be read safely"):
+    with pytest.raises(
+        UsageError, match=r"net\.pt is no checkpoint that can be read safely"
+    ):
         read_weights(tmp_path / "net.pt")
 
 
 def test_what_is_no_file_or_empty_is_refused(tmp_path):
     (tmp_path / "empty.pt").touch()
     os.mkfifo(tmp_path / "pipe.pt")  # reading it would wait for ever
-    for name, message in (("missing.pt", "is no file"), ("", "is no file"), ("pipe.pt", "is no file")):
+    for name, message in (
+        ("missing.pt", "is no file"),
+        ("", "is no file"),
+        ("pipe.pt", "is no file"),
+    ):
         with pytest.raises(UsageError, match=message):
             read_weights(tmp_path / name)
-    with pytest.raises(UsageError, match=r"empty\.pt is no checkpoint: the file is empty"):
+    with pytest.raises(
+        UsageError, match=r"empty\.pt is no checkpoint: the file is empty"
+    ):
         read_weights(tmp_path / "empty.pt")
 
 
@@ -191,7 +216,12 @@ def test_a_key_that_is_there_twice_is_refused(tmp_path):
 
 def test_a_mismatch_lists_the_first_keys_of_every_kind():
     wanted = {**{f"w{n}": torch.zeros(2) for n in range(9)}, "count": torch.tensor(1)}
-    got = {"w0": torch.zeros(2), "w1": torch.zeros(3), "bad\n\x1b[2J": torch.zeros(1), "count": torch.tensor(1.0)}
+    got = {
+        "w0": torch.zeros(2),
+        "w1": torch.zeros(3),
+        "bad\n\x1b[2J": torch.zeros(1),
+        "count": torch.tensor(1.0),
+    }
     mismatch = compare(wanted, got)
     assert mismatch.count == 7 + 1 + 2
     assert mismatch.keys == 11
@@ -207,25 +237,44 @@ def test_the_nearest_network_is_named_and_one_that_does_not_build_is_left_out():
     def broken() -> nn.Module:
         raise TypeError("no such layer")
 
-    known = {"broken": broken, "two": lambda: nn.Linear(3, 2), "deep": lambda: nn.Sequential(*[nn.Linear(2, 2)] * 3)}
-    got = {"0.weight": torch.zeros(2, 2), "0.bias": torch.zeros(2), "1.weight": torch.zeros(2, 3)}
+    known = {
+        "broken": broken,
+        "two": lambda: nn.Linear(3, 2),
+        "deep": lambda: nn.Sequential(*[nn.Linear(2, 2)] * 3),
+    }
+    got = {
+        "0.weight": torch.zeros(2, 2),
+        "0.bias": torch.zeros(2),
+        "1.weight": torch.zeros(2, 3),
+    }
     assert differences(got, known).keys() == {"two", "deep"}
     got |= {f"{n}.bias": torch.zeros(2) for n in (1, 2)}
     assert nearest(got, known) == "the nearest is deep: 2 of 6 keys differ"
-    assert nearest({"else": torch.zeros(1)}, known) == "none of 2 known networks is near"
+    assert (
+        nearest({"else": torch.zeros(1)}, known) == "none of 2 known networks is near"
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_weights_that_are_not_finite_are_refused(bad, tmp_path):
     state = {"weight": torch.tensor([[1.0, bad, 0.0]]), "bias": torch.zeros(1)}
-    with pytest.raises(UsageError, match=r"1 tensors in net\.pt are not finite \(weight\)"):
+    with pytest.raises(
+        UsageError, match=r"1 tensors in net\.pt are not finite \(weight\)"
+    ):
         fill(nn.Linear(3, 1), state, file=tmp_path / "net.pt", what="a line")
 
 
-def test_half_precision_is_filled_as_float32_and_nothing_is_copied_that_is_float32(tmp_path):
+def test_half_precision_is_filled_as_float32_and_nothing_is_copied_that_is_float32(
+    tmp_path,
+):
     net = nn.Linear(3, 1)
     weight = torch.ones(1, 3)
-    fill(net, {"weight": weight, "bias": torch.zeros(1, dtype=torch.bfloat16)}, file=tmp_path, what="a line")
+    fill(
+        net,
+        {"weight": weight, "bias": torch.zeros(1, dtype=torch.bfloat16)},
+        file=tmp_path,
+        what="a line",
+    )
     assert net.weight.data_ptr() == weight.data_ptr()
     assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
     assert net.weight.requires_grad
@@ -238,7 +287,9 @@ def test_our_own_checkpoints_name_what_does_not_fit(tmp_path):
     content = torch.load(path)
     del content["model"]["heads.4.1.cutpoints"]
     torch.save(content, path)
-    with pytest.raises(UsageError, match=r"net\.pt .* grader .*: 1 missing \(heads\.4\.1\.cutpoints\)$"):
+    with pytest.raises(
+        UsageError, match=r"net\.pt .* grader .*: 1 missing \(heads\.4\.1\.cutpoints\)$"
+    ):
         load_grader(path)
     torch.save({"config": {"backbone": 3}, "model": {}}, path)
     with pytest.raises(UsageError, match=r"net\.pt holds no grader"):
@@ -246,8 +297,12 @@ def test_our_own_checkpoints_name_what_does_not_fit(tmp_path):
     state = LevelHeatmapNet().state_dict()
     state["more"] = torch.zeros(1)
     torch.save({"config": {}, "model": state}, path)
-    with pytest.raises(UsageError, match=r"net\.pt .* detector: 1 unexpected \(more\)$"):
+    with pytest.raises(
+        UsageError, match=r"net\.pt .* detector: 1 unexpected \(more\)$"
+    ):
         load_detector(path)
     torch.save({"config": {}, "model": 3}, path)
-    with pytest.raises(UsageError, match="holds no weights of the level heat-map detector"):
+    with pytest.raises(
+        UsageError, match="holds no weights of the level heat-map detector"
+    ):
         load_detector(path)

@@ -5,9 +5,23 @@ import csv
 import numpy as np
 import pytest
 
-from spine_training.curves import LEARNING_RATE, curves_figure, write_picture, write_table
+from spine_training.curves import (
+    LEARNING_RATE,
+    curves_figure,
+    write_picture,
+    write_table,
+)
 
-NAMES = ("epoch", "loss", "grading", "exact", "held_out_grading", "metric", "prior", "seconds")
+NAMES = (
+    "epoch",
+    "loss",
+    "grading",
+    "exact",
+    "held_out_grading",
+    "metric",
+    "prior",
+    "seconds",
+)
 GRADER = [
     dict(zip(NAMES, row, strict=True))
     for row in (
@@ -39,7 +53,9 @@ def test_every_figure_has_a_panel_with_its_epochs():
     assert values(drawn["Grading"]) == [[1.2, 0.8, 0.6], [1.3, 0.9, 0.8]]
     assert values(drawn["Official metric"])[:2] == [[1.1, 0.7, 0.6], [0.79, 0.79, 0.79]]
     assert "prior 0.79" in [text.get_text() for text in drawn["Official metric"].texts]
-    assert "weighted log loss: 0.6, held out 0.8" in [text.get_text() for text in drawn["Grading"].texts]
+    assert "weighted log loss: 0.6, held out 0.8" in [
+        text.get_text() for text in drawn["Grading"].texts
+    ]
 
 
 def test_held_out_differs_in_line_and_marker_not_only_in_colour():
@@ -66,7 +82,10 @@ def test_an_epoch_that_lacks_a_figure_leaves_a_gap():
 
 
 def test_a_figure_without_words_keeps_its_name():
-    assert list(panels(curves_figure([{"epoch": 1.0, "loss": 1.0, "dice": 0.5}]))) == ["Loss", "dice"]
+    assert list(panels(curves_figure([{"epoch": 1.0, "loss": 1.0, "dice": 0.5}]))) == [
+        "Loss",
+        "dice",
+    ]
 
 
 def test_the_first_epoch_alone_has_its_tick():
@@ -79,7 +98,10 @@ def test_the_first_epoch_alone_has_its_tick():
 def test_table_and_picture_hold_the_same_rows(tmp_path):
     write_table(tmp_path / "curves.csv", GRADER)
     with (tmp_path / "curves.csv").open() as file:
-        rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [
+            {name: float(value) for name, value in row.items()}
+            for row in csv.DictReader(file)
+        ]
     assert rows == GRADER
     write_picture(tmp_path / "one.svg", GRADER)
     write_picture(tmp_path / "two.svg", rows)
@@ -87,7 +109,9 @@ def test_table_and_picture_hold_the_same_rows(tmp_path):
     assert "Training, 3 epochs" in (tmp_path / "one.svg").read_text()
 
 
-def test_a_table_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(tmp_path):
+def test_a_table_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(
+    tmp_path,
+):
     path = tmp_path / "curves.csv"
     write_table(path, GRADER[:2])
     before = path.read_text()

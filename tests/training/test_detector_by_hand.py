@@ -25,21 +25,43 @@ ROWS = {0: 250.0, 1: 215.0, 2: 180.0, 3: 145.0, 4: 110.0}
 
 def an_exam(*, unknown=(), direction=(0.0, 1.0)):
     discs = tuple(
-        Disc(rank, np.array([row, 120.0, 40.0]), np.array(direction), known=rank not in unknown)
+        Disc(
+            rank,
+            np.array([row, 120.0, 40.0]),
+            np.array(direction),
+            known=rank not in unknown,
+        )
         for rank, row in ROWS.items()
     )
-    bodies = tuple((rank, np.array([row - 17.5, 120.0, 40.0])) for rank, row in ROWS.items())
+    bodies = tuple(
+        (rank, np.array([row - 17.5, 120.0, 40.0])) for rank, row in ROWS.items()
+    )
     volume = np.zeros((384, 256, 81), np.uint8)
     volume[:, 120:] = 100  # the back is bright
-    return Exam("a", "VB1", "a", volume, (1.0, 1.0, 1.0), Column(discs, bodies), "T1", (0.0, 200.0))
+    return Exam(
+        "a",
+        "VB1",
+        "a",
+        volume,
+        (1.0, 1.0, 1.0),
+        Column(discs, bodies),
+        "T1",
+        (0.0, 200.0),
+    )
 
 
 def drawn(monkeypatch, exam, forward=None, shift=(0.0, 0.0), lateral=40.0, crop=None):
     """A sample with a placement, a slice and an intensity curve that are not left to chance."""
     forward = np.eye(2) if forward is None else np.array(forward)
     crop = np.array([0.0, 384.0, 0.0, 256.0]) if crop is None else np.array(crop)
-    monkeypatch.setattr(augment, "_placement", lambda *_: augment._Placement(forward, np.array(shift), crop))
-    monkeypatch.setattr(augment, "_slice_plane", lambda *_: np.array([lateral, 0.0, 0.0]))
+    monkeypatch.setattr(
+        augment,
+        "_placement",
+        lambda *_: augment._Placement(forward, np.array(shift), crop),
+    )
+    monkeypatch.setattr(
+        augment, "_slice_plane", lambda *_: np.array([lateral, 0.0, 0.0])
+    )
     arrays = augment.arrays_from_exam(exam, SPEC)
     return augment.sample(arrays, CANVAS, np.random.default_rng(0), SPEC)
 
@@ -60,7 +82,9 @@ def test_heat_level_and_direction_stand_at_each_disc(monkeypatch):
         assert target[(2, *at)] == pytest.approx(0.6, abs=1e-5)
         assert target[(3, *at)] == pytest.approx(0.8, abs=1e-5)
         assert target[(4, *at)] == pytest.approx(rank, abs=0.06)
-        assert target[(8, *at)] == pytest.approx(1.0 if rank < 4 else 0.7, abs=1e-5)  # the last lies beyond its disc
+        assert target[(8, *at)] == pytest.approx(
+            1.0 if rank < 4 else 0.7, abs=1e-5
+        )  # the last lies beyond its disc
         assert target[(1, *pixel(row - 17.5, 120.0))] > 0.9
 
 
@@ -79,16 +103,26 @@ def test_levels_go_on_beyond_both_ends_and_only_near_the_column(monkeypatch):
     """28 mm below L5/S1 is one level down; above L1/L2 the next disc is 0.92 of 35 mm away."""
     _, target = drawn(monkeypatch, an_exam())
     below, above = pixel(250.0 + 28.0, 120.0), pixel(110.0 - 32.2, 120.0)
-    assert target[(4, *below)] == pytest.approx(-(1.0 + 4 * below[0] - 250.0) / 28, abs=1e-4)
-    assert target[(4, *above)] == pytest.approx(4 + (110.0 - 1.0 - 4 * above[0]) / 32.2, abs=1e-4)
+    assert target[(4, *below)] == pytest.approx(
+        -(1.0 + 4 * below[0] - 250.0) / 28, abs=1e-4
+    )
+    assert target[(4, *above)] == pytest.approx(
+        4 + (110.0 - 1.0 - 4 * above[0]) / 32.2, abs=1e-4
+    )
     assert target[(8, *below)] == pytest.approx(1.0)
     assert target[(8, *above)] == pytest.approx(0.7)
-    assert target[(8, *pixel(250.0 + 42.0, 120.0))] == 0, "38 mm below the sacrum bends away"
+    assert target[(8, *pixel(250.0 + 42.0, 120.0))] == 0, (
+        "38 mm below the sacrum bends away"
+    )
     assert target[(8, *pixel(180.0, 120.0 + 14.0))] > 0
-    assert target[(8, *pixel(180.0, 120.0 + 18.0))] == 0, "16 mm beside the column nothing is learnt"
+    assert target[(8, *pixel(180.0, 120.0 + 18.0))] == 0, (
+        "16 mm beside the column nothing is learnt"
+    )
 
 
-def test_a_slice_beside_the_midline_is_less_sure_and_says_nothing_of_levels_far_out(monkeypatch):
+def test_a_slice_beside_the_midline_is_less_sure_and_says_nothing_of_levels_far_out(
+    monkeypatch,
+):
     """Twelve millimetres is one standard deviation."""
     at = pixel(180.0, 120.0)
     _, near = drawn(monkeypatch, an_exam(), lateral=52.0)
@@ -158,7 +192,9 @@ def test_the_loss_by_hand():
     loss, parts = detector_loss(output, target)
     disc = (31 * log1p(exp(-2.0)) + log1p(exp(-1.0))) / 32
     body = log1p(exp(0.5)) / 1
-    direction = 0.75 * 0.5 / 1.0  # a weight below one in all is no reason to divide by it
+    direction = (
+        0.75 * 0.5 / 1.0
+    )  # a weight below one in all is no reason to divide by it
     total = log(exp(2.0) + 9)
     level = ((total - 2.0) * 1.0 + total * 0.25) / 1.25
     assert float(parts["disc"]) == pytest.approx(disc, rel=1e-5)
@@ -166,14 +202,18 @@ def test_the_loss_by_hand():
     assert float(parts["direction"]) == pytest.approx(direction, rel=1e-5)
     assert float(parts["level"]) == pytest.approx(level, rel=1e-5)
     assert float(parts["level_right"]) == pytest.approx(0.8)
-    assert float(loss) == pytest.approx(disc + 0.5 * (body + direction + level), rel=1e-5)
+    assert float(loss) == pytest.approx(
+        disc + 0.5 * (body + direction + level), rel=1e-5
+    )
     assert list(parts) == ["disc", "body", "direction", "level", "level_right"]
 
 
 def test_a_soft_target_that_is_met_costs_nothing():
     output, target = torch.full((1, 14, 1, 1), log(0.3 / 0.7)), torch.zeros(1, 9, 1, 1)
     target[0, 0], target[0, 5] = 0.3, 1
-    assert float(detector_loss(output, target)[1]["disc"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(detector_loss(output, target)[1]["disc"]) == pytest.approx(
+        0.0, abs=1e-6
+    )
 
 
 def test_the_exported_net_has_sigmoids_on_its_heat_and_none_else():
@@ -193,11 +233,28 @@ def test_the_exported_net_has_sigmoids_on_its_heat_and_none_else():
 
 
 def row(error, *, nearest=None, confidence=1.0, weak=False, exam="a"):
-    return Row(exam, "VB1", "T1", "l4_l5", error, error if nearest is None else nearest, confidence, "detector", weak)
+    return Row(
+        exam,
+        "VB1",
+        "T1",
+        "l4_l5",
+        error,
+        error if nearest is None else nearest,
+        confidence,
+        "detector",
+        weak,
+    )
 
 
 def test_eight_millimetres_are_right_and_a_confidence_of_nine_tenths_is_sure():
-    (_, found) = figures([row(8.0), row(8.0001, nearest=8.0), row(9.0, confidence=0.9), row(1.0, confidence=0.8999)])
+    (_, found) = figures(
+        [
+            row(8.0),
+            row(8.0001, nearest=8.0),
+            row(9.0, confidence=0.9),
+            row(1.0, confidence=0.8999),
+        ]
+    )
     assert found.group == ALL
     assert found.right == 0.5
     assert (found.shifted, found.sure) == (1, 3)
@@ -208,14 +265,32 @@ def test_eight_millimetres_are_right_and_a_confidence_of_nine_tenths_is_sure():
 
 def test_a_group_that_is_never_sure_has_no_share_and_only_weak_discs_no_total():
     assert figures([row(1.0, confidence=0.5)])[0].sure_right is None
-    assert [entry.group for entry in figures([row(1.0, weak=True)])] == ["(L5/S1 placed from L5 alone, not counted)"]
+    assert [entry.group for entry in figures([row(1.0, weak=True)])] == [
+        "(L5/S1 placed from L5 alone, not counted)"
+    ]
     assert figures([]) == []
 
 
 def test_the_table_s_columns():
     lines = table([row(1.0), row(9.0, nearest=3.0, exam="b")], "view").splitlines()
-    assert " ".join(lines[0].split()) == "view exams discs right median mm p90 mm shifted >= 0.9 of them right"
-    assert lines[1].split() == ["VB1", "T1", "2", "2", "50.0", "%", "5.00", "8.2", "1", "2", "50.0", "%"]
+    assert (
+        " ".join(lines[0].split())
+        == "view exams discs right median mm p90 mm shifted >= 0.9 of them right"
+    )
+    assert lines[1].split() == [
+        "VB1",
+        "T1",
+        "2",
+        "2",
+        "50.0",
+        "%",
+        "5.00",
+        "8.2",
+        "1",
+        "2",
+        "50.0",
+        "%",
+    ]
     assert '"error_mm": 9.0, "nearest_mm": 3.0' in rows_as_json([row(9.0, nearest=3.0)])
 
 
@@ -232,17 +307,31 @@ def test_an_exam_becomes_a_stack_whose_voxels_keep_their_places():
     s, r, c = np.argwhere(stack.pixels == 255 * 16)[0]
     place = stack.origins_mm[s] + r * stack.axes[1] + c * stack.axes[2]
     assert place.tolist() == [41.5, 120.0, -250.0]
-    assert evaluate.lps_from_volume(np.array([250.0, 120.0, 41.5])).tolist() == [41.5, 120.0, -250.0]
+    assert evaluate.lps_from_volume(np.array([250.0, 120.0, 41.5])).tolist() == [
+        41.5,
+        120.0,
+        -250.0,
+    ]
     assert stack.axes[0].tolist() == [-1, 0, 0]
 
 
 def test_a_fold_is_judged_on_its_own_exams_alone(monkeypatch):
     exams = [
-        Exam(f"VB9-{k}", "VB9", f"VB9-{k}", np.zeros((1, 1, 1), np.uint8), (1, 1, 1), Column((), ())) for k in range(6)
+        Exam(
+            f"VB9-{k}",
+            "VB9",
+            f"VB9-{k}",
+            np.zeros((1, 1, 1), np.uint8),
+            (1, 1, 1),
+            Column((), ()),
+        )
+        for k in range(6)
     ]
     seen = []
     monkeypatch.setattr(evaluate, "stack_from_exam", lambda exam: exam)
-    monkeypatch.setattr(evaluate, "evaluate_exam", lambda exam, *_: seen.append(exam.name) or [])
+    monkeypatch.setattr(
+        evaluate, "evaluate_exam", lambda exam, *_: seen.append(exam.name) or []
+    )
     evaluate.evaluate(exams, None, 1)
     assert seen == ["VB9-1"]
     seen.clear()

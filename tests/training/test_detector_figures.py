@@ -24,13 +24,37 @@ from spine_training.detector.model import LevelHeatmapNet  # noqa: E402
 from spine_training.detector.truth import Column, Disc  # noqa: E402
 
 
-def row(error, nearest=None, confidence=0.95, *, source="VB1", contrast="T1", exam="a", weak=False):
-    return Row(exam, source, contrast, "l4_l5", error, nearest or error, confidence, "detector", weak)
+def row(
+    error,
+    nearest=None,
+    confidence=0.95,
+    *,
+    source="VB1",
+    contrast="T1",
+    exam="a",
+    weak=False,
+):
+    return Row(
+        exam,
+        source,
+        contrast,
+        "l4_l5",
+        error,
+        nearest or error,
+        confidence,
+        "detector",
+        weak,
+    )
 
 
 def exam(name, seed=0):
-    volume = np.random.default_rng(seed).integers(0, 200, (224, 96, 20)).astype(np.uint8)
-    discs = tuple(Disc(rank, np.array([180.0 - 35 * rank, 48, 10]), np.array([0.0, 1.0])) for rank in range(5))
+    volume = (
+        np.random.default_rng(seed).integers(0, 200, (224, 96, 20)).astype(np.uint8)
+    )
+    discs = tuple(
+        Disc(rank, np.array([180.0 - 35 * rank, 48, 10]), np.array([0.0, 1.0]))
+        for rank in range(5)
+    )
     return Exam(name, "VB9", name, volume, (1.0, 1.0, 1.0), Column(discs, ()), "T2")
 
 
@@ -56,7 +80,12 @@ def test_figures_count_what_they_say():
 
 def test_tables_have_a_line_for_each_group():
     rows = [row(1.0), row(9.0, confidence=0.2, source="VB2", contrast="T2")]
-    assert [line.split("  ")[0] for line in table(rows).splitlines()] == ["source", "VB1 T1", "VB2 T2", "all"]
+    assert [line.split("  ")[0] for line in table(rows).splitlines()] == [
+        "source",
+        "VB1 T1",
+        "VB2 T2",
+        "all",
+    ]
     lines = markdown(rows, "whole").splitlines()
     assert lines[0].startswith("| whole | exams | discs | right |")
     assert "| VB2 T2 | 1 | 1 | 0.0 % | 9.00 | 9.0 | 0 | 0 | - |" in lines
@@ -85,17 +114,47 @@ def test_cross_validate_judges_every_exam_once(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "load_data", lambda *_: exams)
     for fold in (0, 1):
         net = LevelHeatmapNet()
-        torch.save({"config": {}, "model": net.state_dict()}, tmp_path / f"fold{fold}.pt")
-    rows, text, picture = tmp_path / "rows.jsonl", tmp_path / "table.md", tmp_path / "levels.svg"
+        torch.save(
+            {"config": {}, "model": net.state_dict()}, tmp_path / f"fold{fold}.pt"
+        )
+    rows, text, picture = (
+        tmp_path / "rows.jsonl",
+        tmp_path / "table.md",
+        tmp_path / "levels.svg",
+    )
     pattern = str(tmp_path / "fold{fold}.pt")
-    outputs = ["--rows", str(rows), "--markdown", str(text), "--picture", str(picture), "--json", "--crops"]
-    asked = ["cross-validate", pattern, "--data", str(tmp_path), "--fold", "0", "--fold", "1", *outputs]
+    outputs = [
+        "--rows",
+        str(rows),
+        "--markdown",
+        str(text),
+        "--picture",
+        str(picture),
+        "--json",
+        "--crops",
+    ]
+    asked = [
+        "cross-validate",
+        pattern,
+        "--data",
+        str(tmp_path),
+        "--fold",
+        "0",
+        "--fold",
+        "1",
+        *outputs,
+    ]
     said = CliRunner().invoke(command.app, asked)
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
-    assert {view: entries[-1]["exams"] for view, entries in found.items()} == dict.fromkeys(found, 2)
+    assert {
+        view: entries[-1]["exams"] for view, entries in found.items()
+    } == dict.fromkeys(found, 2)
     assert len(found) == 4
-    assert {json.loads(line)["exam"] for line in rows.read_text().splitlines()} == {"VB9-0", "VB9-1"}
+    assert {json.loads(line)["exam"] for line in rows.read_text().splitlines()} == {
+        "VB9-0",
+        "VB9-1",
+    }
     assert text.read_text().count("| all |") == 4
     if find_spec("matplotlib") is None:
         assert "no pictures: matplotlib is not installed" in said.output
@@ -108,7 +167,14 @@ def test_without_matplotlib_the_figures_are_said_all_the_same(tmp_path, monkeypa
     monkeypatch.setattr(command, "load_data", lambda *_: [])
     monkeypatch.setattr(command, "evaluate", lambda *_: [row(1.0)])
     monkeypatch.setattr(command, "TorchBackend", lambda *_: None)
-    asked = ["evaluate", "last.pt", "--data", str(tmp_path), "--picture", str(tmp_path / "levels.svg")]
+    asked = [
+        "evaluate",
+        "last.pt",
+        "--data",
+        str(tmp_path),
+        "--picture",
+        str(tmp_path / "levels.svg"),
+    ]
     said = CliRunner().invoke(command.app, asked)
     assert said.exit_code == 0, said.output
     assert "100.0 %" in said.output

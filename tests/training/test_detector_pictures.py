@@ -5,7 +5,11 @@ import pytest
 
 from spine_engine.errors import UsageError
 from spine_training.detector.figures import ALL, HIT_MM, Row, figures
-from spine_training.detector.pictures import localisation_figure, outcome_of, write_picture
+from spine_training.detector.pictures import (
+    localisation_figure,
+    outcome_of,
+    write_picture,
+)
 
 LEVELS = ("l1_l2", "l2_l3", "l3_l4", "l4_l5", "l5_s1")
 
@@ -23,20 +27,46 @@ def rows():
                 error = nearest + 33
             if k % 10 == 7 and level == "l1_l2":
                 error = nearest = 12.0
-            made.append(Row(f"e{k}", "A", "T2", level, error, nearest, 0.95, "detector", weak=False))
+            made.append(
+                Row(
+                    f"e{k}",
+                    "A",
+                    "T2",
+                    level,
+                    error,
+                    nearest,
+                    0.95,
+                    "detector",
+                    weak=False,
+                )
+            )
     made.append(Row("e40", "A", "T2", "l5_s1", 50.0, 50.0, 0.95, "detector", weak=True))
     return made
 
 
 def lines(axes):
-    return {line.get_label(): line for line in axes.lines if not line.get_label().startswith("_")}
+    return {
+        line.get_label(): line
+        for line in axes.lines
+        if not line.get_label().startswith("_")
+    }
 
 
 def test_hits_and_misses_are_those_of_the_figures(rows):
     _, levels, _ = localisation_figure(rows).axes
-    counts = {bars.get_label(): [bar.get_width() for bar in bars] for bars in levels.containers}
-    assert counts == {"right": [32, 36, 36, 36, 36], "shifted": [4] * 5, "beside": [4, 0, 0, 0, 0]}
-    assert [text.get_text() for text in levels.texts][:2] == ["32 right, 4 shifted, 4 beside", "36 right, 4 shifted"]
+    counts = {
+        bars.get_label(): [bar.get_width() for bar in bars]
+        for bars in levels.containers
+    }
+    assert counts == {
+        "right": [32, 36, 36, 36, 36],
+        "shifted": [4] * 5,
+        "beside": [4, 0, 0, 0, 0],
+    }
+    assert [text.get_text() for text in levels.texts][:2] == [
+        "32 right, 4 shifted, 4 beside",
+        "36 right, 4 shifted",
+    ]
     total = next(entry for entry in figures(rows) if entry.group == ALL)
     assert sum(counts["shifted"]) == total.shifted
     assert sum(counts["right"]) == pytest.approx(total.right * total.discs)
@@ -56,7 +86,11 @@ def test_outcomes():
 def test_cumulative_shares_are_exact(rows):
     *_, shares = localisation_figure(rows).axes
     drawn = lines(shares)
-    assert list(drawn) == ["all: 88.0%", "L1/L2: 80.0%", *(f"{n}: 90.0%" for n in ("L2/L3", "L3/L4", "L4/L5", "L5/S1"))]
+    assert list(drawn) == [
+        "all: 88.0%",
+        "L1/L2: 80.0%",
+        *(f"{n}: 90.0%" for n in ("L2/L3", "L3/L4", "L4/L5", "L5/S1")),
+    ]
     errors = np.array([row.error_mm for row in rows if not row.weak])
     within, share = drawn["all: 88.0%"].get_data()
     assert share == pytest.approx([(errors <= x).mean() for x in within])
@@ -72,7 +106,13 @@ def test_boxes_are_the_percentiles_of_each_level(rows):
     for level, line in zip(LEVELS, medians, strict=True):
         own = [row.error_mm for row in rows if row.level == level and not row.weak]
         assert line.get_xdata()[0] == pytest.approx(np.median(own))
-    assert [label.get_text() for label in errors.get_yticklabels()] == ["L1/L2", "L2/L3", "L3/L4", "L4/L5", "L5/S1"]
+    assert [label.get_text() for label in errors.get_yticklabels()] == [
+        "L1/L2",
+        "L2/L3",
+        "L3/L4",
+        "L4/L5",
+        "L5/S1",
+    ]
     assert errors.get_ylim()[0] > errors.get_ylim()[1], "L1/L2 is above"
 
 

@@ -31,14 +31,18 @@ def column_volume():
     labels = np.zeros((224, 160, 30), np.uint8)
     for i, label in enumerate((1, 2, 3, 4, 5)):
         labels[20 + 35 * i : 45 + 35 * i, 60:94, 5:25] = label
-    image = (np.random.default_rng(0).integers(10, 40, labels.shape) + 120 * (labels > 0)).astype(np.uint8)
+    image = (
+        np.random.default_rng(0).integers(10, 40, labels.shape) + 120 * (labels > 0)
+    ).astype(np.uint8)
     return image, labels
 
 
 @pytest.fixture(scope="module")
 def exam():
     image, labels = column_volume()
-    return arrays_from_exam(Exam("A", "VB3", "A", image, (1.0, 1.0, 1.0), column_from_bodies(labels)), SPEC)
+    return arrays_from_exam(
+        Exam("A", "VB3", "A", image, (1.0, 1.0, 1.0), column_from_bodies(labels)), SPEC
+    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +53,10 @@ def folder(tmp_path_factory):
     image, labels = column_volume()
     for k, name in enumerate(("VB3-01", "VB3-03")):
         for suffix, volume in (("image", image + np.uint8(k)), ("levels", labels)):
-            nib.save(nib.Nifti1Image(volume, np.eye(4)), root / "lumbar-mri" / f"{name}_{suffix}.nii.gz")
+            nib.save(
+                nib.Nifti1Image(volume, np.eye(4)),
+                root / "lumbar-mri" / f"{name}_{suffix}.nii.gz",
+            )
     return root
 
 
@@ -114,13 +121,20 @@ def test_the_net_accepts_every_multiple_of_32():
     net = LevelHeatmapNet(SPEC).eval()
     with torch.no_grad():
         for size in ((32, 32), (96, 160)):
-            assert net(torch.zeros(1, 1, *size)).shape == (1, SPEC.channels, size[0] // 2, size[1] // 2)
+            assert net(torch.zeros(1, 1, *size)).shape == (
+                1,
+                SPEC.channels,
+                size[0] // 2,
+                size[1] // 2,
+            )
 
 
 def quick(exams, out, *, epochs=2, **more):
     options = replace(training.DETECTOR_FIT, epochs=epochs, precision="f32")
     machine = Machine(device="cpu", threads=1, workers=0)
-    return training.train(exams, Session(out=out, machine=machine, **more), options, steps=2)
+    return training.train(
+        exams, Session(out=out, machine=machine, **more), options, steps=2
+    )
 
 
 def test_a_resumed_training_gives_the_same_weights(two, tmp_path, monkeypatch):
@@ -140,21 +154,31 @@ def test_a_resumed_training_gives_the_same_weights(two, tmp_path, monkeypatch):
         patch.setattr(training.DetectorTask, "figures", stop)
         with pytest.raises(KeyboardInterrupt):
             quick(exams, tmp_path / "parts")
-    assert read_checkpoint(tmp_path / "parts/last.pt")["epoch"] == 1, "there is something to go on with"
+    assert read_checkpoint(tmp_path / "parts/last.pt")["epoch"] == 1, (
+        "there is something to go on with"
+    )
     torch.manual_seed(99)
     parts = quick(exams, tmp_path / "parts", resume=True).state_dict()
     assert all(torch.equal(weights, parts[name]) for name, weights in whole.items())
     kept = load_detector(tmp_path / "parts/last.pt").state_dict()
     assert all(torch.equal(weights, kept[name]) for name, weights in whole.items())
     latest = read_checkpoint(tmp_path / "parts/last.pt")["model"]
-    assert all(torch.equal(w, latest[name]) for name, w in read_checkpoint(tmp_path / "whole/last.pt")["model"].items())
+    assert all(
+        torch.equal(w, latest[name])
+        for name, w in read_checkpoint(tmp_path / "whole/last.pt")["model"].items()
+    )
 
 
-def test_a_training_begins_with_the_averaged_weights_of_another(two, tmp_path, monkeypatch):
+def test_a_training_begins_with_the_averaged_weights_of_another(
+    two, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
     exams = training.TrainingExams.of(two, -1)
     net, averaged = LevelHeatmapNet(), LevelHeatmapNet()
-    torch.save({"config": {}, "model": net.state_dict(), "ema": averaged.state_dict()}, tmp_path / "start.pt")
+    torch.save(
+        {"config": {}, "model": net.state_dict(), "ema": averaged.state_dict()},
+        tmp_path / "start.pt",
+    )
     begun = []
 
     def only_look(task, options, out, **more):
@@ -163,24 +187,35 @@ def test_a_training_begins_with_the_averaged_weights_of_another(two, tmp_path, m
 
     monkeypatch.setattr(training, "fit", only_look)
     quick(exams, tmp_path / "begun", start=tmp_path / "start.pt")
-    assert all(torch.equal(weights, begun[0][name]) for name, weights in averaged.state_dict().items())
+    assert all(
+        torch.equal(weights, begun[0][name])
+        for name, weights in averaged.state_dict().items()
+    )
     quick(exams, tmp_path / "fresh")
     assert not torch.equal(begun[1]["stem.0.weight"], begun[0]["stem.0.weight"])
 
 
-def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(two, tmp_path, monkeypatch):
+def test_held_out_exams_are_watched_on_the_same_slices_every_epoch(
+    two, tmp_path, monkeypatch
+):
     monkeypatch.setattr(training, "CANVASES", (((64, 64), 2, 1.0),))
     monkeypatch.setattr(training, "WATCHED_STEPS", 1)
     exams = training.TrainingExams.of(two, 0)
     assert {name: len(found) for name, found in exams.held_out.items()} == {"VB3": 1}
-    assert exams.held_out["VB3"][0].volume.tolist() != exams.groups["VB3"][0].volume.tolist()
+    assert (
+        exams.held_out["VB3"][0].volume.tolist()
+        != exams.groups["VB3"][0].volume.tolist()
+    )
     net = LevelHeatmapNet().eval()
     task = training.DetectorTask(net, exams, steps=2)
     found = task.figures(net)
     assert found == task.figures(net)
     assert list(found) == ["held_out_loss", "held_out_level_right"]
     assert found["held_out_loss"] > 0
-    assert training.DetectorTask(net, training.TrainingExams.of(two, -1)).figures(net) == {}
+    assert (
+        training.DetectorTask(net, training.TrainingExams.of(two, -1)).figures(net)
+        == {}
+    )
     quick(exams, tmp_path / "run", epochs=1)
     (row,) = read_checkpoint(tmp_path / "run/last.pt")["history"]
     assert np.isfinite(row["held_out_level_right"])

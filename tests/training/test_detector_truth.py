@@ -26,7 +26,11 @@ def bodies(labels=(5, 4, 3, 2, 1), *, sacrum=False, tilt_deg=0.0):
     for label in everything:
         rank = {6: -1, 5: 0, 4: 1, 3: 2, 2: 3, 1: 4}[label]
         height = 62.5 - 35 * rank
-        inside = (np.abs(along - height) <= 12) & (np.abs(across) <= 17) & (np.abs(lateral - 15) <= 10)
+        inside = (
+            (np.abs(along - height) <= 12)
+            & (np.abs(across) <= 17)
+            & (np.abs(lateral - 15) <= 10)
+        )
         volume[inside] = label
     return volume
 
@@ -35,7 +39,10 @@ def bodies(labels=(5, 4, 3, 2, 1), *, sacrum=False, tilt_deg=0.0):
 def test_a_disc_lies_midway_between_facing_endplates(tilt_deg):
     column = column_from_bodies(bodies(tilt_deg=tilt_deg))
     angle = np.deg2rad(tilt_deg)
-    down, back = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    down, back = (
+        np.array([np.cos(angle), np.sin(angle)]),
+        np.array([-np.sin(angle), np.cos(angle)]),
+    )
     by_rank = {disc.rank: disc for disc in column.discs}
     for rank in (1, 2, 3, 4):
         expected = np.array([120, 60]) + (62.5 - 35 * rank + 17.5) * down
@@ -57,7 +64,9 @@ def test_the_lowest_disc_is_weak_without_a_sacrum_and_true_with_one():
 def test_an_endplate_that_runs_against_the_lordosis_gives_no_place():
     volume = bodies()
     rows, columns, _ = np.mgrid[:240, :120, :30]
-    volume[(volume == 5) & (rows > 182 + (columns - 43) * 0.5)] = 0  # L5 loses its lower front corner
+    volume[(volume == 5) & (rows > 182 + (columns - 43) * 0.5)] = (
+        0  # L5 loses its lower front corner
+    )
     lowest = column_from_bodies(volume).discs[0]
     assert not lowest.known
     assert lowest.weak
@@ -93,14 +102,25 @@ def test_a_wedge_shaped_disc_has_its_middle_between_its_faces():
         assert np.allclose(disc.center_mm[:2], [row - 0.5, 57.5], atol=0.6)
         assert abs(disc.direction[1]) > 0.999
     assert [rank for rank, _ in column.bodies] == [0, 1, 2]
-    assert column.bodies[2][1][0] == pytest.approx(10.0, abs=1.0)  # above the topmost disc
+    assert column.bodies[2][1][0] == pytest.approx(
+        10.0, abs=1.0
+    )  # above the topmost disc
 
 
 def test_contrasts_of_one_patient_share_a_fold():
     def exam(name, source, patient):
-        return Exam(name, source, patient, np.zeros((1, 1, 1), np.uint8), (1, 1, 1), Column((), ()))
+        return Exam(
+            name,
+            source,
+            patient,
+            np.zeros((1, 1, 1), np.uint8),
+            (1, 1, 1),
+            Column((), ()),
+        )
 
-    exams = [exam(f"A-{i}", "A", f"A-{i - i % 2}") for i in range(20)] + [exam("B-1", "B", "B-1")]
+    exams = [exam(f"A-{i}", "A", f"A-{i - i % 2}") for i in range(20)] + [
+        exam("B-1", "B", "B-1")
+    ]
     fold = fold_of(exams)
     assert all(fold[f"A-{i}"] == fold[f"A-{i + 1}"] for i in range(0, 20, 2))
     assert set(fold.values()) == set(range(5))
@@ -112,12 +132,17 @@ def test_a_phantom_exam_does_not_depend_on_how_its_stack_is_stored():
     from spine_training.detector.phantoms import exam_from_stack, posed_spine
 
     spine = posed_spine(5)
-    protocol = Protocol(axial="none", sagittal=("t2",), sagittal_matrix=128, sagittal_slices=7)
+    protocol = Protocol(
+        axial="none", sagittal=("t2",), sagittal_matrix=128, sagittal_slices=7
+    )
     stack = render(spine, seed=5, protocol=protocol).series[0].stacks[0]
     mirrored = replace(
         stack,
         pixels=np.ascontiguousarray(stack.pixels[::-1, :, ::-1]),
-        origins_mm=(stack.origins_mm + stack.axes[2] * stack.spacing_mm[1] * (stack.pixels.shape[2] - 1))[::-1],
+        origins_mm=(
+            stack.origins_mm
+            + stack.axes[2] * stack.spacing_mm[1] * (stack.pixels.shape[2] - 1)
+        )[::-1],
         axes=stack.axes * np.array([[-1.0], [1.0], [-1.0]]),
     )
     one, two = exam_from_stack("a", stack, spine), exam_from_stack("a", mirrored, spine)

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from spine_engine.errors import OutputError
-from spine_training.drawing import WIDTH_IN, NoMatplotlibError, figure, panel_title, write_svg
+from spine_training.drawing import (
+    WIDTH_IN,
+    NoMatplotlibError,
+    figure,
+    panel_title,
+    write_svg,
+)
 
 
 def drawn(title="A picture <of> $two$ lines"):
@@ -30,9 +36,15 @@ def picture(tmp_path):
 
 def test_text_stays_text_and_keeps_its_digits(picture):
     tree = ElementTree.parse(picture).getroot()
-    texts = ["".join(each.itertext()) for each in tree.iter("{http://www.w3.org/2000/svg}text")]
+    texts = [
+        "".join(each.itertext())
+        for each in tree.iter("{http://www.w3.org/2000/svg}text")
+    ]
     assert {"A picture <of> $two$ lines", "Panel", "the value 0.1234567"} <= set(texts)
-    assert tree.find("{http://www.w3.org/2000/svg}title").text == "A picture <of> $two$ lines"
+    assert (
+        tree.find("{http://www.w3.org/2000/svg}title").text
+        == "A picture <of> $two$ lines"
+    )
     assert tree.get("width") == f"{WIDTH_IN * 72:g}pt"
 
 
@@ -51,23 +63,41 @@ def test_nothing_unseen_is_written(picture):
 def test_the_same_input_gives_the_same_bytes_whatever_a_user_has_set(picture, tmp_path):
     import matplotlib
 
-    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.grid": True, "svg.hashsalt": None}):
+    with matplotlib.rc_context(
+        {
+            "font.size": 30,
+            "svg.fonttype": "path",
+            "axes.grid": True,
+            "svg.hashsalt": None,
+        }
+    ):
         write_svg(drawn(), tmp_path / "again.svg")
-        assert matplotlib.rcParams["font.size"] == 30, "a user's settings are left as they were"
+        assert matplotlib.rcParams["font.size"] == 30, (
+            "a user's settings are left as they were"
+        )
     assert (tmp_path / "again.svg").read_bytes() == picture.read_bytes()
 
 
 def test_another_process_writes_the_same_bytes(picture, tmp_path):
     code = "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[1])\nfrom test_drawing import *\n"
     code += "write_svg(drawn(), Path(sys.argv[2]))"
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path / "other.svg")]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(Path(__file__).parent),
+        str(tmp_path / "other.svg"),
+    ]
     subprocess.run(command, check=True, timeout=120)
     assert (tmp_path / "other.svg").read_bytes() == picture.read_bytes()
 
 
 def test_a_missing_matplotlib_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(NoMatplotlibError, match=r"^no pictures: matplotlib is not installed; pip install .*\[train\]"):
+    with pytest.raises(
+        NoMatplotlibError,
+        match=r"^no pictures: matplotlib is not installed; pip install .*\[train\]",
+    ):
         drawn()
 
 
@@ -77,7 +107,19 @@ def test_a_folder_that_is_not_there_is_the_user_s(picture, tmp_path):
 
 
 def test_matplotlib_is_loaded_when_something_is_drawn_and_not_before():
-    modules = ("drawing", "curves", "evaluation.pictures", "evaluation.command", "detector.pictures")
+    modules = (
+        "drawing",
+        "curves",
+        "evaluation.pictures",
+        "evaluation.command",
+        "detector.pictures",
+    )
     code = f"import sys, {', '.join('spine_training.' + name for name in modules)}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert not {"matplotlib", "torch"}.intersection(done.stdout.split())

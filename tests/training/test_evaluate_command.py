@@ -41,7 +41,14 @@ def small(tmp_path):
     probabilities = rng.dirichlet([1, 1, 1], grades.shape)
     write_truth(tmp_path / "train.csv", studies, grades)
     write_rows(tmp_path / "predictions.csv", studies, probabilities)
-    options = ("--predictions", tmp_path / "predictions.csv", "--truth", tmp_path / "train.csv", "--bootstrap", 100)
+    options = (
+        "--predictions",
+        tmp_path / "predictions.csv",
+        "--truth",
+        tmp_path / "train.csv",
+        "--bootstrap",
+        100,
+    )
     return options, probabilities, grades, studies
 
 
@@ -50,9 +57,17 @@ def test_json_holds_the_official_metric(small):
     report = json.loads(called(*options, "--json"))
     score = official_metric(probabilities, grades)
     assert report["scores"]["metric"]["value"] == pytest.approx(score.metric, rel=1e-12)
-    assert report["scores"]["any_severe_canal"]["value"] == pytest.approx(score.any_severe_canal, rel=1e-12)
-    assert report["prior"]["metric"] == pytest.approx(official_metric(prior_probabilities(12), grades).metric)
-    assert (report["studies"], report["ignored_studies"], report["comparison"]) == (12, 0, None)
+    assert report["scores"]["any_severe_canal"]["value"] == pytest.approx(
+        score.any_severe_canal, rel=1e-12
+    )
+    assert report["prior"]["metric"] == pytest.approx(
+        official_metric(prior_probabilities(12), grades).metric
+    )
+    assert (report["studies"], report["ignored_studies"], report["comparison"]) == (
+        12,
+        0,
+        None,
+    )
 
 
 def test_the_order_of_rows_changes_nothing(small, tmp_path):
@@ -69,7 +84,9 @@ def test_studies_beyond_the_truth_are_ignored_and_counted(small, tmp_path):
     write_truth(tmp_path / "train.csv", studies[:9], grades[:9])
     report = json.loads(called(*options, "--json"))
     assert (report["studies"], report["ignored_studies"]) == (9, 3)
-    assert report["scores"]["metric"]["value"] == pytest.approx(official_metric(probabilities[:9], grades[:9]).metric)
+    assert report["scores"]["metric"]["value"] == pytest.approx(
+        official_metric(probabilities[:9], grades[:9]).metric
+    )
     assert "3 studies of" in called(*options)
 
 
@@ -78,7 +95,9 @@ def test_a_comparison_says_which_file_is_better(small, tmp_path):
     better = probabilities.copy()
     known = grades != MISSING
     better[known] += np.eye(3)[grades[known]]
-    write_rows(tmp_path / "better.csv", studies, better / better.sum(axis=-1, keepdims=True))
+    write_rows(
+        tmp_path / "better.csv", studies, better / better.sum(axis=-1, keepdims=True)
+    )
     against = ("--against", tmp_path / "better.csv")
     row = json.loads(called(*options, *against, "--json"))["comparison"]["metric"]
     assert row["difference"]["low"] > 0
@@ -91,7 +110,10 @@ def test_a_comparison_says_which_file_is_better(small, tmp_path):
 def test_the_tables_show_score_floors_and_counts(small):
     options, probabilities, grades, _ = small
     shown = called(*options)
-    own, prior = (official_metric(rows, grades) for rows in (probabilities, prior_probabilities(12)))
+    own, prior = (
+        official_metric(rows, grades)
+        for rows in (probabilities, prior_probabilities(12))
+    )
     assert f"{own.metric:.4f}" in shown
     assert f"{prior.canal:.4f}" in shown
     assert max(map(len, shown.splitlines())) <= 80
@@ -110,12 +132,19 @@ def test_out_gets_the_report_and_its_tables(small, tmp_path):
     folder = tmp_path / "new" / "folder"
     assert json.loads((folder / "report.json").read_text()) == json.loads(text)
     with (folder / "confusion.csv").open() as file:
-        assert sum(int(row["rows"]) for row in csv.DictReader(file)) == (grades != MISSING).sum()
+        assert (
+            sum(int(row["rows"]) for row in csv.DictReader(file))
+            == (grades != MISSING).sum()
+        )
     with (folder / "reliability.csv").open() as file:
         rows = list(csv.DictReader(file))
     for outcome in ("most_probable", "at_least_moderate", "severe"):
         for weighing in ("metric", "alike"):
-            chosen = [row for row in rows if (row["outcome"], row["rows_weighed"]) == (outcome, weighing)]
+            chosen = [
+                row
+                for row in rows
+                if (row["outcome"], row["rows_weighed"]) == (outcome, weighing)
+            ]
             assert sum(int(row["rows"]) for row in chosen) == (grades != MISSING).sum()
 
 
@@ -133,13 +162,27 @@ def test_all_of_rsna_s_studies_take_less_than_five_seconds(tmp_path):
     rng = np.random.default_rng(0)
     studies, grades = [str(k) for k in range(STUDIES)], rsna_grades()
     write_truth(tmp_path / "train.csv", studies, grades)
-    write_rows(tmp_path / "predictions.csv", studies, rng.dirichlet([3, 2, 1], grades.shape))
+    write_rows(
+        tmp_path / "predictions.csv", studies, rng.dirichlet([3, 2, 1], grades.shape)
+    )
     began = time.process_time()
-    called("--predictions", tmp_path / "predictions.csv", "--truth", tmp_path / "train.csv", "--json")
+    called(
+        "--predictions",
+        tmp_path / "predictions.csv",
+        "--truth",
+        tmp_path / "train.csv",
+        "--json",
+    )
     assert time.process_time() - began < 5
 
 
 def test_neither_pytorch_nor_scipy_nor_numba_is_imported():
     code = "import sys; from spine_training.evaluation import command, report, show, tables; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
     assert not {"torch", "timm_3d", "scipy", "numba"}.intersection(done.stdout.split())

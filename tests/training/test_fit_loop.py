@@ -34,14 +34,20 @@ def test_the_rate_warms_up_in_a_line_and_falls_along_a_cosine(tmp_path):
     rates = rates_of(tmp_path, epochs=5, learning_rate=1.0, warmup_epochs=1.0)
     assert rates[:4] == pytest.approx([0.01, 0.26, 0.51, 0.76])
     assert rates[4] == pytest.approx(1.0)  # the peak, when the warm-up is over
-    assert rates[8] == pytest.approx((1 + math.sqrt(0.5)) / 2)  # a quarter of the cosine
+    assert rates[8] == pytest.approx(
+        (1 + math.sqrt(0.5)) / 2
+    )  # a quarter of the cosine
     assert rates[12] == pytest.approx(0.5)
     assert rates[16] == pytest.approx((1 - math.sqrt(0.5)) / 2)
     assert rates[19] == pytest.approx((1 + math.cos(math.pi * 3.75 / 4)) / 2)
 
 
-def test_a_warm_up_takes_at_most_half_of_a_training_and_none_begins_at_the_peak(tmp_path):
-    assert rates_of(tmp_path, epochs=1, learning_rate=2.0)[:3] == pytest.approx([0.04, 1.04, 2.0])
+def test_a_warm_up_takes_at_most_half_of_a_training_and_none_begins_at_the_peak(
+    tmp_path,
+):
+    assert rates_of(tmp_path, epochs=1, learning_rate=2.0)[:3] == pytest.approx(
+        [0.04, 1.04, 2.0]
+    )
     begun = rates_of(tmp_path / "none", epochs=2, learning_rate=2.0, warmup_epochs=0.0)
     assert begun[:3:2] == pytest.approx([2.0, 1 + math.cos(math.pi / 4)])
 
@@ -55,7 +61,9 @@ def test_the_rate_never_exceeds_the_peak(tmp_path):
 def test_each_group_has_its_multiple_of_the_rate_and_the_table_the_plain_one(tmp_path):
     task = Toy()
     train(task, tmp_path, replace(OPTIONS, epochs=1))
-    assert task.rates[-1] == pytest.approx([task.rates[-1][0]] * 2 + [10 * task.rates[-1][0]])
+    assert task.rates[-1] == pytest.approx(
+        [task.rates[-1][0]] * 2 + [10 * task.rates[-1][0]]
+    )
     history = read_checkpoint(tmp_path / "last.pt")["history"]
     assert history[0]["learning_rate"] == pytest.approx(task.rates[-1][0])
 
@@ -65,8 +73,16 @@ def test_weights_decay_and_biases_and_norms_do_not():
     decaying, others = plain_groups(list(net.named_parameters()), 0.07)
     names = {id(p): name for name, p in net.named_parameters()}
     assert [names[id(p)] for p in decaying["params"]] == ["0.weight", "2.weight"]
-    assert [names[id(p)] for p in others["params"]] == ["0.bias", "1.weight", "1.bias", "2.bias"]
-    assert [(g["weight_decay"], g["times"]) for g in (decaying, others)] == [(0.07, 1.0), (0.0, 1.0)]
+    assert [names[id(p)] for p in others["params"]] == [
+        "0.bias",
+        "1.weight",
+        "1.bias",
+        "2.bias",
+    ]
+    assert [(g["weight_decay"], g["times"]) for g in (decaying, others)] == [
+        (0.07, 1.0),
+        (0.0, 1.0),
+    ]
 
 
 def test_averages_move_by_the_rest_of_the_decay_and_whole_numbers_are_copied():
@@ -86,7 +102,9 @@ def test_averages_move_by_the_rest_of_the_decay_and_whole_numbers_are_copied():
     assert model.weight.tolist() == [3.0, -2.0]
 
 
-def test_the_first_steps_hardly_count_in_the_average_and_no_decay_is_above_the_option(tmp_path):
+def test_the_first_steps_hardly_count_in_the_average_and_no_decay_is_above_the_option(
+    tmp_path,
+):
     """Step n keeps (1 + n) / (10 + n) of the average, counted over all epochs, at most ``ema``."""
     task = Toy(steps=2)
     expected = task.model.state_dict()["0.weight"].clone()
@@ -149,10 +167,19 @@ def test_the_history_holds_the_means_of_an_epoch_and_what_was_watched(tmp_path):
     rows = read_checkpoint(tmp_path / "last.pt")["history"]
     for number, row in enumerate(rows):
         assert row["epoch"] == number + 1
-        assert row["loss"] == pytest.approx(sum(task.losses[3 * number : 3 * number + 3]) / 3)
+        assert row["loss"] == pytest.approx(
+            sum(task.losses[3 * number : 3 * number + 3]) / 3
+        )
         assert row["twice"] == pytest.approx(2 * row["loss"])
         assert row["metric"] == 10.0 * (number + 1)
-    assert list(rows[0]) == ["epoch", "loss", "twice", "metric", "seconds", "learning_rate"]
+    assert list(rows[0]) == [
+        "epoch",
+        "loss",
+        "twice",
+        "metric",
+        "seconds",
+        "learning_rate",
+    ]
 
 
 @pytest.mark.parametrize(("precision", "wanted"), [("bf16", True), ("f32", False)])
@@ -173,7 +200,9 @@ def test_the_seed_decides_the_dropout(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"epochs": -1}, {"learning_rate": 0.0}, {"learning_rate": -1e-3}], ids=str
+    "wrong",
+    [{"epochs": 0}, {"epochs": -1}, {"learning_rate": 0.0}, {"learning_rate": -1e-3}],
+    ids=str,
 )
 def test_options_that_train_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="want epochs >= 1 and learning_rate > 0"):
@@ -185,15 +214,27 @@ def test_threads_are_set_only_where_they_are_named(tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
     for name, threads in (("none", None), ("three", 3)):
-        fit.fit(Toy(), replace(OPTIONS, epochs=1), tmp_path / name, machine=replace(HERE, threads=threads))
+        fit.fit(
+            Toy(),
+            replace(OPTIONS, epochs=1),
+            tmp_path / name,
+            machine=replace(HERE, threads=threads),
+        )
     assert asked == [3]
 
 
 @pytest.mark.parametrize(
     ("device", "gpu", "wanted"),
-    [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
+    [
+        ("auto", True, "cuda"),
+        ("auto", False, "cpu"),
+        ("cpu", True, "cpu"),
+        ("cuda", True, "cuda"),
+    ],
 )
-def test_auto_takes_the_gpu_where_there_is_one_and_a_named_device_is_taken(monkeypatch, device, gpu, wanted):
+def test_auto_takes_the_gpu_where_there_is_one_and_a_named_device_is_taken(
+    monkeypatch, device, gpu, wanted
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with fit._world(Machine(device=device)) as world:
@@ -202,7 +243,9 @@ def test_auto_takes_the_gpu_where_there_is_one_and_a_named_device_is_taken(monke
 
 def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UsageError, match="device cuda was asked for and PyTorch sees no GPU here"):
+    with pytest.raises(
+        UsageError, match="device cuda was asked for and PyTorch sees no GPU here"
+    ):
         fit.fit(Toy(), OPTIONS, tmp_path / "run", machine=Machine(device="cuda"))
     assert not (tmp_path / "run").exists()
 
@@ -227,11 +270,15 @@ def as_rank(monkeypatch, rank):
 
 
 @pytest.mark.parametrize(("rank", "steps"), [(0, [0, 2]), (1, [1, 3])])
-def test_processes_share_the_batches_evenly_and_the_first_alone_writes(tmp_path, monkeypatch, rank, steps):
+def test_processes_share_the_batches_evenly_and_the_first_alone_writes(
+    tmp_path, monkeypatch, rank, steps
+):
     as_rank(monkeypatch, rank)
     task = Toy(steps=5)
     train(task, tmp_path, replace(OPTIONS, epochs=1))
-    assert task.asked == [(0, step) for step in steps], "the fifth batch would leave the other process waiting"
+    assert task.asked == [(0, step) for step in steps], (
+        "the fifth batch would leave the other process waiting"
+    )
     assert {path.name for path in tmp_path.iterdir()} == (
         {"last.pt", "curves.csv", "tensorboard"} if rank == 0 else set()
     )
@@ -255,7 +302,9 @@ class Clock:
         return self.now
 
 
-def test_each_epoch_is_told_with_its_seconds_and_what_is_left(tmp_path, monkeypatch, capsys):
+def test_each_epoch_is_told_with_its_seconds_and_what_is_left(
+    tmp_path, monkeypatch, capsys
+):
     clock = Clock()
     monkeypatch.setattr(progress, "time", clock)
     task = Toy()
@@ -271,4 +320,6 @@ def test_each_epoch_is_told_with_its_seconds_and_what_is_left(tmp_path, monkeypa
     assert [line.split()[1] for line in told] == ["1/3", "2/3", "3/3"]
     assert [line.split()[-3] for line in told] == ["10.0", "5.0", "0.0"]
     assert all("metric 0.25" in line and "seconds 300" in line for line in told)
-    assert [row["seconds"] for row in read_checkpoint(tmp_path / "last.pt")["history"]] == [300.0] * 3
+    assert [
+        row["seconds"] for row in read_checkpoint(tmp_path / "last.pt")["history"]
+    ] == [300.0] * 3

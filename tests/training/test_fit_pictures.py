@@ -21,7 +21,12 @@ def drawn_epochs(svg):
 
 def test_curves_are_drawn_after_every_epoch_and_go_on_when_resumed(tmp_path):
     pytest.importorskip("matplotlib")
-    options, folder, seen, task = replace(OPTIONS, epochs=3), tmp_path / "run", [], Toy()
+    options, folder, seen, task = (
+        replace(OPTIONS, epochs=3),
+        tmp_path / "run",
+        [],
+        Toy(),
+    )
 
     def watch(epoch):
         if (folder / "curves.svg").exists():
@@ -46,7 +51,9 @@ def test_curves_are_drawn_after_every_epoch_and_go_on_when_resumed(tmp_path):
     assert 0 < rates[2] < rates[1] < options.learning_rate
 
 
-def test_a_drawing_that_fails_is_said_once_and_stops_nothing(tmp_path, monkeypatch, capsys):
+def test_a_drawing_that_fails_is_said_once_and_stops_nothing(
+    tmp_path, monkeypatch, capsys
+):
     asked = []
 
     def fails(path, history):

@@ -73,10 +73,14 @@ def continued(folder):
 
 
 @pytest.mark.parametrize("after", [1, 3])
-def test_a_stopped_training_ends_with_the_same_bits_as_an_undisturbed_one(tmp_path, straight, after):
+def test_a_stopped_training_ends_with_the_same_bits_as_an_undisturbed_one(
+    tmp_path, straight, after
+):
     folder, undisturbed = straight
     interrupted(tmp_path, after)
-    assert read_checkpoint(tmp_path / "last.pt")["epoch"] == after, "there is something to go on with"
+    assert read_checkpoint(tmp_path / "last.pt")["epoch"] == after, (
+        "there is something to go on with"
+    )
     task, averaged = continued(tmp_path)
     kept, whole = everything(tmp_path / "last.pt"), everything(folder / "last.pt")
     assert kept == whole
@@ -84,16 +88,25 @@ def test_a_stopped_training_ends_with_the_same_bits_as_an_undisturbed_one(tmp_pa
         assert sum(name.startswith(part) for name in kept) > 5, part
     assert any(name.endswith("exp_avg_sq") for name in kept)
     assert kept[".epoch"] == 4
-    assert task.asked == undisturbed.asked[3 * after :], "no batch twice and none left out"
+    assert task.asked == undisturbed.asked[3 * after :], (
+        "no batch twice and none left out"
+    )
     assert task.losses == undisturbed.losses[3 * after :], "the same dropout"
     assert task.progress == undisturbed.progress[3 * after :]
     assert task.weights[-1].keys() == undisturbed.weights[-1].keys()
-    assert all(torch.equal(value, undisturbed.weights[-1][name]) for name, value in task.weights[-1].items())
+    assert all(
+        torch.equal(value, undisturbed.weights[-1][name])
+        for name, value in task.weights[-1].items()
+    )
     ema = read_checkpoint(folder / "last.pt")["ema"]
-    assert all(torch.equal(value, ema[name]) for name, value in averaged.state_dict().items())
+    assert all(
+        torch.equal(value, ema[name]) for name, value in averaged.state_dict().items()
+    )
 
 
-def test_a_checkpoint_of_an_earlier_version_goes_on_to_the_same_bits(tmp_path, straight):
+def test_a_checkpoint_of_an_earlier_version_goes_on_to_the_same_bits(
+    tmp_path, straight
+):
     """Its optimiser knows the last step's rate and no peak: earlier versions set the rate before each step."""
     interrupted(tmp_path, 2)
     content = read_checkpoint(tmp_path / "last.pt")
@@ -132,16 +145,22 @@ def test_a_finished_training_that_is_resumed_stays_as_it_is(tmp_path):
     assert task.asked == []
     assert everything(tmp_path / "last.pt") == before
     ema = read_checkpoint(tmp_path / "last.pt")["ema"]
-    assert all(torch.equal(value, ema[name]) for name, value in averaged.state_dict().items())
+    assert all(
+        torch.equal(value, ema[name]) for name, value in averaged.state_dict().items()
+    )
 
 
-def test_resume_without_a_checkpoint_begins_and_a_second_training_in_a_folder_must_be_asked_for(tmp_path, straight):
+def test_resume_without_a_checkpoint_begins_and_a_second_training_in_a_folder_must_be_asked_for(
+    tmp_path, straight
+):
     task = Toy()
     task.watch = lambda epoch: {"metric": 1.0}
     train(task, tmp_path, resume=True)
     assert everything(tmp_path / "last.pt") == everything(straight[0] / "last.pt")
     before = (tmp_path / "last.pt").read_bytes()
-    with pytest.raises(UsageError, match="holds a training already; add --resume to go on with it"):
+    with pytest.raises(
+        UsageError, match="holds a training already; add --resume to go on with it"
+    ):
         train(Toy(), tmp_path)
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -164,9 +183,13 @@ def test_resume_without_a_checkpoint_begins_and_a_second_training_in_a_folder_mu
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_only_the_same_training_is_resumed(straight, change, said):
-    options = replace(OPTIONS, **{name: value for name, value in change.items() if name != "task"})
+    options = replace(
+        OPTIONS, **{name: value for name, value in change.items() if name != "task"}
+    )
     before = (straight[0] / "last.pt").read_bytes()
-    with pytest.raises(UsageError, match=f"was trained with another {said}; give the same"):
+    with pytest.raises(
+        UsageError, match=f"was trained with another {said}; give the same"
+    ):
         train(Toy(**change.get("task", {})), straight[0], options, resume=True)
     assert (straight[0] / "last.pt").read_bytes() == before
 
@@ -182,7 +205,9 @@ def test_a_setting_that_the_checkpoint_lacks_is_another_training(straight, tmp_p
 # -- a checkpoint is whole ---------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(tmp_path, monkeypatch):
+def test_a_checkpoint_that_is_cut_off_while_it_is_written_leaves_the_earlier_one_whole(
+    tmp_path, monkeypatch
+):
     save, saved = torch.save, []
 
     def full_disk(content, path):
@@ -202,7 +227,11 @@ def test_a_checkpoint_that_is_cut_off_while_it_is_written_leaves_the_earlier_one
     monkeypatch.setattr(curves, "write_picture", lambda *_: None)
     train(Toy(seed=3), tmp_path, resume=True)
     assert read_checkpoint(tmp_path / "last.pt")["epoch"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.csv", "last.pt", "tensorboard"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "curves.csv",
+        "last.pt",
+        "tensorboard",
+    ]
 
 
 def test_a_checkpoint_says_what_it_is_of(straight):
@@ -237,7 +266,10 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, kind):
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
-    with pytest.raises(UsageError, match=r"cannot read .*last\.pt as a checkpoint: \w+; give a file of train") as said:
+    with pytest.raises(
+        UsageError,
+        match=r"cannot read .*last\.pt as a checkpoint: \w+; give a file of train",
+    ) as said:
         read_checkpoint(path)
     assert "\n" not in str(said.value)
     with pytest.raises(UsageError, match="as a checkpoint"):
@@ -251,11 +283,16 @@ def test_a_pickle_that_runs_code_is_refused_and_runs_nothing(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "content", [[1], {"weights": {}}, {"model": {}}, {"config": {}}], ids=["list", "neither", "no config", "no model"]
+    "content",
+    [[1], {"weights": {}}, {"model": {}}, {"config": {}}],
+    ids=["list", "neither", "no config", "no model"],
 )
 def test_what_holds_no_model_or_no_configuration_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(UsageError, match=r"other\.pt is no checkpoint of this project: it lacks 'config' or 'model'"):
+    with pytest.raises(
+        UsageError,
+        match=r"other\.pt is no checkpoint of this project: it lacks 'config' or 'model'",
+    ):
         read_checkpoint(tmp_path / "other.pt")
 
 
@@ -268,6 +305,10 @@ def test_files_that_are_not_torch_s_or_not_there_are_named(tmp_path):
 
 def test_weights_are_read_onto_the_cpu(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(torch, "load", lambda path, **more: asked.append(more) or {"config": {}, "model": {}})
+    monkeypatch.setattr(
+        torch,
+        "load",
+        lambda path, **more: asked.append(more) or {"config": {}, "model": {}},
+    )
     read_checkpoint(tmp_path / "any.pt")
     assert asked == [{"map_location": "cpu", "weights_only": True}]

@@ -32,7 +32,14 @@ def exam():
     from spine_training.detector.truth import Column
 
     def make(name, source, patient):
-        return Exam(name, source, patient, np.zeros((1, 1, 1), np.uint8), (1, 1, 1), Column((), ()))
+        return Exam(
+            name,
+            source,
+            patient,
+            np.zeros((1, 1, 1), np.uint8),
+            (1, 1, 1),
+            Column((), ()),
+        )
 
     return make
 
@@ -40,18 +47,31 @@ def exam():
 def test_exams_of_one_patient_share_a_fold_and_patients_are_dealt_out(exam):
     from spine_training.detector.data import fold_of
 
-    names = {"VB1-02": "p", "VB1-03": "p", "VB1-06": "q", "VB1-07": "q", "VB1-08": "q", "VB1-16": "r"}
+    names = {
+        "VB1-02": "p",
+        "VB1-03": "p",
+        "VB1-06": "q",
+        "VB1-07": "q",
+        "VB1-08": "q",
+        "VB1-16": "r",
+    }
     exams = [exam(name, "VB1", patient) for name, patient in names.items()]
     exams += [exam(f"VB2-{k}", "VB2", f"VB2-{k}") for k in range(7)]
     fold = fold_of(exams[::-1])
     assert [fold[name] for name in names] == [0, 0, 1, 1, 1, 2]
-    assert [fold[f"VB2-{k}"] for k in range(7)] == [0, 1, 2, 3, 4, 0, 1], "each source is dealt from the first fold on"
+    assert [fold[f"VB2-{k}"] for k in range(7)] == [0, 1, 2, 3, 4, 0, 1], (
+        "each source is dealt from the first fold on"
+    )
 
 
 def test_rsna_s_exams_have_the_fold_of_their_study_whatever_its_name_or_contrast(exam):
     from spine_training.detector.data import fold_of
 
-    exams = [exam(f"RSNA-{study}-{c}", "RSNA", study) for study in ("100206310", "a", "b") for c in ("t1", "t2")]
+    exams = [
+        exam(f"RSNA-{study}-{c}", "RSNA", study)
+        for study in ("100206310", "a", "b")
+        for c in ("t1", "t2")
+    ]
     fold = fold_of(exams)
     assert fold["RSNA-100206310-t1"] == fold["RSNA-100206310-t2"] == 4
     assert fold["RSNA-a-t1"] == fold["RSNA-a-t2"] == 0
@@ -61,7 +81,10 @@ def test_training_and_held_out_exams_share_no_patient(exam):
     pytest.importorskip("torch", reason="the training extra is not installed")
     from spine_training.detector import train as training
 
-    exams = [exam(name, "VB1", patient) for name, patient in (("a", "p"), ("b", "p"), ("c", "q"), ("d", "q"))]
+    exams = [
+        exam(name, "VB1", patient)
+        for name, patient in (("a", "p"), ("b", "p"), ("c", "q"), ("d", "q"))
+    ]
     marked = {id(one.volume): one.patient for one in exams}
     for fold, held in ((0, "p"), (1, "q")):
         chosen = training.TrainingExams.of(exams, fold)
@@ -82,7 +105,10 @@ def test_the_public_exams_of_one_patient_are_known_as_such():
         ("VB1-02", "VB1-02"),
         ("VB1-03", "VB1-02"),
     }
-    assert len({SAME_PATIENT.get(name, name) for name in ("VB1-06", "VB1-07", "VB1-08")}) == 1
+    assert (
+        len({SAME_PATIENT.get(name, name) for name in ("VB1-06", "VB1-07", "VB1-08")})
+        == 1
+    )
     assert SAME_PATIENT.get("VB1-16", "VB1-16") == "VB1-16"
 
 
@@ -95,7 +121,9 @@ def test_a_grader_s_folds_hold_out_exactly_the_studies_of_that_fold():
     source = RsnaSource(Path("/set"), every, Path("net.onnx"))
     for fold in range(5):
         training, held_out = source.split(fold)
-        assert [fold_of_study(name) for name in held_out.names] == [fold] * len(held_out.names)
+        assert [fold_of_study(name) for name in held_out.names] == [fold] * len(
+            held_out.names
+        )
         assert held_out.names
         assert fold not in [fold_of_study(name) for name in training.names]
         assert sorted([*training.names, *held_out.names]) == sorted(every)

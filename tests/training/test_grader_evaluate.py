@@ -24,14 +24,20 @@ def test_the_best_predictions_score_best(tmp_path):
     assert best["best"] < best["prior"]
     assert best["miss_of_reader"] == pytest.approx(0, abs=1e-12)
     assert best["calibration_error_unweighted"] < 0.05
-    unknown = scores(best_predictions(grids.narrowing), grids.grades, np.full_like(grids.narrowing, np.nan))
+    unknown = scores(
+        best_predictions(grids.narrowing),
+        grids.grades,
+        np.full_like(grids.narrowing, np.nan),
+    )
     assert "best" not in unknown
 
 
 def test_a_report_runs_the_grader_on_one_set_of_boxes(tmp_path):
     grids = bright_blobs(tmp_path, 6, 3)
     torch.manual_seed(0)
-    figures = report(Grader(GraderConfig(backbone="narrow_conv_8", shape=SHAPE)), grids, 0)
+    figures = report(
+        Grader(GraderConfig(backbone="narrow_conv_8", shape=SHAPE)), grids, 0
+    )
     assert figures["metric"] > figures["best"]
 
 
@@ -39,7 +45,10 @@ def test_heads_of_a_whole_study_are_condition_major():
     heads = np.arange(2 * 25).reshape(2, 1, 25)
     placed = by_study(heads)
     assert placed.shape == (2, 5, 5)
-    canal, level = CONDITIONS.index(Condition.SPINAL_CANAL_STENOSIS), LEVELS.index(Level.L4_L5)
+    canal, level = (
+        CONDITIONS.index(Condition.SPINAL_CANAL_STENOSIS),
+        LEVELS.index(Level.L4_L5),
+    )
     assert placed[1, level, canal] == 25 + canal * 5 + level
     assert np.array_equal(by_study(placed), placed), "five levels are left as they are"
 

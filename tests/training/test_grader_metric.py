@@ -8,7 +8,13 @@ import pytest
 from rsna_truth import CANAL, COUNTS, STUDIES, WORST_CANAL, rsna_grades
 
 from spine_engine.anatomy import CONDITIONS, LEVELS
-from spine_training.metric import MISSING, PARTS, official_metric, prior_probabilities, study_sums
+from spine_training.metric import (
+    MISSING,
+    PARTS,
+    official_metric,
+    prior_probabilities,
+    study_sums,
+)
 
 
 def slow_metric(probabilities: np.ndarray, grades: np.ndarray) -> dict[str, float]:
@@ -18,12 +24,29 @@ def slow_metric(probabilities: np.ndarray, grades: np.ndarray) -> dict[str, floa
         grade = int(grades[study, level, condition])
         if grade != MISSING:
             chances = probabilities[study, level, condition]
-            name = CONDITIONS[condition].removeprefix("left_").removeprefix("right_").split("_")[0]
-            rows.append((study, name, grade, [float(p) / float(sum(chances)) for p in chances]))
+            name = (
+                CONDITIONS[condition]
+                .removeprefix("left_")
+                .removeprefix("right_")
+                .split("_")[0]
+            )
+            rows.append(
+                (study, name, grade, [float(p) / float(sum(chances)) for p in chances])
+            )
     part = {}
-    for group, word in (("canal", "spinal"), ("foraminal", "neural"), ("subarticular", "subarticular")):
-        own = [(2**grade, chances[grade]) for _, name, grade, chances in rows if name == word]
-        part[group] = sum(-weight * log(chance) for weight, chance in own) / sum(weight for weight, _ in own)
+    for group, word in (
+        ("canal", "spinal"),
+        ("foraminal", "neural"),
+        ("subarticular", "subarticular"),
+    ):
+        own = [
+            (2**grade, chances[grade])
+            for _, name, grade, chances in rows
+            if name == word
+        ]
+        part[group] = sum(-weight * log(chance) for weight, chance in own) / sum(
+            weight for weight, _ in own
+        )
     by_study = defaultdict(list)
     for study, name, grade, chances in rows:
         if name == "spinal":
@@ -40,7 +63,11 @@ def slow_metric(probabilities: np.ndarray, grades: np.ndarray) -> dict[str, floa
 
 def test_it_is_the_challenge_s_metric_to_the_digit():
     rng = np.random.default_rng(0)
-    grades = rng.choice([MISSING, 0, 1, 2], p=[0.15, 0.6, 0.15, 0.1], size=(150, len(LEVELS), len(CONDITIONS)))
+    grades = rng.choice(
+        [MISSING, 0, 1, 2],
+        p=[0.15, 0.6, 0.15, 0.1],
+        size=(150, len(LEVELS), len(CONDITIONS)),
+    )
     grades[4, :, CANAL] = MISSING
     grades[5, :4, CANAL], grades[5, 4, CANAL] = MISSING, 2
     probabilities = rng.dirichlet([1, 0.7, 0.5], grades.shape)
@@ -64,7 +91,10 @@ def test_the_truth_has_the_published_counts():
     grades = rsna_grades()
     assert len(grades) == STUDIES
     for c, v in np.ndindex(5, 5):
-        assert tuple((grades[:, v, c] == grade).sum() for grade in range(3)) == COUNTS[c][v]
+        assert (
+            tuple((grades[:, v, c] == grade).sum() for grade in range(3))
+            == COUNTS[c][v]
+        )
     worst = grades[..., CANAL].max(axis=1)
     assert tuple((worst == grade).sum() for grade in range(3)) == WORST_CANAL
 
@@ -72,13 +102,17 @@ def test_the_truth_has_the_published_counts():
 def test_uniform_predictions_score_the_published_floor():
     grades = rsna_grades()
     score = official_metric(np.full((*grades.shape, 3), 1 / 3), grades)
-    assert [getattr(score, name) for name in PARTS] == pytest.approx([1.0986, 1.0986, 1.0986, 0.7018], abs=5e-5)
+    assert [getattr(score, name) for name in PARTS] == pytest.approx(
+        [1.0986, 1.0986, 1.0986, 0.7018], abs=5e-5
+    )
     assert score.metric == pytest.approx(0.9994, abs=5e-5)
 
 
 def test_the_prior_scores_the_published_floors():
     score = official_metric(prior_probabilities(STUDIES), rsna_grades())
-    assert [score.canal, score.foraminal, score.subarticular] == pytest.approx([0.706, 0.805, 0.951], abs=5e-4)
+    assert [score.canal, score.foraminal, score.subarticular] == pytest.approx(
+        [0.706, 0.805, 0.951], abs=5e-4
+    )
     assert score.metric == pytest.approx(0.7900, abs=5e-4)
 
 
@@ -90,9 +124,13 @@ def test_weights_and_any_severe_by_hand():
     score = official_metric(probabilities * 7.0, grades)  # rows are normalised
     assert score.canal == pytest.approx((9 * -np.log(0.8) + 4 * -np.log(0.6)) / 13)
     assert score.foraminal == pytest.approx(-np.log(0.8))
-    assert score.any_severe_canal == pytest.approx((1 * -np.log(0.9) + 4 * -np.log(0.6)) / 5)
+    assert score.any_severe_canal == pytest.approx(
+        (1 * -np.log(0.9) + 4 * -np.log(0.6)) / 5
+    )
     assert score.metric == pytest.approx(
-        np.mean([score.canal, score.foraminal, score.subarticular, score.any_severe_canal])
+        np.mean(
+            [score.canal, score.foraminal, score.subarticular, score.any_severe_canal]
+        )
     )
 
 
@@ -110,7 +148,12 @@ def test_missing_rows_count_nowhere():
 
 @pytest.mark.parametrize(
     ("probability", "grade", "message"),
-    [(np.nan, 0, "finite"), (-0.1, 0, "negative"), (0.5, 3, "grades"), (0.5, -2, "grades")],
+    [
+        (np.nan, 0, "finite"),
+        (-0.1, 0, "negative"),
+        (0.5, 3, "grades"),
+        (0.5, -2, "grades"),
+    ],
 )
 def test_impossible_values_are_refused(probability, grade, message):
     grades = np.zeros((1, 5, 5), int)

@@ -37,7 +37,9 @@ def grader() -> Grader:
 
 
 def grids(count: int, seed: int = 0) -> "torch.Tensor":
-    return torch.rand(count, 3, *TINY.shape, generator=torch.Generator().manual_seed(seed))
+    return torch.rand(
+        count, 3, *TINY.shape, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_probabilities_and_field_names_of_the_state_dict(grader):
@@ -46,7 +48,11 @@ def test_probabilities_and_field_names_of_the_state_dict(grader):
     assert probabilities.shape == (3, 5, 3)
     assert torch.allclose(probabilities.sum(-1), torch.ones(3, 5), atol=1e-6)
     keys = set(grader.state_dict())
-    assert {f"heads.{n}.{part}" for n in range(5) for part in ("0.weight", "0.bias", "1.cutpoints")} <= keys
+    assert {
+        f"heads.{n}.{part}"
+        for n in range(5)
+        for part in ("0.weight", "0.bias", "1.cutpoints")
+    } <= keys
     assert all(key.startswith(("backbone.", "heads.")) for key in keys)
 
 
@@ -60,7 +66,9 @@ def test_a_mirrored_image_exchanges_the_sides_and_nothing_else(grader):
     assert torch.allclose(mirrored[:, left], plain[:, right], atol=1e-6)
     assert torch.allclose(mirrored[:, list(MIRRORED_HEADS)], plain, atol=1e-6)
     assert (plain[:, left] - plain[:, right]).abs().max() > 1e-3
-    assert [CONDITIONS[k] for k in MIRRORED_HEADS] == [MIRRORED_CONDITION[c] for c in CONDITIONS]
+    assert [CONDITIONS[k] for k in MIRRORED_HEADS] == [
+        MIRRORED_CONDITION[c] for c in CONDITIONS
+    ]
 
 
 def test_coordinates_let_the_model_tell_the_sides_apart(grader):
@@ -115,25 +123,38 @@ def test_narrowing_is_read_off_the_latents_on_the_scale_of_the_thresholds():
     cutpoints = torch.tensor([[-2.0, 3.0]]).repeat(5, 1)
     latents = torch.stack([cutpoints[:, 0], cutpoints[:, 1]])
     low, high = (torch.full((1, 5), cut) for cut in READER_THRESHOLDS)
-    assert float(narrowing_loss(latents, cutpoints, torch.cat([low, high]))) == pytest.approx(0, abs=1e-6)
+    assert float(
+        narrowing_loss(latents, cutpoints, torch.cat([low, high]))
+    ) == pytest.approx(0, abs=1e-6)
     missed = torch.cat([low, high]) + 0.1
-    assert float(narrowing_loss(latents, cutpoints, missed)) == pytest.approx(0.1, abs=1e-6)
+    assert float(narrowing_loss(latents, cutpoints, missed)) == pytest.approx(
+        0.1, abs=1e-6
+    )
     missed[0] = torch.nan
-    assert float(narrowing_loss(latents, cutpoints, missed)) == pytest.approx(0.1, abs=1e-6)
-    assert float(narrowing_loss(latents, cutpoints, torch.full_like(missed, torch.nan))) == 0
+    assert float(narrowing_loss(latents, cutpoints, missed)) == pytest.approx(
+        0.1, abs=1e-6
+    )
+    assert (
+        float(narrowing_loss(latents, cutpoints, torch.full_like(missed, torch.nan)))
+        == 0
+    )
 
 
 ORDER = torch.arange(5)
 
 
 def changed(image, options, seed=0):
-    return augment(image, [ORDER, ORDER / 10], MIRRORED_HEADS, TINY.spacing_mm, options, seed)
+    return augment(
+        image, [ORDER, ORDER / 10], MIRRORED_HEADS, TINY.spacing_mm, options, seed
+    )
 
 
 def test_augmentation_swaps_grades_with_the_sides_and_keeps_holes_empty():
     image = grids(1)[0] * 0.5 + 0.25
     image[1, :, :, :4] = 0
-    options = replace(AugmentOptions(), affine=0, anisotropy=0, drop_channel=0)  # what moves, moves the hole
+    options = replace(
+        AugmentOptions(), affine=0, anisotropy=0, drop_channel=0
+    )  # what moves, moves the hole
     flips = 0
     for seed in range(40):
         result, (grades, narrowing) = changed(image, options, seed)
@@ -158,13 +179,17 @@ def test_no_change_at_all_and_the_same_change_for_the_same_seed():
     image = grids(1)[0]
     assert torch.equal(changed(image, NOTHING)[0], image)
     before = torch.random.get_rng_state()
-    first, second, other = (changed(image, AugmentOptions(), seed)[0] for seed in (3, 3, 4))
+    first, second, other = (
+        changed(image, AugmentOptions(), seed)[0] for seed in (3, 3, 4)
+    )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("kind", ["affine", "anisotropy", "gamma", "bias_field", "ghosting", "noise"])
+@pytest.mark.parametrize(
+    "kind", ["affine", "anisotropy", "gamma", "bias_field", "ghosting", "noise"]
+)
 def test_every_change_changes_something(kind):
     image = grids(1)[0] * 0.5 + 0.25
     result = changed(image, replace(NOTHING, **{kind: 1.0}))[0]
@@ -174,7 +199,9 @@ def test_every_change_changes_something(kind):
 
 def test_lost_channels_come_one_at_a_time():
     for seed in range(6):
-        result = changed(grids(1)[0] * 0.5 + 0.25, replace(NOTHING, drop_channel=1.0), seed)[0]
+        result = changed(
+            grids(1)[0] * 0.5 + 0.25, replace(NOTHING, drop_channel=1.0), seed
+        )[0]
         assert int((~result.flatten(1).any(dim=1)).sum()) == 1
 
 
@@ -189,4 +216,6 @@ def test_25_heads_of_a_whole_study(tmp_path):
     assert torch.allclose(mirrored[:, list(config.mirrored_heads)], plain, atol=1e-6)
     grades = torch.full((2, 25), MISSING)
     grades[0, 22] = 1  # the canal at L3/L4
-    assert float(grading_loss(plain, grades)) == pytest.approx(-np.log(float(plain[0, 22, 1])) / 3, rel=1e-5)
+    assert float(grading_loss(plain, grades)) == pytest.approx(
+        -np.log(float(plain[0, 22, 1])) / 3, rel=1e-5
+    )

@@ -41,7 +41,12 @@ def numbered(folder, grades):
     for study in range(len(grades)):
         values = (study + 0.1 * np.arange(2)[:, None] + 0.01 * np.arange(5)) / 4
         files.append(folder / f"{study}.npy")
-        np.save(files[-1], np.broadcast_to(values[:, :, None, None, None, None], (2, 5, 3, *SHAPE)).astype(np.float16))
+        np.save(
+            files[-1],
+            np.broadcast_to(
+                values[:, :, None, None, None, None], (2, 5, 3, *SHAPE)
+            ).astype(np.float16),
+        )
     return GridSet(tuple(files), grades, np.full(grades.shape, np.nan), 2)
 
 
@@ -59,14 +64,24 @@ def test_every_labelled_grid_comes_once_an_epoch_with_its_own_grades(tmp_path, g
         assert torch.isnan(narrowing).all()
         for image, label in zip(images, labels, strict=True):
             value = 4 * float(image[0, 0, 0, 0])
-            study, box, level = int(value + 0.005), int(value * 10 + 0.05) % 10, round(value * 100) % 10
+            study, box, level = (
+                int(value + 0.005),
+                int(value * 10 + 0.05) % 10,
+                round(value * 100) % 10,
+            )
             assert label.tolist() == grades[study, level].tolist()
             seen.append((study, box, level))
     assert sorted(seen) == sorted(
-        (study, box, level) for study in range(2) for box in range(2) for level in range(5) if (study, level) != (1, 2)
+        (study, box, level)
+        for study in range(2)
+        for box in range(2)
+        for level in range(5)
+        if (study, level) != (1, 2)
     )
     sizes = [len(task.batch(0, step)[0]) for step in range(5)]
-    assert max(sizes) - min(sizes) <= 1, "batches are as large as each other, or one larger"
+    assert max(sizes) - min(sizes) <= 1, (
+        "batches are as large as each other, or one larger"
+    )
 
 
 def test_the_order_is_another_each_epoch_and_that_of_the_seed(grids, grader):
@@ -91,9 +106,13 @@ def test_where_the_narrowing_is_known_another_reader_grades_every_epoch(grids):
     assert (first != known.grades).any()
 
 
-def test_a_mirrored_grid_has_the_grades_and_the_narrowing_of_the_other_side(grids, grader):
+def test_a_mirrored_grid_has_the_grades_and_the_narrowing_of_the_other_side(
+    grids, grader
+):
     plain = GradingTask(grader, grids, STILL).batch(0, 0)
-    mirrored = GradingTask(grader, grids, replace(STILL, augment=replace(NOTHING, mirror=1.0))).batch(0, 0)
+    mirrored = GradingTask(
+        grader, grids, replace(STILL, augment=replace(NOTHING, mirror=1.0))
+    ).batch(0, 0)
     other = [2, 3, 0, 1, 4]  # left and right foramen, left and right recess, canal
     assert torch.equal(mirrored[0], plain[0].flip(-1))
     assert torch.equal(mirrored[1], plain[1][:, other])
@@ -104,7 +123,14 @@ def test_a_chance_of_none_never_mirrors_and_of_one_always_does():
     image, order = torch.rand(3, *SHAPE), torch.arange(5)
     for chance, wanted in ((0.0, [0, 1, 2, 3, 4]), (1.0, [2, 3, 0, 1, 4])):
         for seed in range(10):
-            _, (label,) = augment(image, [order], (2, 3, 0, 1, 4), (1, 1, 1), replace(NOTHING, mirror=chance), seed)
+            _, (label,) = augment(
+                image,
+                [order],
+                (2, 3, 0, 1, 4),
+                (1, 1, 1),
+                replace(NOTHING, mirror=chance),
+                seed,
+            )
             assert label.tolist() == wanted
 
 
@@ -116,7 +142,9 @@ def test_the_changes_are_as_often_and_as_far_as_they_were_chosen():
     )  # fmt: skip
     image, empty = torch.rand(3, *SHAPE) + 0.1, 0
     for seed in range(60):
-        changed, _ = augment(image, [], (), (1, 1, 1), replace(NOTHING, drop_channel=0.4), seed)
+        changed, _ = augment(
+            image, [], (), (1, 1, 1), replace(NOTHING, drop_channel=0.4), seed
+        )
         empty += bool((changed.flatten(1) == 0).all(1).any())
     assert 14 <= empty <= 34, "near 24 of 60"
 
@@ -147,7 +175,9 @@ def test_the_exact_loss_fades_out_by_four_fifths_of_the_training(grids, grader):
     grader.eval()
     for progress in (0.0, 0.4, 0.8, 0.95):
         loss, parts = task.loss(batch, progress)
-        found[progress] = (float(loss.detach()) - float(parts["grading"])) / float(parts["exact"])
+        found[progress] = (float(loss.detach()) - float(parts["grading"])) / float(
+            parts["exact"]
+        )
         assert not parts["grading"].requires_grad
         assert not parts["exact"].requires_grad
     assert list(found.values()) == pytest.approx([3.0, 1.5, 0.0, 0.0], abs=1e-4)
@@ -158,7 +188,11 @@ def test_cutpoints_learn_ten_times_as_fast_and_do_not_decay(grids, grader):
     groups = GradingTask(grader, grids, STILL).parameter_groups(0.07)
     names = {id(p): name for name, p in grader.named_parameters()}
     kinds = [{names[id(p)] for p in group["params"]} for group in groups]
-    assert [(group["weight_decay"], group["times"]) for group in groups] == [(0.07, 1.0), (0.0, 1.0), (0.0, 10.0)]
+    assert [(group["weight_decay"], group["times"]) for group in groups] == [
+        (0.07, 1.0),
+        (0.0, 1.0),
+        (0.0, 10.0),
+    ]
     assert kinds[2] == {f"heads.{n}.1.cutpoints" for n in range(5)}
     assert {f"heads.{n}.0.weight" for n in range(5)} <= kinds[0]
     assert {f"heads.{n}.0.bias" for n in range(5)} <= kinds[1]
@@ -182,7 +216,9 @@ def test_a_checkpoint_says_how_the_grids_became_batches(grids, grader):
 
 
 def test_too_few_grids_and_too_small_batches_are_refused(grids, grader, tmp_path):
-    with pytest.raises(UsageError, match="batch is 1; batch norm needs at least 2 grids"):
+    with pytest.raises(
+        UsageError, match="batch is 1; batch norm needs at least 2 grids"
+    ):
         GradingOptions(batch=1)
     assert GradingOptions(batch=2).batch == 2
     grades = np.full((1, 5, 5), -1)
@@ -194,33 +230,59 @@ def test_too_few_grids_and_too_small_batches_are_refused(grids, grader, tmp_path
 
 
 def test_figures_are_what_watch_says_of_a_grader(grids, grader):
-    task = GradingTask(grader, grids, STILL, watch=lambda averaged: {"same": float(averaged is grader)})
+    task = GradingTask(
+        grader, grids, STILL, watch=lambda averaged: {"same": float(averaged is grader)}
+    )
     assert task.figures(grader) == {"same": 1.0}
     assert task.figures(torch.nn.Identity()) == {}
     assert GradingTask(grader, grids, STILL).figures(grader) == {}
 
 
-def test_a_training_begins_with_the_averaged_weights_of_the_same_kind_of_grader(grids, tmp_path, monkeypatch):
+def test_a_training_begins_with_the_averaged_weights_of_the_same_kind_of_grader(
+    grids, tmp_path, monkeypatch
+):
     begun = []
-    monkeypatch.setattr(training, "fit", lambda task, *_, **__: begun.append(task.model.state_dict()) or task.model)
+    monkeypatch.setattr(
+        training,
+        "fit",
+        lambda task, *_, **__: begun.append(task.model.state_dict()) or task.model,
+    )
     start = Grader(CONFIG)
-    content = {"config": GradingTask(start, grids, STILL).config, "model": Grader(CONFIG).state_dict()}
+    content = {
+        "config": GradingTask(start, grids, STILL).config,
+        "model": Grader(CONFIG).state_dict(),
+    }
     torch.save({**content, "ema": start.state_dict()}, tmp_path / "start.pt")
     once = training.FitOptions(epochs=1, learning_rate=1e-3)
-    training.train(grids, CONFIG, once, Session(out=tmp_path / "a", start=tmp_path / "start.pt"))
-    assert all(torch.equal(value, start.state_dict()[name]) for name, value in begun[0].items())
+    training.train(
+        grids, CONFIG, once, Session(out=tmp_path / "a", start=tmp_path / "start.pt")
+    )
+    assert all(
+        torch.equal(value, start.state_dict()[name]) for name, value in begun[0].items()
+    )
     other = replace(CONFIG, pool="max")
-    with pytest.raises(UsageError, match=r"start\.pt is another grader \(narrow_conv_8, level\) than asked for"):
-        training.train(grids, other, once, Session(out=tmp_path / "b", start=tmp_path / "start.pt"))
+    with pytest.raises(
+        UsageError,
+        match=r"start\.pt is another grader \(narrow_conv_8, level\) than asked for",
+    ):
+        training.train(
+            grids, other, once, Session(out=tmp_path / "b", start=tmp_path / "start.pt")
+        )
 
 
-def test_without_a_start_the_seed_decides_the_first_weights(grids, tmp_path, monkeypatch):
+def test_without_a_start_the_seed_decides_the_first_weights(
+    grids, tmp_path, monkeypatch
+):
     begun = []
-    monkeypatch.setattr(training, "fit", lambda task, *_, **__: begun.append(task) or task.model)
+    monkeypatch.setattr(
+        training, "fit", lambda task, *_, **__: begun.append(task) or task.model
+    )
     for seed in (3, 3, 4):
         options = training.FitOptions(epochs=1, learning_rate=1e-3, seed=seed)
         training.train(grids, CONFIG, options, Session(out=tmp_path))
     weights = [task.model.heads[0][0].weight for task in begun]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert not torch.equal(begun[0].batch(0, 0)[0], begun[2].batch(0, 0)[0]), "and the order of the grids"
+    assert not torch.equal(begun[0].batch(0, 0)[0], begun[2].batch(0, 0)[0]), (
+        "and the order of the grids"
+    )

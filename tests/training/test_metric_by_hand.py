@@ -9,7 +9,13 @@ from math import log
 import numpy as np
 import pytest
 
-from spine_training.metric import official_metric, prior_probabilities, row_losses, score_of_sums, study_sums
+from spine_training.metric import (
+    official_metric,
+    prior_probabilities,
+    row_losses,
+    score_of_sums,
+    study_sums,
+)
 
 LEFT_FORAMEN, LEFT_RECESS, RIGHT_FORAMEN, RIGHT_RECESS, CANAL = range(5)
 EPS = 2.220446049250313e-16
@@ -21,7 +27,9 @@ def blank(studies=1):
     return np.tile([0.5, 0.3, 0.2], (studies, 5, 5, 1)), np.zeros((studies, 5, 5), int)
 
 
-@pytest.mark.parametrize(("grade", "weight", "chance"), [(0, 1.0, 0.5), (1, 2.0, 0.3), (2, 4.0, 0.2)])
+@pytest.mark.parametrize(
+    ("grade", "weight", "chance"), [(0, 1.0, 0.5), (1, 2.0, 0.3), (2, 4.0, 0.2)]
+)
 @pytest.mark.parametrize(
     ("condition", "part", "rows"),
     [
@@ -32,7 +40,9 @@ def blank(studies=1):
         (CANAL, "canal", 5),
     ],
 )
-def test_a_row_weighs_by_its_true_grade_in_the_part_of_its_condition(condition, part, rows, grade, weight, chance):
+def test_a_row_weighs_by_its_true_grade_in_the_part_of_its_condition(
+    condition, part, rows, grade, weight, chance
+):
     probabilities, grades = blank()
     grades[0, 2, condition] = grade
     score = asdict(official_metric(probabilities, grades))
@@ -43,16 +53,21 @@ def test_a_row_weighs_by_its_true_grade_in_the_part_of_its_condition(condition, 
 
 
 @pytest.mark.parametrize(
-    ("worst", "weight", "loss"), [(0, 1.0, -log(1 - 0.6)), (1, 2.0, -log(1 - 0.6)), (2, 4.0, -log(0.6))]
+    ("worst", "weight", "loss"),
+    [(0, 1.0, -log(1 - 0.6)), (1, 2.0, -log(1 - 0.6)), (2, 4.0, -log(0.6))],
 )
-def test_any_severe_takes_the_largest_chance_of_five_levels_and_weighs_by_the_worst(worst, weight, loss):
+def test_any_severe_takes_the_largest_chance_of_five_levels_and_weighs_by_the_worst(
+    worst, weight, loss
+):
     """The chance is the largest of the study, though another level has the worst grade."""
     probabilities, grades = blank(2)
     probabilities[0, 4, CANAL] = [0.3, 0.1, 0.6]
     grades[0, 1, CANAL] = worst
     score = official_metric(probabilities, grades)
     other = -log(1 - 0.2)  # the second study: nothing severe, said with 0.2
-    assert score.any_severe_canal == pytest.approx((weight * loss + other) / (weight + 1))
+    assert score.any_severe_canal == pytest.approx(
+        (weight * loss + other) / (weight + 1)
+    )
     parts = [score.canal, score.foraminal, score.subarticular, score.any_severe_canal]
     assert score.metric == pytest.approx(sum(parts) / 4)
 
@@ -74,7 +89,9 @@ def test_a_study_without_canal_labels_has_no_such_row_and_still_counts_elsewhere
     losses, weights = study_sums(probabilities, grades)
     assert weights.tolist() == [[5, 10, 10, 1], [0, 10, 13, 0]]
     assert losses[1, 3] == 0
-    assert official_metric(probabilities, grades).any_severe_canal == pytest.approx(-log(0.8))
+    assert official_metric(probabilities, grades).any_severe_canal == pytest.approx(
+        -log(0.8)
+    )
 
 
 def test_chances_are_clipped_at_the_resolution_of_float64_at_both_ends():
@@ -96,22 +113,40 @@ def test_rows_are_normalised_one_by_one_in_every_part():
     plain = official_metric(probabilities, grades)
     probabilities[0, 4, CANAL] *= 40.0
     probabilities[1, 2, LEFT_RECESS] *= 0.01
-    assert asdict(official_metric(probabilities, grades)) == pytest.approx(asdict(plain))
+    assert asdict(official_metric(probabilities, grades)) == pytest.approx(
+        asdict(plain)
+    )
 
 
 def test_the_same_study_twice_scores_as_once_and_order_is_nothing():
     rng = np.random.default_rng(0)
-    probabilities, grades = rng.dirichlet([1, 1, 1], (6, 5, 5)), rng.integers(-1, 3, (6, 5, 5))
+    probabilities, grades = (
+        rng.dirichlet([1, 1, 1], (6, 5, 5)),
+        rng.integers(-1, 3, (6, 5, 5)),
+    )
     score = asdict(official_metric(probabilities, grades))
-    assert asdict(official_metric(np.repeat(probabilities, 2, 0), np.repeat(grades, 2, 0))) == pytest.approx(score)
-    assert asdict(official_metric(probabilities[::-1], grades[::-1])) == pytest.approx(score)
+    assert asdict(
+        official_metric(np.repeat(probabilities, 2, 0), np.repeat(grades, 2, 0))
+    ) == pytest.approx(score)
+    assert asdict(official_metric(probabilities[::-1], grades[::-1])) == pytest.approx(
+        score
+    )
 
 
 def test_the_sums_of_any_studies_give_a_score_and_none_without_weight():
-    score = score_of_sums(np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 2.0, 2.0, 8.0]))
-    assert [score.canal, score.foraminal, score.subarticular, score.any_severe_canal] == [0.5, 1.0, 1.5, 0.5]
+    score = score_of_sums(
+        np.array([1.0, 2.0, 3.0, 4.0]), np.array([2.0, 2.0, 2.0, 8.0])
+    )
+    assert [
+        score.canal,
+        score.foraminal,
+        score.subarticular,
+        score.any_severe_canal,
+    ] == [0.5, 1.0, 1.5, 0.5]
     assert score.metric == pytest.approx(0.875)
-    for part, word in enumerate(("canal", "foraminal", "subarticular", "any severe canal")):
+    for part, word in enumerate(
+        ("canal", "foraminal", "subarticular", "any severe canal")
+    ):
         weights = np.ones(4)
         weights[part] = 0
         with pytest.raises(ValueError, match=f"no labelled row for {word}"):
@@ -120,10 +155,17 @@ def test_the_sums_of_any_studies_give_a_score_and_none_without_weight():
 
 @pytest.mark.parametrize(
     ("shape", "grades"),
-    [((1, 5, 5, 2), (1, 5, 5)), ((2, 5, 5, 3), (1, 5, 5)), ((1, 4, 5, 3), (1, 4, 5)), ((0, 5, 5, 3), (0, 5, 5))],
+    [
+        ((1, 5, 5, 2), (1, 5, 5)),
+        ((2, 5, 5, 3), (1, 5, 5)),
+        ((1, 4, 5, 3), (1, 4, 5)),
+        ((0, 5, 5, 3), (0, 5, 5)),
+    ],
 )
 def test_other_shapes_and_no_study_are_refused(shape, grades):
-    with pytest.raises(ValueError, match=r"want \(S, 5, 5, 3\) and \(S, 5, 5\) with at least one study"):
+    with pytest.raises(
+        ValueError, match=r"want \(S, 5, 5, 3\) and \(S, 5, 5\) with at least one study"
+    ):
         official_metric(np.full(shape, 1 / 3), np.zeros(grades, int))
 
 
@@ -142,6 +184,8 @@ def test_the_prior_is_that_of_each_condition_and_level_and_a_copy():
     counts = np.array([1690 + 1680, 2 * (93 + 110), 4 * (28 + 24)])
     assert table.shape == (2, 5, 5, 3)
     assert table[0, 0, LEFT_RECESS] == pytest.approx(counts / counts.sum(), abs=1e-3)
-    assert table[1, 3, CANAL] == pytest.approx([0.498, 0.159, 0.343], abs=1e-3)  # 1482, 237, 255
+    assert table[1, 3, CANAL] == pytest.approx(
+        [0.498, 0.159, 0.343], abs=1e-3
+    )  # 1482, 237, 255
     table[0] = 0.0
     assert table[1, 3, CANAL].sum() == pytest.approx(1)

@@ -10,7 +10,12 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 
 from torch import nn  # noqa: E402
 
-from spine_training.optimisation import FitOptions, averaged_model, plain_groups, scheduled  # noqa: E402
+from spine_training.optimisation import (  # noqa: E402
+    FitOptions,
+    averaged_model,
+    plain_groups,
+    scheduled,
+)
 
 
 def former_rate(options, epoch):
@@ -18,13 +23,17 @@ def former_rate(options, epoch):
     if epoch < warm:
         rate = (epoch + 0.01) / warm
     else:
-        rate = (1 + math.cos(math.pi * (epoch - warm) / max(options.epochs - warm, 1e-9))) / 2
+        rate = (
+            1 + math.cos(math.pi * (epoch - warm) / max(options.epochs - warm, 1e-9))
+        ) / 2
     return options.learning_rate * min(rate, 1.0)
 
 
 @torch.no_grad()
 def former_average(averaged, model, decay):
-    for kept, new in zip(averaged.state_dict().values(), model.state_dict().values(), strict=True):
+    for kept, new in zip(
+        averaged.state_dict().values(), model.state_dict().values(), strict=True
+    ):
         if kept.dtype.is_floating_point:
             kept.lerp_(new, 1 - decay)
         else:
@@ -33,7 +42,9 @@ def former_average(averaged, model, decay):
 
 def a_net():
     torch.manual_seed(3)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2)
+    )
 
 
 def an_optimizer(net):
@@ -76,7 +87,9 @@ def test_a_schedule_goes_on_where_it_stopped_whatever_the_groups_say():
         schedule.step()
     again = scheduled(resumed, options, 4, done=5)
     for _ in range(7):
-        assert [g["lr"] for g in resumed.param_groups] == [g["lr"] for g in straight.param_groups]
+        assert [g["lr"] for g in resumed.param_groups] == [
+            g["lr"] for g in straight.param_groups
+        ]
         for optimizer, each in ((straight, schedule), (resumed, again)):
             optimizer.step()
             each.step()
@@ -92,7 +105,10 @@ def test_every_update_moves_the_average_as_formerly(decay):
         net(torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(step)))
         with torch.no_grad():
             for number, weights in enumerate(net.parameters()):
-                weights += torch.randn(weights.shape, generator=torch.Generator().manual_seed(100 * step + number))
+                weights += torch.randn(
+                    weights.shape,
+                    generator=torch.Generator().manual_seed(100 * step + number),
+                )
         averaged.update_parameters(net)
         former_average(former, net, min(decay, (1 + step) / (10 + step)))
         assert former.state_dict().keys() == averaged.module.state_dict().keys()
@@ -105,7 +121,10 @@ def test_every_update_moves_the_average_as_formerly(decay):
 def test_a_new_average_is_the_model_itself_and_apart_from_it():
     net = a_net()
     averaged = averaged_model(net, 0.5)
-    assert all(torch.equal(averaged.module.state_dict()[name], value) for name, value in net.state_dict().items())
+    assert all(
+        torch.equal(averaged.module.state_dict()[name], value)
+        for name, value in net.state_dict().items()
+    )
     with torch.no_grad():
         net[0].weight += 1
     assert not torch.equal(averaged.module[0].weight, net[0].weight)

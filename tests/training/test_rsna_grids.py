@@ -29,7 +29,9 @@ from spine_training.rsna import RsnaSet
 
 CONFIG = GraderConfig()
 JITTER = BoxJitter(boxes=1)
-SMALL = Protocol(sagittal_matrix=160, axial_matrix=112, axial_slices=5, sagittal_slices=11)
+SMALL = Protocol(
+    sagittal_matrix=160, axial_matrix=112, axial_slices=5, sagittal_slices=11
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,18 +87,31 @@ def test_a_whole_study_needs_no_detector(root, tmp_path):
 
 
 def disc(z, source="detector"):
-    return DiscLevel(Level.L3_L4, np.array([0.0, 0.0, z]), np.eye(3), np.ones(3), 0.9, source)
+    return DiscLevel(
+        Level.L3_L4, np.array([0.0, 0.0, z]), np.eye(3), np.ones(3), 0.9, source
+    )
 
 
 def test_readers_overrule_a_detector_that_names_another_disc():
     level, tilted = Level.L3_L4, np.array([[0.0, 1, 0], [1, 0, 0], [0, 0, -1]])
-    near, far = DiscPlace(np.array([0.0, 0.0, 6.0]), tilted), DiscPlace(np.array([0.0, 0.0, 36.0]), tilted)
+    near, far = (
+        DiscPlace(np.array([0.0, 0.0, 6.0]), tilted),
+        DiscPlace(np.array([0.0, 0.0, 36.0]), tilted),
+    )
     guessed = DiscPlace(np.array([0.0, 0.0, 36.0]), tilted, known=False)
     assert level_box(level, {level: disc(0.0)}, {level: near})[0].tolist() == [0, 0, 0]
     assert level_box(level, {level: disc(0.0)}, {level: far})[0].tolist() == [0, 0, 36]
-    assert level_box(level, {level: disc(0.0)}, {level: guessed})[0].tolist() == [0, 0, 0]
+    assert level_box(level, {level: disc(0.0)}, {level: guessed})[0].tolist() == [
+        0,
+        0,
+        0,
+    ]
     assert level_box(level, {level: disc(0.0)}, {})[0].tolist() == [0, 0, 0]
-    assert level_box(level, {level: disc(0.0, "prior")}, {level: near})[0].tolist() == [0, 0, 6]
+    assert level_box(level, {level: disc(0.0, "prior")}, {level: near})[0].tolist() == [
+        0,
+        0,
+        6,
+    ]
     assert np.isnan(level_box(level, {level: disc(0.0, "prior")}, {})).all()
 
 
@@ -109,18 +124,53 @@ def test_folds_hold_out_whole_studies():
 
 @pytest.mark.slow
 def test_the_command_trains_on_the_set_and_goes_on_only_when_asked(root, tmp_path):
-    asked = ["grader", "--data", str(root), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]
-    asked += ["--backbone", "narrow_conv_8", "--shape", "8", "12", "16", "--fold", "-1", "--batch", "4"]
-    asked += ["--device", "cpu", "--threads", "1", "--workers", "0", "--precision", "f32"]
+    asked = [
+        "grader",
+        "--data",
+        str(root),
+        "--out",
+        str(tmp_path / "run"),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
+    asked += [
+        "--backbone",
+        "narrow_conv_8",
+        "--shape",
+        "8",
+        "12",
+        "16",
+        "--fold",
+        "-1",
+        "--batch",
+        "4",
+    ]
+    asked += [
+        "--device",
+        "cpu",
+        "--threads",
+        "1",
+        "--workers",
+        "0",
+        "--precision",
+        "f32",
+    ]
     first = CliRunner().invoke(commands.train, [*asked, "--epochs", "1"])
     assert first.exit_code == 0, first.output
     content = read_checkpoint(tmp_path / "run/last.pt")
-    assert content["settings"]["data"] == "2 labelled studies of the folder 'set', which is in RSNA 2024's layout"
+    assert (
+        content["settings"]["data"]
+        == "2 labelled studies of the folder 'set', which is in RSNA 2024's layout"
+    )
     assert content["config"]["shape"] == (8, 12, 16)
     again = CliRunner().invoke(commands.train, [*asked, "--epochs", "1"])
     assert isinstance(again.exception, UsageError)
     assert "add --resume" in str(again.exception)
-    neither = CliRunner().invoke(commands.train, ["grader", "--out", str(tmp_path / "other")])
+    neither = CliRunner().invoke(
+        commands.train, ["grader", "--out", str(tmp_path / "other")]
+    )
     assert "either --data" in str(neither.exception)
-    unknown = CliRunner().invoke(commands.train, [*asked, "--backbone", "coatnet_00_rw"])
+    unknown = CliRunner().invoke(
+        commands.train, [*asked, "--backbone", "coatnet_00_rw"]
+    )
     assert "coatnet_0_rw" in str(unknown.exception)

@@ -100,7 +100,9 @@ def test_parameters_names_and_shapes(kind):
 @pytest.mark.parametrize("kind", SIZES)
 def test_every_published_tensor(kind, real_data):
     published = json.loads((real_data / "spinenet_state_dicts.json").read_text())[kind]
-    assert shapes(on_meta(kind)) == {name: tuple(shape) for name, shape in published.items()}
+    assert shapes(on_meta(kind)) == {
+        name: tuple(shape) for name, shape in published.items()
+    }
 
 
 def test_a_patch_costs_what_was_published():
@@ -114,7 +116,9 @@ def test_every_parameter_takes_part_in_the_output(kind):
     """A layer that the forward pass forgets would load all the same."""
     net = on_meta(kind).requires_grad_()
     net(torch.empty(SIZES[kind][2], device="meta")).sum().backward()
-    assert [name for name, parameter in net.named_parameters() if parameter.grad is None] == []
+    assert [
+        name for name, parameter in net.named_parameters() if parameter.grad is None
+    ] == []
 
 
 def test_a_block_ends_in_its_relu():
@@ -141,7 +145,9 @@ def test_the_context_reaches_far_up_and_down_the_column():
     touched = column.clone()
     touched[:, :, 128] += 1
     with torch.no_grad():
-        rows = torch.nonzero((net(touched) - net(column)).abs().amax(dim=(0, 1, 3)) > 0)[:, 0]
+        rows = torch.nonzero(
+            (net(touched) - net(column)).abs().amax(dim=(0, 1, 3)) > 0
+        )[:, 0]
     assert int(rows.min()) < 128 - 60
     assert int(rows.max()) > 128 + 60
 
@@ -154,7 +160,9 @@ def test_a_vfr_checkpoint_loads_key_for_key_from_its_published_form(tmp_path):
     }
     torch.save({"net": state, "loss": np.float64(0.1), "epoch": 3}, tmp_path / "vfr.pt")
     net = load_spinenet(tmp_path / "vfr.pt", "vfr")
-    assert [float(tensor.reshape(-1)[-1]) for tensor in net.state_dict().values()] == list(range(414))
+    assert [
+        float(tensor.reshape(-1)[-1]) for tensor in net.state_dict().values()
+    ] == list(range(414))
     assert not net.training
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -177,8 +185,14 @@ def test_a_plain_half_precision_state_dict_loads_as_float32(kind, tmp_path):
     net = network(kind)
     torch.save(net.half().state_dict(), tmp_path / "net.pt")
     again = load_spinenet(tmp_path / "net.pt", kind)
-    assert all(torch.equal(tensor, net.float().state_dict()[name]) for name, tensor in again.state_dict().items())
-    assert {tensor.dtype for tensor in again.state_dict().values()} == {torch.float32, torch.int64}
+    assert all(
+        torch.equal(tensor, net.float().state_dict()[name])
+        for name, tensor in again.state_dict().items()
+    )
+    assert {tensor.dtype for tensor in again.state_dict().values()} == {
+        torch.float32,
+        torch.int64,
+    }
 
 
 def test_what_does_not_fit_is_named(tmp_path):
@@ -199,7 +213,8 @@ def test_what_does_not_fit_is_named(tmp_path):
 def test_the_weights_of_another_network_give_a_short_message(tmp_path):
     torch.save(network("context").state_dict(), tmp_path / "net.pt")
     with pytest.raises(
-        UsageError, match=r"414 missing \(input_block\.0\.weight, .* and 408 more\).* the nearest is context: 0 of"
+        UsageError,
+        match=r"414 missing \(input_block\.0\.weight, .* and 408 more\).* the nearest is context: 0 of",
     ) as error:
         load_spinenet(tmp_path / "net.pt", "vfr")
     assert len(str(error.value)) < 600

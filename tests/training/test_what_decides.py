@@ -22,7 +22,9 @@ class Source:
 
 
 def folder(config=None, jitter=None, **facts):
-    return cache_folder(Source(**facts), config or GraderConfig(), jitter or BoxJitter(), Path("cache"))
+    return cache_folder(
+        Source(**facts), config or GraderConfig(), jitter or BoxJitter(), Path("cache")
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,20 +33,36 @@ def folder(config=None, jitter=None, **facts):
         {"config": replace(GraderConfig(), shape=(24, 40, 47))},
         {"config": replace(GraderConfig(), spacing_mm=(1.6, 1.2, 1.3))},
         {"config": replace(GraderConfig(), offset_mm=(0.0, 17.0, 0.0))},
-        {"config": replace(GraderConfig(), channels=("sagittal_t1", "sagittal_t2", "axial_t2"))},
+        {
+            "config": replace(
+                GraderConfig(), channels=("sagittal_t1", "sagittal_t2", "axial_t2")
+            )
+        },
         {"config": WHOLE_STUDY},
         {"jitter": BoxJitter(center_mm=2.0)},
         {"jitter": BoxJitter(rotation_deg=5.0)},
         {"jitter": BoxJitter(boxes=2)},
         {"number": 1},
     ],
-    ids=["shape", "spacing", "offset", "channels", "task", "shift", "turn", "boxes", "source"],
+    ids=[
+        "shape",
+        "spacing",
+        "offset",
+        "channels",
+        "task",
+        "shift",
+        "turn",
+        "boxes",
+        "source",
+    ],
 )
 def test_grids_that_are_cut_otherwise_are_kept_elsewhere(change):
     assert folder(**change) != folder()
 
 
-@pytest.mark.parametrize("change", [{"backbone": "resnet18"}, {"pool": "max"}, {"coordinates": False}])
+@pytest.mark.parametrize(
+    "change", [{"backbone": "resnet18"}, {"pool": "max"}, {"coordinates": False}]
+)
 def test_what_the_network_is_made_of_changes_no_grid(change):
     assert folder(replace(GraderConfig(), **change)) == folder()
 
@@ -52,8 +70,14 @@ def test_what_the_network_is_made_of_changes_no_grid(change):
 def test_a_calibration_is_fitted_on_graded_rows_alone(files, tmp_path, monkeypatch):  # noqa: F811
     fit = calibration.fit_calibration
     given = []
-    monkeypatch.setattr(calibration, "fit_calibration", lambda rows, grades: given.append(grades) or fit(rows, grades))
-    done = CliRunner().invoke(app, [*files, "--out", str(tmp_path / "c.json")], catch_exceptions=False)
+    monkeypatch.setattr(
+        calibration,
+        "fit_calibration",
+        lambda rows, grades: given.append(grades) or fit(rows, grades),
+    )
+    done = CliRunner().invoke(
+        app, [*files, "--out", str(tmp_path / "c.json")], catch_exceptions=False
+    )
     assert done.exit_code == 0, done.output
     grades = given[0]
     assert (grades[3] == MISSING).all()

@@ -18,7 +18,9 @@ class Toy:
 
     def __init__(self, *, steps=3, seed=5, kind="toy", data="made up"):
         torch.manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
+        self.model = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)
+        )
         self.config, self.settings, self.steps = {"kind": kind}, {"data": data}, steps
         self.asked, self.progress, self.rates, self.norms = [], [], [], []
         self.weights, self.losses, self.modes, self.autocast = [], [], [], []
@@ -41,15 +43,26 @@ class Toy:
 
     def parameter_groups(self, weight_decay):
         named = list(self.model.named_parameters())
-        last = {"params": [p for name, p in named if name.startswith("3.")], "weight_decay": 0.0, "times": 10.0}
-        self.groups = [*plain_groups([(n, p) for n, p in named if not n.startswith("3.")], weight_decay), last]
+        last = {
+            "params": [p for name, p in named if name.startswith("3.")],
+            "weight_decay": 0.0,
+            "times": 10.0,
+        }
+        self.groups = [
+            *plain_groups(
+                [(n, p) for n, p in named if not n.startswith("3.")], weight_decay
+            ),
+            last,
+        ]
         return self.groups
 
     def after_step(self):
         self.rates.append([group["lr"] for group in self.groups])
         gradients = [p.grad for p in self.model.parameters()]
         self.norms.append(float(torch.stack([g.norm() for g in gradients]).norm()))
-        self.weights.append({name: value.clone() for name, value in self.model.state_dict().items()})
+        self.weights.append(
+            {name: value.clone() for name, value in self.model.state_dict().items()}
+        )
 
     def figures(self, averaged):
         assert not averaged.training

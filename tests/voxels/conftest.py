@@ -13,8 +13,15 @@ from voxel_stacks import random_stack, rotation
 from spine_engine.study import Stack
 from spine_engine.voxels import GridPose, aligned, kernels, vectors
 
-for kernel in (kernels.resample_stack, aligned.resample_aligned):  # before any test has loaded one
-    forget_outdated(Path(kernel.stats.cache_path), Path(kernel.py_func.__code__.co_filename), Path(vectors.__file__))
+for kernel in (
+    kernels.resample_stack,
+    aligned.resample_aligned,
+):  # before any test has loaded one
+    forget_outdated(
+        Path(kernel.stats.cache_path),
+        Path(kernel.py_func.__code__.co_filename),
+        Path(vectors.__file__),
+    )
 
 
 @pytest.fixture

@@ -30,7 +30,9 @@ def sampled(stack: Stack, points_mm: F64) -> F64:
     positions = stack.origins_mm @ stack.axes[0]
     nominal = float(np.median(np.diff(positions))) if len(positions) > 1 else 4.0
     z = points_mm @ stack.axes[0]
-    lower = np.clip(np.searchsorted(positions, z, side="right") - 1, 0, len(positions) - 1)
+    lower = np.clip(
+        np.searchsorted(positions, z, side="right") - 1, 0, len(positions) - 1
+    )
     upper = np.minimum(lower + 1, len(positions) - 1)
     apart = positions[upper] - positions[lower]
     between = (z >= positions[0]) & (upper > lower) & (apart <= 1.75 * nominal)
@@ -53,9 +55,13 @@ def _in_slice(stack: Stack, slices: NDArray[np.int64], points_mm: F64) -> F64:
     below, beside = np.minimum(i + 1, rows - 1), np.minimum(j + 1, columns - 1)
     image = stack.pixels.astype(np.float64)
     upper = (1 - (x - j)) * image[slices, i, j] + (x - j) * image[slices, i, beside]
-    lower = (1 - (x - j)) * image[slices, below, j] + (x - j) * image[slices, below, beside]
+    lower = (1 - (x - j)) * image[slices, below, j] + (x - j) * image[
+        slices, below, beside
+    ]
     stored = (1 - (y - i)) * upper + (y - i) * lower
-    return np.where(inside, stack.slope[slices] * stored + stack.intercept[slices], np.nan)
+    return np.where(
+        inside, stack.slope[slices] * stored + stack.intercept[slices], np.nan
+    )
 
 
 def grid_of(stack: Stack, spec: GridSpec, pose: GridPose) -> F64:

@@ -25,7 +25,9 @@ def stamp(module: str) -> str:
     digest = hashlib.sha256()
     tree = ast.parse(Path(importlib.import_module(module).__file__).read_text())
     for node in ast.walk(tree):
-        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("spine_engine."):
+        if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith(
+            "spine_engine."
+        ):
             continue
         source = importlib.import_module(node.module)
         for alias in sorted(node.names, key=lambda alias: alias.name):
@@ -38,9 +40,11 @@ def stamp(module: str) -> str:
 
 
 def test_the_kernels_are_found():
-    assert {"spine_engine.voxels.kernels", "spine_engine.voxels.aligned", "spine_engine.detection.kernels"} <= {
-        *KERNELS
-    }
+    assert {
+        "spine_engine.voxels.kernels",
+        "spine_engine.voxels.aligned",
+        "spine_engine.detection.kernels",
+    } <= {*KERNELS}
 
 
 @pytest.mark.parametrize("module", KERNELS)
@@ -52,10 +56,18 @@ def test_a_file_of_kernels_changes_with_what_it_compiles_in(module):
         assert "# Compiled in from other files" not in text
     else:
         line = f"# Compiled in from other files: {wanted}"
-        assert line in text.splitlines(), f"write this line into it, in place of an older one: {line}"
+        assert line in text.splitlines(), (
+            f"write this line into it, in place of an older one: {line}"
+        )
 
 
 def test_the_newest_numba_that_is_allowed_is_the_one_that_is_tested():
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    (bound,) = [re.search(r"<0\.(\d+)$", line) for line in dependencies if line.startswith("numba")]
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "dependencies"
+    ]
+    (bound,) = [
+        re.search(r"<0\.(\d+)$", line)
+        for line in dependencies
+        if line.startswith("numba")
+    ]
     assert int(bound[1]) == int(numba.__version__.split(".")[1]) + 1

@@ -47,14 +47,22 @@ def test_all_stacks_of_the_series_count_in_any_order(make_stack: Make) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int16])
 @pytest.mark.parametrize("plain", [True, False])
-def test_it_is_what_numpy_s_percentiles_say_bit_for_bit(make_stack: Make, dtype: type, *, plain: bool) -> None:
+def test_it_is_what_numpy_s_percentiles_say_bit_for_bit(
+    make_stack: Make, dtype: type, *, plain: bool
+) -> None:
     for seed in range(6):
-        stacks = [make_stack(2 * seed + k, dtype=dtype, plain_tone=plain, shape=(5, 31, 33)) for k in range(2)]
+        stacks = [
+            make_stack(2 * seed + k, dtype=dtype, plain_tone=plain, shape=(5, 31, 33))
+            for k in range(2)
+        ]
         for stack in stacks:
             stack.pixels[:, : seed * 4] //= 40
         values = np.concatenate(
             [
-                (s.pixels.astype(np.float64) * s.slope[:, None, None] + s.intercept[:, None, None]).ravel()
+                (
+                    s.pixels.astype(np.float64) * s.slope[:, None, None]
+                    + s.intercept[:, None, None]
+                ).ravel()
                 for s in stacks
             ]
         )
@@ -68,7 +76,9 @@ def test_rescale_is_applied() -> None:
     window = robust_window([stack])
     shifted = replace(stack, slope=stack.slope * 2, intercept=stack.intercept - 100)
     got = robust_window([shifted])
-    assert (got.low, got.high) == pytest.approx((2 * window.low - 100, 2 * window.high - 100), rel=1e-6)
+    assert (got.low, got.high) == pytest.approx(
+        (2 * window.low - 100, 2 * window.high - 100), rel=1e-6
+    )
 
 
 def test_a_constant_series_and_none_at_all() -> None:

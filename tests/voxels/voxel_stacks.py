@@ -32,7 +32,10 @@ def random_stack(
     if gap_after is not None:
         steps[gap_after + 1] += 7.0
     positions = np.cumsum(steps) - steps.sum() / 2
-    corner = -axes[1] * spacing[0] * (rows - 1) / 2 - axes[2] * spacing[1] * (columns - 1) / 2
+    corner = (
+        -axes[1] * spacing[0] * (rows - 1) / 2
+        - axes[2] * spacing[1] * (columns - 1) / 2
+    )
     origins = corner + positions[:, None] * axes[0]
     if sheared:
         origins += rng.uniform(-2, 2, (slices, 2)) @ axes[1:]
@@ -40,4 +43,11 @@ def random_stack(
     slope = np.ones(slices) if plain_tone else rng.uniform(0.5, 2, slices)
     intercept = np.zeros(slices) if plain_tone else rng.uniform(-50, 50, slices)
     pixels = rng.integers(info.min, info.max, shape, endpoint=True).astype(dtype)
-    return Stack(pixels, slope.astype(np.float32), intercept.astype(np.float32), origins, axes, spacing)
+    return Stack(
+        pixels,
+        slope.astype(np.float32),
+        intercept.astype(np.float32),
+        origins,
+        axes,
+        spacing,
+    )

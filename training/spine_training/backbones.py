@@ -53,7 +53,14 @@ Shape = tuple[int, int, int]
 _STRIDE: Final = 32
 """Every model of timm_3d halves its grid five times (measured: all of its families take sides of 32 and 64)."""
 
-_BUILD_ERRORS: Final = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_BUILD_ERRORS: Final = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """Errors that timm_3d and PyTorch raise on a configuration or a grid that does not work."""
 
 
@@ -132,11 +139,15 @@ def build_backbone(
         ValueError: there is no such backbone, its configuration does not work, or the grid does not fit it.
     """
     if pool not in get_args(Pool):
-        raise ValueError(f"unknown pooling {pool!r}: choose one of {', '.join(get_args(Pool))}")
+        raise ValueError(
+            f"unknown pooling {pool!r}: choose one of {', '.join(get_args(Pool))}"
+        )
     make = _maker(canonical_backbone(name))
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.meshgrid")  # timm_3d's relative positions call it so
+            warnings.filterwarnings(
+                "ignore", message="torch.meshgrid"
+            )  # timm_3d's relative positions call it so
             model = make(in_chans, shape, pool)
             _pass_once(model, (1, in_chans, *shape))
     except _BUILD_ERRORS as error:
@@ -156,7 +167,9 @@ def canonical_backbone(name: str) -> str:
         try:
             text = Path(name).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"cannot read the backbone configuration {name}: {error}") from error
+            raise ValueError(
+                f"cannot read the backbone configuration {name}: {error}"
+            ) from error
     elif name.lstrip().startswith("{"):
         text = name
     else:
@@ -263,7 +276,10 @@ def _maker(name: str) -> Maker:
             )
     registered = timm_3d.list_models()
     if name not in registered:
-        known = [*registered, *(key for family in _FAMILIES.values() for key in family.table)]
+        known = [
+            *registered,
+            *(key for family in _FAMILIES.values() for key in family.table),
+        ]
         raise ValueError(f"there is no backbone {name!r}; {_nearest(name, known)}")
     sized = is_model_in_modules(name, ["maxxvit"])
     return lambda in_chans, shape, pool: timm_3d.create_model(
@@ -296,8 +312,14 @@ def _refusal(name: str, shape: Shape, error: Exception) -> str:
     reason = (str(error).splitlines() or [""])[0][:160] or type(error).__name__
     fitting = tuple(-(-side // _STRIDE) * _STRIDE for side in shape)
     grid, wider = ("x".join(map(str, sides)) for sides in (shape, fitting))
-    advice = "" if fitting == shape else f"; sides that are multiples of {_STRIDE} fit, such as {wider}"
-    return f"backbone {name} does not work on a grid of {grid} voxels ({reason}){advice}"
+    advice = (
+        ""
+        if fitting == shape
+        else f"; sides that are multiples of {_STRIDE} fit, such as {wider}"
+    )
+    return (
+        f"backbone {name} does not work on a grid of {grid} voxels ({reason}){advice}"
+    )
 
 
 def _parse(text: str) -> tuple[str, Any]:
@@ -306,11 +328,18 @@ def _parse(text: str) -> tuple[str, Any]:
         content = load_json(text)
     except ValueError as error:
         raise ValueError(f"the backbone configuration is not JSON: {error}") from error
-    if not isinstance(content, dict) or set(content) not in ({"family", "config"}, {"family", "base", "overrides"}):
-        raise ValueError("a backbone configuration has 'family' and 'config', or 'family', 'base' and 'overrides'")
+    if not isinstance(content, dict) or set(content) not in (
+        {"family", "config"},
+        {"family", "base", "overrides"},
+    ):
+        raise ValueError(
+            "a backbone configuration has 'family' and 'config', or 'family', 'base' and 'overrides'"
+        )
     name = str(content["family"])
     if name not in _FAMILIES:
-        raise ValueError(f"there is no backbone family {name!r}; choose one of {', '.join(_FAMILIES)}")
+        raise ValueError(
+            f"there is no backbone family {name!r}; choose one of {', '.join(_FAMILIES)}"
+        )
     family = _FAMILIES[name]
     if "config" in content:
         return name, _construct(
@@ -334,7 +363,9 @@ def _parse(text: str) -> tuple[str, Any]:
 def _construct(kind: type[Any], values: object, where: str) -> Any:
     """Make the dataclass ``kind``, and those nested in it, from JSON values; lists become tuples."""
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: expected an object with named fields, got {json.dumps(values)[:80]}")
+        raise ValueError(
+            f"{where}: expected an object with named fields, got {json.dumps(values)[:80]}"
+        )
     known = {field.name: field for field in fields(kind)}
     for name in values:
         if name not in known:
@@ -355,7 +386,11 @@ def _construct(kind: type[Any], values: object, where: str) -> Any:
 def _merged(base: dict[str, Any], changes: object) -> object:
     if not isinstance(changes, dict):
         return changes
-    nested = {name: _merged(base[name], value) for name, value in changes.items() if isinstance(base.get(name), dict)}
+    nested = {
+        name: _merged(base[name], value)
+        for name, value in changes.items()
+        if isinstance(base.get(name), dict)
+    }
     return {**base, **changes, **nested}
 
 
@@ -374,4 +409,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
         )
         or sorted(names)[:4]
     )
-    return f"the nearest of {len(names)} are {', '.join(close)}" if names else "it has no table"
+    return (
+        f"the nearest of {len(names)} are {', '.join(close)}"
+        if names
+        else "it has no table"
+    )

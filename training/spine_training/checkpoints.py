@@ -43,7 +43,9 @@ _LISTED_KEYS: Final = 6
 _LISTED_LENGTH: Final = 100
 """Characters of a key that an error shows."""
 
-_NOT_SAVED_BY_TORCH: Final = "it is damaged, or not a file of torch.save; safetensors must be named .safetensors"
+_NOT_SAVED_BY_TORCH: Final = (
+    "it is damaged, or not a file of torch.save; safetensors must be named .safetensors"
+)
 
 _NEAR: Final = 0.5
 """Share of keys that may differ while a network still counts as near."""
@@ -68,17 +70,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UsageError: there is no such file, it cannot be read without running code, or it holds no weights.
     """
     if not path.is_file():
-        raise UsageError(f"{path} is no file; give a file of torch.save or .safetensors")
+        raise UsageError(
+            f"{path} is no file; give a file of torch.save or .safetensors"
+        )
     if not path.stat().st_size:
         raise UsageError(f"{path.name} is no checkpoint: the file is empty")
-    content = _weights_in(_read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_pickle(path))
+    content = _weights_in(
+        _read_safetensors(path)
+        if path.suffix.lower() == ".safetensors"
+        else _read_pickle(path)
+    )
     if content is None:
-        raise UsageError(f"{path.name} holds no weights: want a state dict, or one under {', '.join(WRAPPERS)}")
+        raise UsageError(
+            f"{path.name} holds no weights: want a state dict, or one under {', '.join(WRAPPERS)}"
+        )
     state: dict[str, Tensor] = {}
     for name, tensor in content.items():
         bare = _bare(str(name))
         if bare in state:
-            raise UsageError(f"{path.name} holds {_shown(bare)} twice, with and without {' or '.join(PREFIXES)}")
+            raise UsageError(
+                f"{path.name} holds {_shown(bare)} twice, with and without {' or '.join(PREFIXES)}"
+            )
         state[bare] = tensor
     state.pop(AVERAGING_COUNT, None)
     return state
@@ -90,7 +102,9 @@ def _weights_in(content: object, depth: int = 0) -> Mapping[str, Tensor] | None:
         return None
     if content and all(map(_is_plain, content.values())):
         return content
-    inside = (_weights_in(content[key], depth + 1) for key in WRAPPERS if key in content)
+    inside = (
+        _weights_in(content[key], depth + 1) for key in WRAPPERS if key in content
+    )
     return next(
         (found for found in inside if found is not None),
         None,
@@ -125,7 +139,11 @@ class Mismatch:
             "unexpected": list(map(_shown, self.unexpected)),
             "of another shape": shapes,
         }
-        return "; ".join(f"{len(names)} {kind} ({_some(names)})" for kind, names in kinds.items() if names)
+        return "; ".join(
+            f"{len(names)} {kind} ({_some(names)})"
+            for kind, names in kinds.items()
+            if names
+        )
 
 
 def compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Mismatch:
@@ -139,7 +157,8 @@ def compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Mismatch
     misshaped |= {
         name: f"{got[name].dtype} instead of {wanted[name].dtype}"
         for name in shared
-        if name not in misshaped and got[name].is_floating_point() != wanted[name].is_floating_point()
+        if name not in misshaped
+        and got[name].is_floating_point() != wanted[name].is_floating_point()
     }
     return Mismatch(
         missing=tuple(name for name in wanted if name not in got),
@@ -149,15 +168,27 @@ def compare(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> Mismatch
     )
 
 
-def differences(got: Mapping[str, Tensor], candidates: Candidates) -> dict[str, Mismatch]:
+def differences(
+    got: Mapping[str, Tensor], candidates: Candidates
+) -> dict[str, Mismatch]:
     """Compare weights with several networks, each built without memory on ``meta``; those that fail are left out."""
     mismatches: dict[str, Mismatch] = {}
     with torch.device("meta"), _ReadableRamps(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.meshgrid")  # timm_3d's relative positions call it so
+        warnings.filterwarnings(
+            "ignore", message="torch.meshgrid"
+        )  # timm_3d's relative positions call it so
         for name, build in candidates.items():
             try:
                 mismatches[name] = compare(build().state_dict(), got)
-            except (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError):
+            except (
+                AssertionError,
+                AttributeError,
+                LookupError,
+                OSError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ):
                 continue  # some names of timm_3d do not build, others not for every grid
     return mismatches
 
@@ -196,10 +227,17 @@ def fill(
     mismatch = compare(net.state_dict(), state)
     if mismatch.count:
         advice = "" if advise is None else f"; {advise(mismatch)}"
-        raise UsageError(f"the weights in {file.name} are not those of {what}: {mismatch}{advice}")
-    wide = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+        raise UsageError(
+            f"the weights in {file.name} are not those of {what}: {mismatch}{advice}"
+        )
+    wide = {
+        name: tensor.float() if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
     if broken := [_shown(name) for name, tensor in wide.items() if not _finite(tensor)]:
-        raise UsageError(f"{len(broken)} tensors in {file.name} are not finite ({_some(broken)}): give sound weights")
+        raise UsageError(
+            f"{len(broken)} tensors in {file.name} are not finite ({_some(broken)}): give sound weights"
+        )
     net.load_state_dict(
         wide,
         strict=True,
@@ -225,7 +263,9 @@ def _read_safetensors(path: Path) -> object:
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # noqa: BLE001 - whatever the library raises on a damaged file
-        raise UsageError(f"{path.name} is no checkpoint that can be read safely: {_first_line(error)}") from None
+        raise UsageError(
+            f"{path.name} is no checkpoint that can be read safely: {_first_line(error)}"
+        ) from None
 
 
 def _read_pickle(path: Path) -> object:
@@ -241,16 +281,27 @@ def _read_pickle(path: Path) -> object:
         raise
     except Exception as error:  # noqa: BLE001 - whatever the unpickler raises on a file that is none of torch's
         wants = re.search(r"(?i)unsupported (?:global:? )+(\S{1,80})", str(error))
-        reason = f"it asks for {_shown(wants[1])}; save the state dict alone" if wants else _NOT_SAVED_BY_TORCH
-        raise UsageError(f"{path.name} is no checkpoint that can be read safely: {reason}") from None
+        reason = (
+            f"it asks for {_shown(wants[1])}; save the state dict alone"
+            if wants
+            else _NOT_SAVED_BY_TORCH
+        )
+        raise UsageError(
+            f"{path.name} is no checkpoint that can be read safely: {reason}"
+        ) from None
 
 
 def _refuse_compressed(path: Path) -> None:
     """Refuse an archive with compressed entries: a kilobyte may hold a megabyte, and torch.save compresses nothing."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise UsageError(f"{path.name} is compressed, which torch.save never does: save it with torch.save")
+            if any(
+                entry.compress_type != zipfile.ZIP_STORED
+                for entry in archive.infolist()
+            ):
+                raise UsageError(
+                    f"{path.name} is compressed, which torch.save never does: save it with torch.save"
+                )
 
 
 def _first_line(error: Exception) -> str:
@@ -284,7 +335,9 @@ def _bare(name: str) -> str:
 
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
-    more = [f"and {len(listed) - _LISTED_KEYS} more"] if len(listed) > _LISTED_KEYS else []
+    more = (
+        [f"and {len(listed) - _LISTED_KEYS} more"] if len(listed) > _LISTED_KEYS else []
+    )
     return ", ".join(listed[:_LISTED_KEYS] + more)
 
 

@@ -64,7 +64,9 @@ def write_table(path: Path, history: Sequence[Row]) -> None:
     with partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
-        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in history)
+        writer.writerows(
+            {name: f"{value:.6g}" for name, value in row.items()} for row in history
+        )
     os.replace(partial, path)
 
 
@@ -83,7 +85,14 @@ def curves_figure(history: Sequence[Row]) -> Figure:
 
     A figure that stays 0 is left out, and so is one that an epoch lacks, for that epoch.
     """
-    names = list(dict.fromkeys(name for row in history for name in row if name not in (*_NO_CURVE, *_FLOORS)))
+    names = list(
+        dict.fromkeys(
+            name
+            for row in history
+            for name in row
+            if name not in (*_NO_CURVE, *_FLOORS)
+        )
+    )
     moving = [name for name in names if any(row.get(name, 0) for row in history)]
     panels = list(dict.fromkeys(name.removeprefix(HELD_OUT) for name in moving))
     panels.sort(key=lambda name: name == LEARNING_RATE)  # the rate comes last
@@ -141,7 +150,10 @@ def _panel(
     for column in (name, HELD_OUT + name):
         if column not in names:
             continue
-        values, held_out = _column(history, column), column != name or name in _ONLY_HELD_OUT
+        values, held_out = (
+            _column(history, column),
+            column != name or name in _ONLY_HELD_OUT,
+        )
         colour, marker, line = _HELD_OUT_LOOK if held_out else _TRAINING_LOOK
         marker = marker if len(epochs) <= _DOTS else ""
         axes.plot(

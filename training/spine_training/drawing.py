@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INSTALL: Final = "pip install \"spine-mri-engine[train]\" (in a clone: pip install '.[train]')"
+INSTALL: Final = (
+    "pip install \"spine-mri-engine[train]\" (in a clone: pip install '.[train]')"
+)
 
 WIDTH_IN: Final = 6.25
 """600 px as a browser shows it, at 96 to the inch; a letter of 8.5 points then has 11 px."""
@@ -166,8 +168,14 @@ def _look() -> Iterator[None]:
     try:
         import matplotlib
     except ModuleNotFoundError:
-        raise NoMatplotlibError(f"no pictures: matplotlib is not installed; {INSTALL}") from None
-    plain = {name: value for name, value in matplotlib.rcParamsDefault.items() if not name.startswith("backend")}
+        raise NoMatplotlibError(
+            f"no pictures: matplotlib is not installed; {INSTALL}"
+        ) from None
+    plain = {
+        name: value
+        for name, value in matplotlib.rcParamsDefault.items()
+        if not name.startswith("backend")
+    }
     settings: Any = {**plain, **_LOOK}
     with matplotlib.rc_context(settings):
         yield

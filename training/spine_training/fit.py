@@ -119,15 +119,21 @@ def fit(
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     if not resume and (out / CHECKPOINT).exists():
-        raise UsageError(f"{out} holds a training already; add --resume to go on with it, or name another folder")
+        raise UsageError(
+            f"{out} holds a training already; add --resume to go on with it, or name another folder"
+        )
     with _world(machine) as world:
         if task.steps < world.size:
-            raise UsageError(f"{world.size} processes share {task.steps} batches; start fewer, or give smaller batches")
+            raise UsageError(
+                f"{world.size} processes share {task.steps} batches; start fewer, or give smaller batches"
+            )
         training = _Training(task, options, world)
         if resume and (out / CHECKPOINT).exists():
             training.load(out / CHECKPOINT)
         out.mkdir(parents=True, exist_ok=True)
-        reporter = Reporter(out, options.epochs, training.history) if world.rank == 0 else None
+        reporter = (
+            Reporter(out, options.epochs, training.history) if world.rank == 0 else None
+        )
         while training.epoch < options.epochs:
             means = training.run_epoch(machine.workers, reporter)
             if reporter is not None:
@@ -188,7 +194,9 @@ class _Training:
             if reporter is not None:
                 reporter.step(number, self.steps, sums)
         self.epoch += 1
-        return {name: self._world.mean(total / self.steps) for name, total in sums.items()}
+        return {
+            name: self._world.mean(total / self.steps) for name, total in sums.items()
+        }
 
     def _batches(self, workers: int) -> DataLoader[Batch]:
         """Return this process's batches of the epoch: every n-th of the task's."""
@@ -196,7 +204,9 @@ class _Training:
         return DataLoader(
             _Batches(self._task),
             batch_size=None,
-            sampler=[(self.epoch, step) for step in range(rank, self.steps * size, size)],
+            sampler=[
+                (self.epoch, step) for step in range(rank, self.steps * size, size)
+            ],
             num_workers=workers,
             pin_memory=self._world.device.type == "cuda",
             prefetch_factor=4 if workers else None,
@@ -260,7 +270,9 @@ class _Training:
             **content.get("settings", {}),
             **content.get("options", {}),
         }
-        other = sorted(key for key in {*theirs, *mine} if theirs.get(key) != mine.get(key))
+        other = sorted(
+            key for key in {*theirs, *mine} if theirs.get(key) != mine.get(key)
+        )
         if other:
             raise UsageError(
                 f"{path} was trained with another {', '.join(other)}; give the same or another output folder"
@@ -292,9 +304,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             weights_only=True,
         )
     except Exception as error:  # noqa: BLE001 - whatever torch.load raises on a file that is none of its own
-        raise UsageError(f"cannot read {path} as a checkpoint: {type(error).__name__}; give a file of train") from None
+        raise UsageError(
+            f"cannot read {path} as a checkpoint: {type(error).__name__}; give a file of train"
+        ) from None
     if not isinstance(content, dict) or not {"config", "model"} <= content.keys():
-        raise UsageError(f"{path} is no checkpoint of this project: it lacks 'config' or 'model'; give a file of train")
+        raise UsageError(
+            f"{path} is no checkpoint of this project: it lacks 'config' or 'model'; give a file of train"
+        )
     return content
 
 
@@ -344,13 +360,23 @@ def _world(machine: Machine) -> Iterator[_World]:
     """Join the other processes where ``torchrun`` started some."""
     wanted = machine.device
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for and PyTorch sees no GPU here; leave --device at auto or name cpu")
-    kind = "cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu"
+        raise UsageError(
+            "device cuda was asked for and PyTorch sees no GPU here; leave --device at auto or name cpu"
+        )
+    kind = (
+        "cuda"
+        if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available())
+        else "cpu"
+    )
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield _World(0, 1, torch.device(kind))
         return
-    device = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    device = (
+        torch.device(kind, int(os.environ["LOCAL_RANK"]))
+        if kind == "cuda"
+        else torch.device(kind)
+    )
     if kind == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo")

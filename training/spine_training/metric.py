@@ -80,7 +80,9 @@ def score_of_sums(losses: F64, weights: F64) -> Score:
     """
     for part, weight in zip(PARTS, weights, strict=True):
         if weight == 0:
-            raise ValueError(f"no labelled row for {part.replace('_', ' ')}: the metric is not defined")
+            raise ValueError(
+                f"no labelled row for {part.replace('_', ' ')}: the metric is not defined"
+            )
     parts = losses / weights
     return Score(
         metric=float(parts.mean()),
@@ -96,8 +98,13 @@ def study_sums(probabilities: F64, grades: Integers) -> tuple[F64, F64]:
     label of a part has weight 0 there.
     """
     losses, weights = row_losses(probabilities, grades)
-    part_losses = [(losses * weights)[..., list(heads)].sum(axis=(1, 2)) for heads in GROUPS.values()]
-    part_weights = [weights[..., list(heads)].sum(axis=(1, 2)) for heads in GROUPS.values()]
+    part_losses = [
+        (losses * weights)[..., list(heads)].sum(axis=(1, 2))
+        for heads in GROUPS.values()
+    ]
+    part_weights = [
+        weights[..., list(heads)].sum(axis=(1, 2)) for heads in GROUPS.values()
+    ]
     canal, severe = GROUPS["canal"][0], len(SEVERITIES) - 1
     labelled = grades[..., canal] != MISSING
     any_severe = (grades[..., canal] == severe).any(axis=1)
@@ -109,7 +116,9 @@ def study_sums(probabilities: F64, grades: Integers) -> tuple[F64, F64]:
     )
     binary = -np.log(np.where(any_severe, predicted, 1 - predicted))
     weight = weights[..., canal].max(axis=1)
-    return np.stack([*part_losses, binary * weight], axis=1), np.stack([*part_weights, weight], axis=1)
+    return np.stack([*part_losses, binary * weight], axis=1), np.stack(
+        [*part_weights, weight], axis=1
+    )
 
 
 def row_losses(probabilities: F64, grades: Integers) -> tuple[F64, F64]:
@@ -135,18 +144,28 @@ def row_losses(probabilities: F64, grades: Integers) -> tuple[F64, F64]:
 
 def prior_probabilities(studies: int) -> F64:
     """Return the weighted prior for every row, ``(studies, 5 levels, 5 conditions, 3)``: the floor to beat."""
-    table = np.array([[prior(condition, level) for condition in CONDITIONS] for level in LEVELS])
+    table = np.array(
+        [[prior(condition, level) for condition in CONDITIONS] for level in LEVELS]
+    )
     return np.broadcast_to(table, (studies, *table.shape)).copy()
 
 
 def _check(probabilities: F64, grades: Integers) -> None:
     expected = (*grades.shape, len(SEVERITIES))
-    if grades.shape[1:] != (len(LEVELS), len(CONDITIONS)) or probabilities.shape != expected or not len(grades):
+    if (
+        grades.shape[1:] != (len(LEVELS), len(CONDITIONS))
+        or probabilities.shape != expected
+        or not len(grades)
+    ):
         got = f"probabilities {probabilities.shape} and grades {grades.shape}"
-        raise ValueError(f"got {got}; want (S, 5, 5, 3) and (S, 5, 5) with at least one study")
+        raise ValueError(
+            f"got {got}; want (S, 5, 5, 3) and (S, 5, 5) with at least one study"
+        )
     if not np.isfinite(probabilities).all() or probabilities.min() < 0:
         raise ValueError("probabilities must be finite and not negative")
     if probabilities.sum(axis=-1).min() == 0:
         raise ValueError("the three probabilities of a row must not all be 0")
     if grades.min() < MISSING or grades.max() >= len(SEVERITIES):
-        raise ValueError(f"grades must be 0, 1, 2 or {MISSING} where missing, got {grades.min()} .. {grades.max()}")
+        raise ValueError(
+            f"grades must be 0, 1, 2 or {MISSING} where missing, got {grades.min()} .. {grades.max()}"
+        )

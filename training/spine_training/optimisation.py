@@ -44,7 +44,9 @@ class FitOptions:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.learning_rate <= 0:
-            raise ValueError(f"want epochs >= 1 and learning_rate > 0, got {self.epochs} and {self.learning_rate}")
+            raise ValueError(
+                f"want epochs >= 1 and learning_rate > 0, got {self.epochs} and {self.learning_rate}"
+            )
 
     def share_of_peak(self, epoch: float) -> float:
         """Return the share of the peak learning rate at a fractional epoch."""
@@ -55,7 +57,9 @@ class FitOptions:
         return (1 + math.cos(math.pi * (epoch - warm) / falling)) / 2
 
 
-def plain_groups(named: Sequence[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+def plain_groups(
+    named: Sequence[tuple[str, nn.Parameter]], weight_decay: float
+) -> list[dict[str, Any]]:
     """Return AdamW's groups: weights decay; biases and norms (below two dimensions) do not."""
     return [
         {

@@ -19,7 +19,9 @@ from spine_engine.phantom.rsna import READER_POINTS
 from spine_training.arrays import F64
 from spine_training.rsna import LabelPoint
 
-POINT_OFFSET_MM: Final = {condition: offset for condition, (_, offset) in READER_POINTS.items()}
+POINT_OFFSET_MM: Final = {
+    condition: offset for condition, (_, offset) in READER_POINTS.items()
+}
 """The point of each condition from the disc's centre, mm (down, back, left) in the disc's frame: a disc is 34-36 mm
 deep, the canal 15 mm, the foramina's exits are 34 mm apart, above the disc."""
 
@@ -66,7 +68,9 @@ def level_places(points: Sequence[LabelPoint], frame: F64) -> dict[Level, DiscPl
 
 def _center(points: Sequence[LabelPoint], axes: F64) -> F64:
     """Return the disc's centre: the median of the centres that its points imply, axis by axis."""
-    centers = [axes @ p.position_mm - np.array(POINT_OFFSET_MM[p.condition]) for p in points]
+    centers = [
+        axes @ p.position_mm - np.array(POINT_OFFSET_MM[p.condition]) for p in points
+    ]
     return np.asarray(np.median(centers, axis=0) @ axes)
 
 
@@ -78,7 +82,8 @@ def _axes(centers: Mapping[Level, F64], frame: F64) -> dict[Level, F64]:
     steps = [centers[b] - centers[a] for a, b in pairwise(levels)]
     chords = [step / np.linalg.norm(step) for step in steps]
     down = {
-        level: chords[max(k - 1, 0)] + chords[min(k, len(chords) - 1)]  # the same chord twice at an end
+        level: chords[max(k - 1, 0)]
+        + chords[min(k, len(chords) - 1)]  # the same chord twice at an end
         for k, level in enumerate(levels)
     }
     axes = {}

@@ -46,7 +46,11 @@ class Reporter:
             purge_step=len(history) + 1,
         )
         self._console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[loss]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[loss]}"),
+        )
         self._bar = Progress(
             *columns,
             TimeRemainingColumn(),
@@ -95,7 +99,9 @@ class Reporter:
         self._history.append(row)
         left_s = (now - self._began) / (epoch - self._first) * (self._epochs - epoch)
         values = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-        self._console.print(f"epoch {epoch}/{self._epochs}  {values}  {left_s / 60:.1f} min left")
+        self._console.print(
+            f"epoch {epoch}/{self._epochs}  {values}  {left_s / 60:.1f} min left"
+        )
         for name, value in row.items():
             self._writer.add_scalar(name, value, epoch)
         self._writer.flush()
@@ -110,7 +116,9 @@ class Reporter:
             curves.write_picture(self._out / curves.PICTURE, self._history)
         except Exception as error:  # noqa: BLE001 - hours of training are worth more than any picture
             known = isinstance(error, SpineEngineError)
-            message = str(error) if known else f"no picture: {type(error).__name__}: {error}"
+            message = (
+                str(error) if known else f"no picture: {type(error).__name__}: {error}"
+            )
             self._console.print(
                 message,
                 markup=False,

@@ -34,14 +34,26 @@ SERIES_TABLE: Final = "train_series_descriptions.csv"
 POINTS_TABLE: Final = "train_label_coordinates.csv"
 IMAGES_FOLDER: Final = "train_images"
 
-CONDITION_OF_NAME: Final = {condition.replace("_", " ").title(): condition for condition in Condition}
+CONDITION_OF_NAME: Final = {
+    condition.replace("_", " ").title(): condition for condition in Condition
+}
 LEVEL_OF_NAME: Final = {level.replace("_", "/").upper(): level for level in Level}
 """``Spinal Canal Stenosis`` and ``L1/L2``, as ``train_label_coordinates.csv`` writes them."""
 
 _PLACE_OF_COLUMN: Final = {
-    f"{condition}_{level}": (i, c) for i, level in enumerate(LEVELS) for c, condition in enumerate(CONDITIONS)
+    f"{condition}_{level}": (i, c)
+    for i, level in enumerate(LEVELS)
+    for c, condition in enumerate(CONDITIONS)
 }
-_POINT_COLUMNS: Final = ("study_id", "series_id", "instance_number", "condition", "level", "x", "y")
+_POINT_COLUMNS: Final = (
+    "study_id",
+    "series_id",
+    "instance_number",
+    "condition",
+    "level",
+    "x",
+    "y",
+)
 _GEOMETRY_TAGS: Final = (
     "InstanceNumber",
     "ImagePositionPatient",
@@ -119,7 +131,11 @@ class RsnaSet:
         Raises:
             UsageError: a part of the layout is missing, or a table holds a value that RSNA's never do.
         """
-        missing = [name for name in (TRAIN_TABLE, SERIES_TABLE, POINTS_TABLE) if not (root / name).is_file()]
+        missing = [
+            name
+            for name in (TRAIN_TABLE, SERIES_TABLE, POINTS_TABLE)
+            if not (root / name).is_file()
+        ]
         missing += [] if (root / IMAGES_FOLDER).is_dir() else [f"{IMAGES_FOLDER}/"]
         if missing:
             raise UsageError(
@@ -128,8 +144,14 @@ class RsnaSet:
             )
         grades = _read_grades(root / TRAIN_TABLE)
         marks = _read_marks(root / POINTS_TABLE)
-        folders = {entry.name for entry in (root / IMAGES_FOLDER).iterdir() if entry.is_dir()}
-        studies = [LabelledStudy(key, grades[key], marks.get(key, ())) for key in sorted(grades) if key in folders]
+        folders = {
+            entry.name for entry in (root / IMAGES_FOLDER).iterdir() if entry.is_dir()
+        }
+        studies = [
+            LabelledStudy(key, grades[key], marks.get(key, ()))
+            for key in sorted(grades)
+            if key in folders
+        ]
         overrides = RoleOverrides.from_csv(root / SERIES_TABLE)
         return cls(
             root,
@@ -149,7 +171,9 @@ class RsnaSet:
             UsageError: the set has no such study.
         """
         if study_id not in self._by_id:
-            raise UsageError(f"{str(self.root)!r} has no labelled study {study_id!r} with images")
+            raise UsageError(
+                f"{str(self.root)!r} has no labelled study {study_id!r} with images"
+            )
         return self._by_id[study_id]
 
     def read(self, study_id: str) -> Study:
@@ -160,17 +184,29 @@ class RsnaSet:
             UsageError: the set has no such study.
         """
         images, folder = self.root / IMAGES_FOLDER, self.labels(study_id).study_id
-        units = [unit for unit in discover(images / folder) if isinstance(unit, WorkUnit)]
-        files = [replace(file, path=f"{folder}/{file.path}") for unit in units for file in unit.files]
+        units = [
+            unit for unit in discover(images / folder) if isinstance(unit, WorkUnit)
+        ]
+        files = [
+            replace(file, path=f"{folder}/{file.path}")
+            for unit in units
+            for file in unit.files
+        ]
         reading = read_unit(
             images,
             WorkUnit(folder, tuple(files), study_id),
             self._overrides,
         )
         if reading.split:
-            raise StudyError(Reason.UID_COLLISION, f"the folder of {study_id} holds {len(reading.split)} studies")
+            raise StudyError(
+                Reason.UID_COLLISION,
+                f"the folder of {study_id} holds {len(reading.split)} studies",
+            )
         if not reading.studies:
-            raise StudyError(Reason.NOT_AN_IMAGE, f"the folder of {study_id} holds no image that can be read")
+            raise StudyError(
+                Reason.NOT_AN_IMAGE,
+                f"the folder of {study_id} holds no image that can be read",
+            )
         return replace(reading.studies[0], study_id=study_id)
 
     def points_mm(self, study_id: str) -> tuple[LabelPoint, ...]:
@@ -219,7 +255,9 @@ class _Plane:
 
     def place_mm(self, x: float, y: float) -> F64:
         """Return the LPS mm of column ``x``, row ``y``."""
-        return np.asarray(self.origin_mm + x * self.column_step_mm + y * self.row_step_mm)
+        return np.asarray(
+            self.origin_mm + x * self.column_step_mm + y * self.row_step_mm
+        )
 
 
 def _plane_of_instance(folder: Path, number: int) -> _Plane | None:
@@ -232,7 +270,11 @@ def _plane_of_instance(folder: Path, number: int) -> _Plane | None:
         return named
     others = sorted(folder.iterdir()) if folder.is_dir() else []
     return next(
-        (plane for plane in map(_plane, others) if plane is not None and plane.number == number),
+        (
+            plane
+            for plane in map(_plane, others)
+            if plane is not None and plane.number == number
+        ),
         named,
     )
 
@@ -254,7 +296,11 @@ def _plane(path: Path) -> _Plane | None:
     except (OSError, InvalidDicomError, AttributeError, TypeError, ValueError):
         return None
     skew = np.abs(orientation @ orientation.T - np.eye(2)).max()
-    if origin.shape != (3,) or not skew < ORTHONORMAL_TOLERANCE or min(between_rows, between_columns) <= 0:
+    if (
+        origin.shape != (3,)
+        or not skew < ORTHONORMAL_TOLERANCE
+        or min(between_rows, between_columns) <= 0
+    ):
         return None
     return _Plane(
         number,
@@ -278,10 +324,17 @@ def _table(path: Path, columns: tuple[str, ...]) -> pd.DataFrame:
             keep_default_na=False,
             encoding="utf-8-sig",
         )
-    except (ValueError, OSError) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
-        raise UsageError(f"cannot read {path.name}: {error}; give RSNA's table as UTF-8 CSV") from None
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # pandas' ParserError and EmptyDataError are ValueErrors
+        raise UsageError(
+            f"cannot read {path.name}: {error}; give RSNA's table as UTF-8 CSV"
+        ) from None
     if missing := [name for name in columns if name not in table.columns]:
-        raise UsageError(f"{path.name} lacks the column {missing[0]!r} ({len(missing)} in all); give RSNA's table")
+        raise UsageError(
+            f"{path.name} lacks the column {missing[0]!r} ({len(missing)} in all); give RSNA's table"
+        )
     return table.apply(lambda column: column.str.strip())
 
 
@@ -289,9 +342,13 @@ def _read_grades(path: Path) -> dict[str, I64]:
     """Read ``train.csv``: the grades ``(5 levels, 5 conditions)`` of every study."""
     table = _table(path, ("study_id", *_PLACE_OF_COLUMN))
     if unknown := sorted(set(table.columns) - {"study_id", *_PLACE_OF_COLUMN}):
-        raise UsageError(f"{path.name} has the column {unknown[0]!r}, which names no condition and level of RSNA 2024")
+        raise UsageError(
+            f"{path.name} has the column {unknown[0]!r}, which names no condition and level of RSNA 2024"
+        )
     if twice := [key for key, count in Counter(table["study_id"]).items() if count > 1]:
-        raise UsageError(f"{path.name} lists the study {twice[0]!r} twice; keep one row")
+        raise UsageError(
+            f"{path.name} lists the study {twice[0]!r} twice; keep one row"
+        )
     grades = np.full(
         (len(table), len(LEVELS), len(CONDITIONS)),
         MISSING,
@@ -300,7 +357,9 @@ def _read_grades(path: Path) -> dict[str, I64]:
     for column, (i, c) in _PLACE_OF_COLUMN.items():
         if unknown := sorted(set(table[column]) - GRADE_OF_WORD.keys()):
             words = ", ".join(word for word in GRADE_OF_WORD if word)
-            raise UsageError(f"{path.name} has the grade {unknown[0]!r} in {column}; write {words} or nothing")
+            raise UsageError(
+                f"{path.name} has the grade {unknown[0]!r} in {column}; write {words} or nothing"
+            )
         grades[:, i, c] = table[column].map(GRADE_OF_WORD)
     return dict(zip(table["study_id"], grades, strict=True))
 
@@ -310,14 +369,21 @@ def _read_marks(path: Path) -> dict[str, tuple[Mark, ...]]:
     table = _table(path, _POINT_COLUMNS)
     for column, names in (("condition", CONDITION_OF_NAME), ("level", LEVEL_OF_NAME)):
         if unknown := sorted(set(table[column]) - names.keys()):
-            raise UsageError(f"{path.name} has the {column} {unknown[0]!r}; write one of {', '.join(names)}")
+            raise UsageError(
+                f"{path.name} has the {column} {unknown[0]!r}; write one of {', '.join(names)}"
+            )
     for column in ("instance_number", "x", "y"):
         numbers = pd.to_numeric(table[column], errors="coerce")
         if not np.isfinite(numbers).all():
             line = int(np.flatnonzero(~np.isfinite(numbers))[0]) + 2
-            raise UsageError(f"line {line} of {path.name} has the {column} {table[column][line - 2]!r}, not a number")
+            raise UsageError(
+                f"line {line} of {path.name} has the {column} {table[column][line - 2]!r}, not a number"
+            )
         table[column] = numbers
-    return {str(key): tuple(_marks(rows)) for key, rows in table.groupby("study_id", sort=False)}
+    return {
+        str(key): tuple(_marks(rows))
+        for key, rows in table.groupby("study_id", sort=False)
+    }
 
 
 def _marks(rows: pd.DataFrame) -> Iterator[Mark]:

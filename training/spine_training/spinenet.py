@@ -89,7 +89,9 @@ class UpBlock(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """``(N, inputs, H, W)`` and ``(N, skip, 2 H, 2 W)`` -> ``(N, outputs, 2 H, 2 W)``."""
-        y: Tensor = self.conv_block_2(self.conv_block_1(torch.cat([self.upsample(x), skip], dim=1)))
+        y: Tensor = self.conv_block_2(
+            self.conv_block_1(torch.cat([self.upsample(x), skip], dim=1))
+        )
         return y
 
 
@@ -264,13 +266,21 @@ def load_spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
     state = read_weights(path)
     with torch.device("meta"):
         net = SPINENETS[kind]()
-    fill(net, state, file=path, what=f"the {kind} network", advise=lambda _: nearest(state, dict(SPINENETS.items())))
+    fill(
+        net,
+        state,
+        file=path,
+        what=f"the {kind} network",
+        advise=lambda _: nearest(state, dict(SPINENETS.items())),
+    )
     return net.eval()
 
 
 def _layer(net: nn.Module, name: str, x: Tensor) -> Tensor:
     """Apply a convolution, ReLU and batch norm of a network that names them ``conv<name>`` and ``bnrm<name>``."""
-    y: Tensor = net.get_submodule(f"bnrm{name}")(functional.relu(net.get_submodule(f"conv{name}")(x)))
+    y: Tensor = net.get_submodule(f"bnrm{name}")(
+        functional.relu(net.get_submodule(f"conv{name}")(x))
+    )
     return y
 
 

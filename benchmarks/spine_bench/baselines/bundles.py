@@ -78,7 +78,9 @@ BUNDLES: Final[dict[str, Callable[[Path], Bundle]]] = {
 
 def measure(
     names: Annotated[str, typer.Option(help="Which, with commas.")] = ",".join(BUNDLES),
-    folder: Annotated[Path, typer.Option(metavar="DIR", help="Where they are kept.")] = FOLDER,
+    folder: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where they are kept.")
+    ] = FOLDER,
 ) -> Findings:
     """Make the bundles that are not there yet and say where they are."""
     bundles = [open_bundle(name, folder) for name in chosen(names, BUNDLES, "bundle")]
@@ -87,7 +89,14 @@ def measure(
             Table(
                 title="Bundles",
                 columns=("bundle", "MB", "digest"),
-                rows=[(str(bundle.path), f"{_size_bytes(bundle) / 1e6:.0f}", bundle.digest) for bundle in bundles],
+                rows=[
+                    (
+                        str(bundle.path),
+                        f"{_size_bytes(bundle) / 1e6:.0f}",
+                        bundle.digest,
+                    )
+                    for bundle in bundles
+                ],
             )
         ],
         record=[bundle.facts for bundle in bundles],
@@ -105,7 +114,9 @@ def open_bundle(name: str, folder: Path = FOLDER) -> Bundle:
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch and timm_3d deprecate what they themselves use
+            warnings.simplefilter(
+                "ignore"
+            )  # torch and timm_3d deprecate what they themselves use
             BUNDLES[name](place)
     return Bundle.open(place)
 
@@ -138,7 +149,11 @@ def plausible_grader(config: GraderConfig, grids: Tensor) -> Grader:
 def _grader(out: Path, backbone: str, side: int) -> ModelEntry:
     """Make a grader of five heads for ``side``^3 voxels of 1 mm."""
     config = GraderConfig(
-        backbone=backbone, shape=(side,) * 3, spacing_mm=(1.0,) * 3, offset_mm=(0.0,) * 3, coordinates=False
+        backbone=backbone,
+        shape=(side,) * 3,
+        spacing_mm=(1.0,) * 3,
+        offset_mm=(0.0,) * 3,
+        coordinates=False,
     )
     noise = functional.interpolate(
         torch.rand(2, 3, 8, 8, 8),
@@ -148,7 +163,9 @@ def _grader(out: Path, backbone: str, side: int) -> ModelEntry:
     grader = plausible_grader(config, noise)
     path = export_module(grader, out / "grader.onnx", grader_face(grader))
     save_grader(grader, out / "grader.pt")
-    return grader_entry(path, config, normalisation="grid_range", precisions=("f32", "bf16"))
+    return grader_entry(
+        path, config, normalisation="grid_range", precisions=("f32", "bf16")
+    )
 
 
 def _written(out: Path, name: str, entries: dict[str, Any]) -> Bundle:

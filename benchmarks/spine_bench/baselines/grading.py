@@ -19,7 +19,12 @@ from spine_engine.detection.finder import LevelFinder, level_finder
 from spine_engine.phantom import Protocol, draw_spine, render
 from spine_engine.phantom.samples import UNSEEN_SEED
 from spine_engine.pipeline.clock import StageClock
-from spine_engine.pipeline.grading import calibrated, checked, grade, prior_probabilities
+from spine_engine.pipeline.grading import (
+    calibrated,
+    checked,
+    grade,
+    prior_probabilities,
+)
 from spine_engine.study import Source, Study
 
 
@@ -63,7 +68,9 @@ class EngineWay:
             return grade(study, levels, self._grader, self._entry).probabilities
 
 
-def finder(bundle: Bundle, networks: Mapping[str, Backend], *, every_slice: bool) -> LevelFinder:
+def finder(
+    bundle: Bundle, networks: Mapping[str, Backend], *, every_slice: bool
+) -> LevelFinder:
     """Return what finds levels with the networks of a bundle, by role: in every slice of the sagittal series, as is
     usual, or in those that the engine looks at."""
     entry = bundle.detector
@@ -82,17 +89,23 @@ def warm_up_study() -> Study:
     With three, a vertebra is seen in the two slices that SpineNet's detector asks for.
     """
     return render(
-        draw_spine(UNSEEN_SEED), seed=UNSEEN_SEED, protocol=Protocol(sagittal_slices=3, axial_slices=1)
+        draw_spine(UNSEEN_SEED),
+        seed=UNSEEN_SEED,
+        protocol=Protocol(sagittal_slices=3, axial_slices=1),
     ).as_study()
 
 
-def probabilities(raw: F32, entry: GraderEntry, levels: Mapping[Level, DiscLevel]) -> F64:
+def probabilities(
+    raw: F32, entry: GraderEntry, levels: Mapping[Level, DiscLevel]
+) -> F64:
     """Return ``(5, 5, 3)`` from a grader's output, calibrated, the prior where a level has no place."""
     graded = checked(raw, (len(LEVELS), len(CONDITIONS), len(SEVERITIES)))
     if entry.calibration is not None:
         graded = calibrated(graded, entry.calibration)
     return np.where(
-        np.array([levels[level].source != Source.PRIOR for level in LEVELS])[:, None, None],
+        np.array([levels[level].source != Source.PRIOR for level in LEVELS])[
+            :, None, None
+        ],
         graded,
         prior_probabilities(),
     )
@@ -114,19 +127,30 @@ class TorchNetwork:
         *,
         bf16: bool = False,
     ) -> None:
-        self.inputs = tuple(TensorInfo(tensor.name, tensor.shape) for tensor in entry.inputs)
-        self.outputs = tuple(TensorInfo(tensor.name, tensor.shape) for tensor in entry.outputs)
+        self.inputs = tuple(
+            TensorInfo(tensor.name, tensor.shape) for tensor in entry.inputs
+        )
+        self.outputs = tuple(
+            TensorInfo(tensor.name, tensor.shape) for tensor in entry.outputs
+        )
         self.device = Device("torch", "CPU", "bf16" if bf16 else "f32")
         self._module = module
         self._bf16 = bf16
-        formats: dict[int, Any] = {4: torch.channels_last, 5: torch.channels_last_3d} if bf16 else {}
+        formats: dict[int, Any] = (
+            {4: torch.channels_last, 5: torch.channels_last_3d} if bf16 else {}
+        )
         self._format = formats.get(len(self.inputs[0].shape), torch.contiguous_format)
         module.to(memory_format=self._format)
 
     def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
         """Run the module once."""
-        image = torch.from_numpy(inputs[self.inputs[0].name]).to(memory_format=self._format)
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+        image = torch.from_numpy(inputs[self.inputs[0].name]).to(
+            memory_format=self._format
+        )
+        with (
+            torch.inference_mode(),
+            torch.autocast("cpu", torch.bfloat16, enabled=self._bf16),
+        ):
             found: torch.Tensor = self._module(image)
         return {self.outputs[0].name: found.float().contiguous().numpy()}
 

@@ -23,7 +23,14 @@ import numpy as np
 from spine_bench.baselines.grading import probabilities
 from spine_bench.baselines.pool import PooledSystem, grader
 from spine_bench.harness.bare import WAYS, fastest_way, recorded_pipeline, run_calls
-from spine_bench.harness.interfaces import F32, F64, Done, Sample, StudyLibrary, read_sample
+from spine_bench.harness.interfaces import (
+    F32,
+    F64,
+    Done,
+    Sample,
+    StudyLibrary,
+    read_sample,
+)
 from spine_engine.anatomy import Level
 from spine_engine.bundle import Bundle
 from spine_engine.detection import DiscLevel
@@ -49,7 +56,9 @@ class LimitSystem(PooledSystem):
             usable_cpus(),
         )
         count = min(len(library), RECORDED_A_WORKER * self._workers)
-        self._recorded = {library[index].unit.key: library[index] for index in range(count)}
+        self._recorded = {
+            library[index].unit.key: library[index] for index in range(count)
+        }
         self._lent = cycle(self._recorded.values())
 
     def open(self) -> None:
@@ -61,7 +70,10 @@ class LimitSystem(PooledSystem):
         super().open()
         first, *_ = self._recorded.values()
         ways = self._pool.submit(_ways, first).result()
-        for recording in [self._pool.submit(_record, sample, ways) for sample in self._recorded.values()]:
+        for recording in [
+            self._pool.submit(_record, sample, ways)
+            for sample in self._recorded.values()
+        ]:
             recording.exception()  # a study that cannot be graded says so when it is submitted
         self._facts = {**self._facts, "called": ways}
 
@@ -85,7 +97,10 @@ class BareModels:
         self._known: dict[str, tuple[Calls, dict[Level, DiscLevel]]] = {}
         self.facts: Mapping[str, object] = {
             "threads": 1,
-            "models": {role: " ".join(astuple(model.device)) for role, model in self._models.items()},
+            "models": {
+                role: " ".join(astuple(model.device))
+                for role, model in self._models.items()
+            },
         }
 
     def calls_of(self, sample: Sample) -> tuple[Calls, dict[Level, DiscLevel]]:
@@ -100,7 +115,10 @@ class BareModels:
     def ways(self, sample: Sample) -> dict[str, str]:
         """Measure on a whole study, network by network, which way of making its calls is the fastest."""
         calls, _ = self.calls_of(sample)
-        return {role: fastest_way(self._models[role].backend, parts) for role, parts in calls.items()}
+        return {
+            role: fastest_way(self._models[role].backend, parts)
+            for role, parts in calls.items()
+        }
 
     def record(self, sample: Sample, ways: Mapping[str, str]) -> Path:
         """Keep the calls of a study, in the ways that are the fastest, where every process finds them."""

@@ -64,7 +64,14 @@ WAYS: Final = (
 WARM_UP: Final = 2
 APP_S: Final = 5
 COLUMNS: Final = (
-    *("network", "way", "ms an item, wall", "processor", "times the reference, wall", "processor"),
+    *(
+        "network",
+        "way",
+        "ms an item, wall",
+        "processor",
+        "times the reference, wall",
+        "processor",
+    ),
     *("of the roof, wall", "processor"),
 )
 
@@ -109,15 +116,23 @@ class Row:
             self.way,
             f"{self.wall_ms:.2f}",
             f"{self.processor_ms:.2f}",
-            *[f"{value:.2f}" if value else "" for value in (self.wall_ratio, self.processor_ratio)],
-            *[f"{value:.0%}" if value else "" for value in (self.wall_roof, self.processor_roof)],
+            *[
+                f"{value:.2f}" if value else ""
+                for value in (self.wall_ratio, self.processor_ratio)
+            ],
+            *[
+                f"{value:.0%}" if value else ""
+                for value in (self.wall_roof, self.processor_roof)
+            ],
         )
 
 
 def measure(
     bundle: BundleFolder = None,
     roles: Annotated[str, typer.Option(help="Only these networks, with commas.")] = "",
-    ways: Annotated[str, typer.Option(help="Which contestants, with commas.")] = ",".join(WAYS),
+    ways: Annotated[
+        str, typer.Option(help="Which contestants, with commas.")
+    ] = ",".join(WAYS),
     rounds: int = 5,
     threads: int = usable_cpus(),
     seconds: Annotated[float, typer.Option(help="Of a turn.")] = 1.0,
@@ -147,16 +162,23 @@ def measure(
                 rows=[row.cells for row in rows],
             )
         ],
-        notes=[f"{name}: benchmark_app reaches {rate} calls a second" for name, rate in apps.items()],
+        notes=[
+            f"{name}: benchmark_app reaches {rate} calls a second"
+            for name, rate in apps.items()
+        ],
         record={
             "settings": {"threads": threads, "rounds": rounds, "seconds": seconds},
-            "versions": {name: version(name) for name in ("openvino", "onnxruntime", "torch")},
+            "versions": {
+                name: version(name) for name in ("openvino", "onnxruntime", "torch")
+            },
             "gflop": {subject.name: subject.gflop for subject in subjects},
             "rows": [asdict(row) for row in rows],
             "benchmark_app_per_s": apps,
             "missing": missing,
         },
-        failure="; ".join(f"{name} did not take part: {fault}" for name, fault in missing.items()),
+        failure="; ".join(
+            f"{name} did not take part: {fault}" for name, fault in missing.items()
+        ),
     )
 
 
@@ -187,16 +209,27 @@ def compete(
     """Let every way take its turn on a network, and every product; return the turns, and by way why it has none."""
     makers: dict[str, Callable[[], Call]] = {
         **{way: partial(network, subject, way, threads) for way in ways},
-        **{f"roof {name}": partial(product, threads) for name, product in PRODUCTS.items()},
+        **{
+            f"roof {name}": partial(product, threads)
+            for name, product in PRODUCTS.items()
+        },
     }
     turns: dict[str, list[Seconds]] = {}
     with ExitStack() as stack:
         workers = {name: stack.enter_context(lone_worker()) for name in makers}
-        opened = {name: workers[name].submit(_open, make) for name, make in makers.items()}
-        faults = {name: told(error, 100) for name, future in opened.items() if (error := future.exception())}
+        opened = {
+            name: workers[name].submit(_open, make) for name, make in makers.items()
+        }
+        faults = {
+            name: told(error, 100)
+            for name, future in opened.items()
+            if (error := future.exception())
+        }
         for name in [name for name in makers if name not in faults] * rounds:
             turns.setdefault(name, []).append(
-                workers[name].submit(_turn, seconds, 1 if name.startswith("roof") else subject.batch).result()
+                workers[name]
+                .submit(_turn, seconds, 1 if name.startswith("roof") else subject.batch)
+                .result()
             )
     return turns, faults
 
@@ -206,11 +239,17 @@ def rows_of(subject: Subject, turns: Mapping[str, Sequence[Seconds]]) -> list[Ro
     rows = []
     for name, own in turns.items():
         others = {} if name.startswith("roof") else turns
-        roofs = [other for roof, other in others.items() if roof.startswith("roof") and roof[-4:] == name[-4:]]
+        roofs = [
+            other
+            for roof, other in others.items()
+            if roof.startswith("roof") and roof[-4:] == name[-4:]
+        ]
         figures = {
             f"{clock}_{kind}": value
             for number, clock in enumerate(("wall", "processor"))
-            for kind, value in _figures(subject, own, others.get(REFERENCE, ()), roofs, number).items()
+            for kind, value in _figures(
+                subject, own, others.get(REFERENCE, ()), roofs, number
+            ).items()
         }
         rows.append(Row(subject=subject.name, way=name, **figures))
     return rows
@@ -225,17 +264,30 @@ def _figures(
 ) -> dict[str, float]:
     """Return ms an item, times the reference, and the share of the better product's arithmetic, round by round."""
     seconds = [turn[clock] for turn in own]
-    best = [max(GFLOP / turn[clock] for turn in turns) for turns in zip(*roofs, strict=True)]
+    best = [
+        max(GFLOP / turn[clock] for turn in turns) for turns in zip(*roofs, strict=True)
+    ]
     return {
         "ms": 1e3 * median(seconds),
-        "ratio": median([one / other[clock] for one, other in zip(seconds, reference, strict=False)] or [0.0]),
-        "roof": median([subject.gflop / one / roof for one, roof in zip(seconds, best, strict=False)] or [0.0]),
+        "ratio": median(
+            [one / other[clock] for one, other in zip(seconds, reference, strict=False)]
+            or [0.0]
+        ),
+        "roof": median(
+            [
+                subject.gflop / one / roof
+                for one, roof in zip(seconds, best, strict=False)
+            ]
+            or [0.0]
+        ),
     }
 
 
 def benchmark_app(subject: Subject, threads: int) -> float | None:
     """Return calls a second of OpenVINO's own ``benchmark_app``, a stream a core; None where it is not installed."""
-    program = shutil.which("benchmark_app", path=str(Path(sys.executable).parent)) or shutil.which("benchmark_app")
+    program = shutil.which(
+        "benchmark_app", path=str(Path(sys.executable).parent)
+    ) or shutil.which("benchmark_app")
     if program is None:
         return None
     entry = Bundle.open(subject.bundle).entry(subject.role)
@@ -276,7 +328,9 @@ _call: Call | None = None
 
 def _open(make: Callable[[], Call]) -> None:
     global _call
-    warnings.simplefilter("ignore")  # torch warns of what it does itself when it compiles
+    warnings.simplefilter(
+        "ignore"
+    )  # torch warns of what it does itself when it compiles
     _call = make()
     for _ in range(WARM_UP):
         _call()
@@ -291,7 +345,9 @@ def _turn(seconds: float, items: int) -> Seconds:
     while count == 0 or time.perf_counter() - wall < seconds:
         _call()
         count += items
-    return (time.perf_counter() - wall) / count, (time.process_time() - processor) / count
+    return (time.perf_counter() - wall) / count, (
+        time.process_time() - processor
+    ) / count
 
 
 def network(subject: Subject, way: str, threads: int) -> Call:
@@ -304,7 +360,9 @@ def network(subject: Subject, way: str, threads: int) -> Call:
     elif runtime == "onnxruntime":
         backend = session(bundle, entry, threads)
     else:
-        backend = bundle.open_model(entry, precision=cast(AskedPrecision, width), threads=threads)
+        backend = bundle.open_model(
+            entry, precision=cast(AskedPrecision, width), threads=threads
+        )
     return partial(backend.run, {entry.inputs[0].name: noise(entry, subject.batch)})
 
 
@@ -313,7 +371,9 @@ def _torch_network(bundle: Bundle, role: str, way: str, threads: int) -> Backend
     module = torch_model(bundle, role)
     if "compiled" in way:
         if not shutil.which("g++"):
-            raise BackendError("torch.compile needs a C++ compiler: apt-get install g++")
+            raise BackendError(
+                "torch.compile needs a C++ compiler: apt-get install g++"
+            )
         module = compile_network(module)
     return TorchNetwork(module, bundle.entry(role), bf16=way.endswith("bf16"))
 
@@ -342,9 +402,17 @@ def openvino_product(width: str, threads: int) -> Call:
         [given],
         "product",
     )
-    options = {"INFERENCE_PRECISION_HINT": width, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
-    left = openvino.Tensor(weights, shared_memory=True)  # it does not keep its array alive: the closure does
+    options = {
+        "INFERENCE_PRECISION_HINT": width,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
+    request = (
+        openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    )
+    left = openvino.Tensor(
+        weights, shared_memory=True
+    )  # it does not keep its array alive: the closure does
     keeper = (weights, left, model)
 
     def product() -> object:

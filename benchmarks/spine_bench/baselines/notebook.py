@@ -27,7 +27,12 @@ import numpy as np
 import torch
 import torchio
 
-from spine_bench.baselines.grading import TorchNetwork, finder, probabilities, warm_up_study
+from spine_bench.baselines.grading import (
+    TorchNetwork,
+    finder,
+    probabilities,
+    warm_up_study,
+)
 from spine_bench.baselines.pool import PooledSystem
 from spine_bench.baselines.reading import VOXEL_MM, points_of, read_study, values_of
 from spine_bench.baselines.weights import torch_models
@@ -63,7 +68,10 @@ class Notebook:
         self._open3d = open3d()
         self._entry = bundle.grader
         entries = bundle.manifest.models.by_role()
-        networks = {role: TorchNetwork(module, entries[role]) for role, module in torch_models(bundle).items()}
+        networks = {
+            role: TorchNetwork(module, entries[role])
+            for role, module in torch_models(bundle).items()
+        }
         self._grader = networks["grader"]
         self._find = finder(bundle, networks, every_slice=True)
         self._resize = torchio.Resize(self._entry.grid.shape)
@@ -73,7 +81,10 @@ class Notebook:
             "runtime": "PyTorch eager",
             "precision": "f32",
             "threads": usable_cpus(),
-            "versions": {name: version(name) for name in ("torch", "pydicom", "open3d", "torchio")},
+            "versions": {
+                name: version(name)
+                for name in ("torch", "pydicom", "open3d", "torchio")
+            },
         }
 
     def answer(self, sample: Sample, clock: StageClock) -> F64:
@@ -115,7 +126,9 @@ class Notebook:
                     ]
                 )
                 colour = np.zeros((len(values), 3))
-                colour[:, channel] = (values - values.min()) / max(float(np.ptp(values)), 1.0)
+                colour[:, channel] = (values - values.min()) / max(
+                    float(np.ptp(values)), 1.0
+                )
                 colours.append(colour)
         cloud = self._open3d.geometry.PointCloud()
         cloud.points = self._open3d.utility.Vector3dVector(np.concatenate(points))
@@ -124,7 +137,9 @@ class Notebook:
 
     def _copies(self, stack: Stack) -> int:
         """Return how many points a pixel becomes: one for each millimetre to the next slice."""
-        return max(round(stack.slice_spacing_mm / VOXEL_MM), 1) if self._thickness else 1
+        return (
+            max(round(stack.slice_spacing_mm / VOXEL_MM), 1) if self._thickness else 1
+        )
 
     def _grid(self, cloud: Any, disc: DiscLevel) -> F32:
         """Return a level's voxels ``(3, D, H, W)``, 1 mm, dense, 0 where no point fell."""

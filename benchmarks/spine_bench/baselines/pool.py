@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spine_bench.harness.host import end_with_parent
-from spine_bench.harness.interfaces import CLOSED, F64, Answer, Done, Sample, answered, told
+from spine_bench.harness.interfaces import (
+    CLOSED,
+    F64,
+    Answer,
+    Done,
+    Sample,
+    answered,
+    told,
+)
 from spine_engine.bundle import Bundle
 from spine_engine.pipeline.clock import StageClock
 
@@ -61,7 +69,9 @@ class PooledSystem:
 
     def submit(self, sample: Sample, done: Done) -> None:
         """Queue a study."""
-        self._pool.submit(_answer, sample).add_done_callback(lambda future: done(_answer_of(future)))
+        self._pool.submit(_answer, sample).add_done_callback(
+            lambda future: done(_answer_of(future))
+        )
 
     def facts(self) -> dict[str, object]:
         """Return the bundle, the processes, and what the graders say of themselves."""
@@ -76,7 +86,9 @@ def _executor(make: Callable[[], StudyGrader], processes: int) -> Executor:
     if not processes:
         return ThreadPoolExecutor(1, initializer=_start, initargs=(make,))
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(processes, context, _start_process, (make, context.Barrier(processes)))
+    return ProcessPoolExecutor(
+        processes, context, _start_process, (make, context.Barrier(processes))
+    )
 
 
 def _answer_of(future: Future[Answer]) -> Answer:

@@ -18,7 +18,9 @@ from spine_engine.study import Role
 # What an image has; files without are left out.
 NEEDED: Final = ("PixelData", "ImagePositionPatient", "ImageOrientationPatient")
 
-SAGITTAL: Final = 0.7  # |x| of a sagittal slice's normal is above the cosine of 45 degrees
+SAGITTAL: Final = (
+    0.7  # |x| of a sagittal slice's normal is above the cosine of 45 degrees
+)
 
 # Slices whose orientation and spacing agree to so many decimals lie in one stack (study.AXES_TOLERANCE).
 DECIMALS: Final = 4
@@ -36,11 +38,15 @@ def read_study(sample: Sample) -> Study:
     for file in sample.unit.files:
         dataset = pydicom.dcmread(sample.root / file.path)
         if all(keyword in dataset for keyword in NEEDED):
-            by_series[dataset.SeriesInstanceUID, str(PurePosixPath(file.path).parent)].append(dataset)
+            by_series[
+                dataset.SeriesInstanceUID, str(PurePosixPath(file.path).parent)
+            ].append(dataset)
     study_id = sample.unit.study_id or sample.unit.key
     series = []
     for (uid, folder), datasets in sorted(by_series.items()):
-        role = _stated_role(sample.root, study_id, uid, PurePosixPath(folder)) or role_of(datasets[0])
+        role = _stated_role(
+            sample.root, study_id, uid, PurePosixPath(folder)
+        ) or role_of(datasets[0])
         series.append(
             Series(
                 folder,
@@ -78,7 +84,8 @@ def role_of(dataset: Any) -> Role | None:
 def _plays_its_role(one: Series, series: Sequence[Series]) -> bool:
     """Whether a series is an axial one, or the sagittal T1 or T2 with the most slices."""
     return one.role in (None, Role.AXIAL_T2) or one is max(
-        [other for other in series if other.role is one.role], key=lambda other: other.slices
+        [other for other in series if other.role is one.role],
+        key=lambda other: other.slices,
     )
 
 
@@ -87,13 +94,19 @@ def stacks_of(datasets: Sequence[Any]) -> tuple[Stack, ...]:
     alike: dict[tuple[float, ...], list[Any]] = defaultdict(list)
     for dataset in datasets:
         place = (*dataset.ImageOrientationPatient, *dataset.PixelSpacing)
-        alike[dataset.Rows, dataset.Columns, *(round(float(value), DECIMALS) for value in place)].append(dataset)
+        alike[
+            dataset.Rows,
+            dataset.Columns,
+            *(round(float(value), DECIMALS) for value in place),
+        ].append(dataset)
     return tuple(_stack(alike[key]) for key in sorted(alike))
 
 
 def _axes(dataset: Any) -> F64:
     """Return the slice's normal and the directions down its columns and along its rows, in rows ``(3, 3)``."""
-    right, down = np.reshape(np.asarray(dataset.ImageOrientationPatient, np.float64), (2, 3))
+    right, down = np.reshape(
+        np.asarray(dataset.ImageOrientationPatient, np.float64), (2, 3)
+    )
     right = right / np.linalg.norm(right)
     down = down - (down @ right) * right
     down = down / np.linalg.norm(down)
@@ -102,7 +115,10 @@ def _axes(dataset: Any) -> F64:
 
 def _stack(datasets: Sequence[Any]) -> Stack:
     axes = _axes(datasets[0])
-    placed = {float(np.float64(dataset.ImagePositionPatient) @ axes[0]): dataset for dataset in datasets}
+    placed = {
+        float(np.float64(dataset.ImagePositionPatient) @ axes[0]): dataset
+        for dataset in datasets
+    }
     ordered = [placed[position] for position in sorted(placed)]
     kind: Any = np.int16 if ordered[0].PixelRepresentation else np.uint16
     down_mm, right_mm = ordered[0].PixelSpacing
@@ -112,9 +128,15 @@ def _stack(datasets: Sequence[Any]) -> Stack:
             dtype=kind,
             casting="unsafe",
         ),
-        slope=np.array([dataset.get("RescaleSlope", 1) for dataset in ordered], np.float32),
-        intercept=np.array([dataset.get("RescaleIntercept", 0) for dataset in ordered], np.float32),
-        origins_mm=np.array([dataset.ImagePositionPatient for dataset in ordered], np.float64),
+        slope=np.array(
+            [dataset.get("RescaleSlope", 1) for dataset in ordered], np.float32
+        ),
+        intercept=np.array(
+            [dataset.get("RescaleIntercept", 0) for dataset in ordered], np.float32
+        ),
+        origins_mm=np.array(
+            [dataset.ImagePositionPatient for dataset in ordered], np.float64
+        ),
         axes=axes,
         spacing_mm=(float(down_mm), float(right_mm)),
     )
@@ -137,4 +159,6 @@ def points_of(stack: Stack, copies: int = 1) -> F64:
         + (columns[:, None] * stack.spacing_mm[1] * stack.axes[2])
     )
     offsets = (np.arange(copies) - (copies - 1) / 2) * VOXEL_MM
-    return np.concatenate([(centres + offset * stack.axes[0]).reshape(-1, 3) for offset in offsets])
+    return np.concatenate(
+        [(centres + offset * stack.axes[0]).reshape(-1, 3) for offset in offsets]
+    )

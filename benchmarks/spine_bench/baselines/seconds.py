@@ -20,7 +20,9 @@ from spine_bench.harness.systems import BASELINES
 
 def measure(
     folder: Input = None,
-    systems: Annotated[str, typer.Option(help="Which systems, with commas.")] = ",".join(BASELINES),
+    systems: Annotated[
+        str, typer.Option(help="Which systems, with commas.")
+    ] = ",".join(BASELINES),
     bundle: BundleFolder = None,
     studies: int = 10,
 ) -> Findings:
@@ -34,7 +36,14 @@ def measure(
         tables=[
             Table(
                 title="Seconds a study",
-                columns=("system", "studies", "s a study, wall", "processor", "failed", "wall by stage"),
+                columns=(
+                    "system",
+                    "studies",
+                    "s a study, wall",
+                    "processor",
+                    "failed",
+                    "wall by stage",
+                ),
                 rows=[
                     (
                         row["system"],
@@ -42,7 +51,10 @@ def measure(
                         f"{row['wall_s']:.3f}",
                         f"{row['processor_s']:.3f}",
                         str(row["failed"]),
-                        ", ".join(f"{stage} {seconds:.3f}" for stage, seconds in row["stages_s"].items()),
+                        ", ".join(
+                            f"{stage} {seconds:.3f}"
+                            for stage, seconds in row["stages_s"].items()
+                        ),
                     )
                     for row in rows
                 ],

@@ -35,7 +35,9 @@ WIDTH_PX: Final = 80
 
 BLOB_PX: Final = 2.0  # standard deviation of a landmark's heat
 ARROW_PX: Final = 6  # half the side of the square round a corner that holds its arrow
-NOISE: Final = 1e-3  # what is left of a random network's largest answer: far from every threshold
+NOISE: Final = (
+    1e-3  # what is left of a random network's largest answer: far from every threshold
+)
 SILENT: Final = 1e-6  # where less than this is added, the answer is the network's own
 
 # Added to the score of S1: 5 in the logarithm of its probability, since labels are read at T = 10; two S1 cost 100.
@@ -60,7 +62,9 @@ class Steered(nn.Module):
 
     def own(self, answer: F32) -> F32:
         """Return the numbers of an answer that nothing was added to."""
-        kept: F32 = answer[np.broadcast_to(self.shown.abs().numpy() < SILENT, answer.shape)]
+        kept: F32 = answer[
+            np.broadcast_to(self.shown.abs().numpy() < SILENT, answer.shape)
+        ]
         return kept
 
 
@@ -73,7 +77,9 @@ def steered(kind: SpineNetKind, example: Tensor) -> Steered:
     scale = NOISE / max(largest, 1e-12)
     if kind == "vfr":
         return Steered(net, column_of_vertebrae(), scale).eval()
-    favoured = torch.zeros((1, 1, 1, len(CLASS_NAMES)) if kind == "context" else (1, len(CLASS_NAMES)))
+    favoured = torch.zeros(
+        (1, 1, 1, len(CLASS_NAMES)) if kind == "context" else (1, len(CLASS_NAMES))
+    )
     favoured[..., S1] = S1_SCORE
     return Steered(net, favoured, scale).eval()
 
@@ -92,14 +98,21 @@ def column_of_vertebrae() -> Tensor:
 
     half_w = WIDTH_PX // 2
     half_h = HEIGHT_PX // 2
-    corners = ((half_w, -half_h), (half_w, half_h), (-half_w, half_h), (-half_w, -half_h))
+    corners = (
+        (half_w, -half_h),
+        (half_w, half_h),
+        (-half_w, half_h),
+        (-half_w, -half_h),
+    )
     x = PATCH_PX // 2
     for number in range(VERTEBRAE):
         y = PATCH_PX // 2 + (number - VERTEBRAE // 2) * PITCH_PX
         maps[0, CENTROID] = torch.maximum(maps[0, CENTROID], heat(x, y))
         for kind, (dx, dy) in enumerate(corners):
             maps[0, kind] = torch.maximum(maps[0, kind], heat(x + dx, y + dy))
-            near = ((columns - x - dx).abs() <= ARROW_PX) & ((rows - y - dy).abs() <= ARROW_PX)
+            near = ((columns - x - dx).abs() <= ARROW_PX) & (
+                (rows - y - dy).abs() <= ARROW_PX
+            )
             maps[0, ARROW_X + kind][near] = -dx
             maps[0, ARROW_Y + kind][near] = -dy
     return maps

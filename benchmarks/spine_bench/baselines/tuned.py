@@ -38,17 +38,23 @@ from spine_engine.options import usable_cpus
 
 def system(library: StudyLibrary, folder: Path | None) -> PooledSystem:
     """Make ``tuned-torch``; see the module's description."""
-    return PooledSystem("tuned-torch", folder, partial(_grader, every_slice=True), usable_cpus())
+    return PooledSystem(
+        "tuned-torch", folder, partial(_grader, every_slice=True), usable_cpus()
+    )
 
 
 def lean(library: StudyLibrary, folder: Path | None) -> PooledSystem:
     """Make ``tuned-torch-lean``."""
-    return PooledSystem("tuned-torch-lean", folder, partial(_grader, every_slice=False), usable_cpus())
+    return PooledSystem(
+        "tuned-torch-lean", folder, partial(_grader, every_slice=False), usable_cpus()
+    )
 
 
 def _grader(bundle: Bundle, *, every_slice: bool) -> EngineWay:
     """Build the networks in bfloat16 on one thread, prove their weights, compile them and grade a phantom."""
-    warnings.simplefilter("ignore")  # torch warns of what it does itself when it compiles
+    warnings.simplefilter(
+        "ignore"
+    )  # torch warns of what it does itself when it compiles
     torch.set_num_threads(1)
     entries = bundle.manifest.models.by_role()
     networks: dict[str, Backend] = {}
@@ -66,12 +72,16 @@ def _grader(bundle: Bundle, *, every_slice: bool) -> EngineWay:
         "runtime": "PyTorch, channels_last, autocast",
         "precision": "bf16",
         "compiled": compiled,
-        "not compiled": "" if shutil.which("g++") else "torch.compile needs a C++ compiler, and there is none",
+        "not compiled": ""
+        if shutil.which("g++")
+        else "torch.compile needs a C++ compiler, and there is none",
         "threads": 1,
         "reader": "spine_engine.dicom",
         "versions": {"torch": version("torch")},
     }
-    return EngineWay(bundle, networks, read_sample, every_slice=every_slice, facts=facts)
+    return EngineWay(
+        bundle, networks, read_sample, every_slice=every_slice, facts=facts
+    )
 
 
 def compile_network(module: nn.Module) -> nn.Module:

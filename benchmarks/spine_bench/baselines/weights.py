@@ -24,7 +24,12 @@ from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.errors import BackendError, BundleError
 from spine_export.onnx import folded
 from spine_training.detector.model import Deployed, LevelHeatmapNet
-from spine_training.grader.model import Grader, GraderConfig, MirrorAveraged, load_grader
+from spine_training.grader.model import (
+    Grader,
+    GraderConfig,
+    MirrorAveraged,
+    load_grader,
+)
 from spine_training.spinenet import SPINENETS, SpineNetKind
 
 # Largest difference to ONNX, of probabilities as they are, of other outputs as a share of the largest: what float32
@@ -53,7 +58,9 @@ def torch_models(bundle: Bundle) -> dict[str, nn.Module]:
         BackendError: a network answers otherwise than its ONNX file.
         BundleError: the weights of a network are not available.
     """
-    return {role: torch_model(bundle, role) for role in bundle.manifest.models.by_role()}
+    return {
+        role: torch_model(bundle, role) for role in bundle.manifest.models.by_role()
+    }
 
 
 def torch_model(bundle: Bundle, role: str) -> nn.Module:
@@ -62,7 +69,9 @@ def torch_model(bundle: Bundle, role: str) -> nn.Module:
     file = bundle.path / entry.file
     beside = bundle.path / f"{role}.pt"
     if isinstance(entry, GraderEntry):
-        module = load_grader(beside) if beside.is_file() else _packaged_grader(file, entry)
+        module = (
+            load_grader(beside) if beside.is_file() else _packaged_grader(file, entry)
+        )
     elif isinstance(entry, DetectorEntry) and entry.decoder == "level_heatmaps":
         module = _filled(Deployed(folded(LevelHeatmapNet())), named_weights(file), file)
     else:
@@ -86,7 +95,11 @@ def check_same(bundle: Bundle, entry: ModelEntry, module: nn.Module) -> float:
     if isinstance(module, Steered):
         wanted = module.own(wanted)
         found = module.own(found)
-    scale = 1.0 if isinstance(entry, GraderEntry) else max(float(np.abs(wanted).max()), 1e-9)
+    scale = (
+        1.0
+        if isinstance(entry, GraderEntry)
+        else max(float(np.abs(wanted).max()), 1e-9)
+    )
     largest = float(np.abs(found - wanted).max()) / scale
     if not largest <= TOLERANCE:
         raise BackendError(
@@ -99,7 +112,9 @@ def check_same(bundle: Bundle, entry: ModelEntry, module: nn.Module) -> float:
 def noise(entry: ModelEntry, items: int = 1) -> F32:
     """Return an input of the usual size."""
     if entry.profile is None:
-        raise BundleError(f"{entry.file} has no profile to take an input's shape from: export it again")
+        raise BundleError(
+            f"{entry.file} has no profile to take an input's shape from: export it again"
+        )
     return np.random.default_rng(1).random(
         (items, *entry.profile.usual[1:]),
         np.float32,
@@ -125,7 +140,9 @@ def _packaged_grader(path: Path, entry: GraderEntry) -> nn.Module:
 def _spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
     """Read one of SpineNet's networks with the answer that ``bundles`` steers it to from beside the ONNX file."""
     if not path.is_file():
-        raise BundleError(f"{path.name} is not beside the bundle's ONNX files: PyTorch needs its state dict there")
+        raise BundleError(
+            f"{path.name} is not beside the bundle's ONNX files: PyTorch needs its state dict there"
+        )
     content: dict[str, Any] = torch.load(path, weights_only=True)
     with torch.device("meta"):
         net = SPINENETS[kind]()
@@ -136,10 +153,17 @@ def _spinenet(path: Path, kind: SpineNetKind) -> nn.Module:
 def named_weights(path: Path) -> dict[str, Tensor]:
     """Return the initialisers of an ONNX file by name, those stored in half precision widened."""
     initialisers = onnx.load(path).graph.initializer
-    values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in initialisers}
+    values = {
+        tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in initialisers
+    }
     return {
         **values,
-        **{name.removesuffix(HALF): tensor.float() for name, tensor in values.items() if name.endswith(HALF)},
+        **{
+            name.removesuffix(HALF): tensor.float()
+            for name, tensor in values.items()
+            if name.endswith(HALF)
+        },
     }
 
 
@@ -163,7 +187,9 @@ def _filled(module: ModuleT, weights: Mapping[str, Tensor], path: Path) -> Modul
     """Load a module's state dict from an ONNX file's initialisers; raise ``BundleError`` where they do not fit."""
     state = {}
     for name, own in module.state_dict().items():
-        found = weights.get(name, weights.get(f"{name.removesuffix('.bias')}{FOLDED_BIAS}"))
+        found = weights.get(
+            name, weights.get(f"{name.removesuffix('.bias')}{FOLDED_BIAS}")
+        )
         if found is None or found.shape != own.shape:
             raise BundleError(
                 f"{path.name} holds no {name} {tuple(own.shape)}: its network is none that PyTorch is given here; "

@@ -63,7 +63,9 @@ def recorded_pipeline(bundle: Bundle) -> tuple[StudyPipeline, dict[str, Recorder
         UsageError: the bundle does not find the levels first and grade each.
     """
     if not in_two_stages(bundle, RunOptions()):
-        raise UsageError("this is measured with a bundle that has a detector and a grader; this one lacks one")
+        raise UsageError(
+            "this is measured with a bundle that has a detector and a grader; this one lacks one"
+        )
     options = RunOptions(precision=tuned(RunOptions(), bundle).precision)
     recorders: dict[str, Recorder] = {}
 

@@ -36,25 +36,45 @@ def draw(result: Result, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise UsageError("charts need matplotlib: in a clone, pip install '.[bench]' (or 'make bench')") from None
-    rates = {record.name: rate(result, record.name) for record in result.systems if record.name != "null"}
-    bars = sorted((spread.median, name, spread) for name, spread in rates.items() if spread and spread.median)
+        raise UsageError(
+            "charts need matplotlib: in a clone, pip install '.[bench]' (or 'make bench')"
+        ) from None
+    rates = {
+        record.name: rate(result, record.name)
+        for record in result.systems
+        if record.name != "null"
+    }
+    bars = sorted(
+        (spread.median, name, spread)
+        for name, spread in rates.items()
+        if spread and spread.median
+    )
     if not bars:
-        raise UsageError("no system graded a study offline, so there is nothing to draw")
+        raise UsageError(
+            "no system graded a study offline, so there is nothing to draw"
+        )
     figure = Figure(figsize=(8.0, 0.9 + 0.62 * len(bars)), layout="constrained")
     axes = figure.add_subplot()
     axes.barh(
         [LABELS.get(name, name) for _, name, _ in bars],
         [middle for middle, _, _ in bars],
-        color=[ENGINE_COLOUR if name == ENGINE else OTHER_COLOUR for _, name, _ in bars],
+        color=[
+            ENGINE_COLOUR if name == ENGINE else OTHER_COLOUR for _, name, _ in bars
+        ],
         height=0.62,
-        xerr=np.transpose([(middle - spread.low, spread.high - middle) for middle, _, spread in bars]),
+        xerr=np.transpose(
+            [(middle - spread.low, spread.high - middle) for middle, _, spread in bars]
+        ),
         ecolor=INK,
         error_kw={"linewidth": 1},
     )
     for place, (middle, name, spread) in enumerate(bars):
         over = speedup(result, ENGINE, name)
-        times = f"  (engine: {over.median:.3g}x)" if name != ENGINE and over and over.median > 1 else ""
+        times = (
+            f"  (engine: {over.median:.3g}x)"
+            if name != ENGINE and over and over.median > 1
+            else ""
+        )
         axes.annotate(
             f"{middle:.3g}{times}",
             (spread.high, place),
@@ -81,6 +101,8 @@ def draw(result: Result, path: Path) -> None:
             metadata={"Date": None} if path.suffix == ".svg" else None,
         )
     except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; free space or choose another place") from error
+        raise OutputError(
+            f"cannot write {path}: {error.strerror}; free space or choose another place"
+        ) from error
     except ValueError as error:
         raise UsageError(f"cannot draw {path.name}: {error}") from None

@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from spine_bench.harness.interfaces import CLOSED, F64, Answer, Done, Sample, StudyLibrary, in_seconds, told
+from spine_bench.harness.interfaces import (
+    CLOSED,
+    F64,
+    Answer,
+    Done,
+    Sample,
+    StudyLibrary,
+    in_seconds,
+    told,
+)
 from spine_engine import RunOptions, StudyResult
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES
 from spine_engine.bundle import Bundle
@@ -57,7 +66,9 @@ class EngineSystem:
     def submit(self, sample: Sample, done: Done) -> None:
         """Queue a sample for the next free worker."""
         if sample.root != self._plan.root:
-            raise ValueError("the sample lies outside the folder that this system was made for")
+            raise ValueError(
+                "the sample lies outside the folder that this system was made for"
+            )
         self._loop.call_soon_threadsafe(self._begin, sample.unit, done)
 
     def facts(self) -> dict[str, object]:
@@ -66,7 +77,10 @@ class EngineSystem:
             "bundle": self._bundle.facts,
             **asdict(replace(self._options, series_descriptions=None)),
             "workers": self._plan.resources.workers,
-            "models": {role: " ".join(device.values()) for role, device in sorted(self._devices.items())},
+            "models": {
+                role: " ".join(device.values())
+                for role, device in sorted(self._devices.items())
+            },
         }
 
     def close(self) -> None:
@@ -83,9 +97,14 @@ class EngineSystem:
     # -- in the loop's thread
 
     async def _open(self) -> None:
-        async with AsyncExitStack() as slots:  # all at once: a worker starts when its slot is first taken
+        async with (
+            AsyncExitStack() as slots
+        ):  # all at once: a worker starts when its slot is first taken
             await asyncio.gather(
-                *[slots.enter_async_context(self._pool.slot()) for _ in range(self._plan.resources.workers)]
+                *[
+                    slots.enter_async_context(self._pool.slot())
+                    for _ in range(self._plan.resources.workers)
+                ]
             )
 
     async def _close(self) -> None:
@@ -115,7 +134,10 @@ class EngineSystem:
 def answer_of(outcome: UnitOutcome) -> Answer:
     """Return what the engine made of a unit as an answer; only a graded study has probabilities."""
     if len(outcome.results) != 1:
-        return Answer(probabilities=None, failure=f"{len(outcome.results)} studies in the sample's files")
+        return Answer(
+            probabilities=None,
+            failure=f"{len(outcome.results)} studies in the sample's files",
+        )
     (result,) = outcome.results
     return Answer(
         probabilities=probabilities_of(result) if result.reason is None else None,

@@ -37,17 +37,29 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread | None:
         """Sum up the values of the rounds; None when there are none."""
-        return cls(median=median(values), low=min(values), high=max(values)) if values else None
+        return (
+            cls(median=median(values), low=min(values), high=max(values))
+            if values
+            else None
+        )
 
 
 def turns_of(result: Result, system: str, scenario: Scenario) -> dict[int, Turn]:
     """Return a system's turns by round."""
-    return {turn.round: turn for turn in result.turns if turn.system == system and turn.scenario == scenario}
+    return {
+        turn.round: turn
+        for turn in result.turns
+        if turn.system == system and turn.scenario == scenario
+    }
 
 
-def rate(result: Result, system: str, scenario: Scenario = Scenario.OFFLINE) -> Spread | None:
+def rate(
+    result: Result, system: str, scenario: Scenario = Scenario.OFFLINE
+) -> Spread | None:
     """Return a system's graded studies a second."""
-    return Spread.of([turn.studies_per_s for turn in turns_of(result, system, scenario).values()])
+    return Spread.of(
+        [turn.studies_per_s for turn in turns_of(result, system, scenario).values()]
+    )
 
 
 def speedup(result: Result, system: str, over: str) -> Spread | None:
@@ -64,7 +76,9 @@ def speedup(result: Result, system: str, over: str) -> Spread | None:
 def failed(result: Result, system: str) -> tuple[int, int]:
     """Return how many answers of a system in all scenarios held no grades, and how many answers it gave."""
     turns = [turn for turn in result.turns if turn.system == system]
-    return sum(sum(turn.failures.values()) for turn in turns), sum(turn.studies for turn in turns)
+    return sum(sum(turn.failures.values()) for turn in turns), sum(
+        turn.studies for turn in turns
+    )
 
 
 def latency(result: Result, system: str, name: str) -> float | None:
@@ -81,7 +95,9 @@ def efficiency(result: Result, *, together: bool = False) -> Spread | None:
     """
     return Spread.of(
         [
-            sum((look.together_s if together else look.alone_s).values()) * rate / result.machine.cores
+            sum((look.together_s if together else look.alone_s).values())
+            * rate
+            / result.machine.cores
             for look, rate in _looks(result)
         ]
     )
@@ -89,13 +105,19 @@ def efficiency(result: Result, *, together: bool = False) -> Spread | None:
 
 def inference_share(result: Result) -> Spread | None:
     """Return the engine's studies a second offline as a share of the bare models', round by round."""
-    return Spread.of([rate / look.inference_studies_per_s for look, rate in _looks(result)])
+    return Spread.of(
+        [rate / look.inference_studies_per_s for look, rate in _looks(result)]
+    )
 
 
 def _looks(result: Result) -> list[tuple[StageTimes, float]]:
     """Return each look at the stages with the engine's studies a second offline in the same round."""
     turns = turns_of(result, ENGINE, Scenario.OFFLINE)
-    return [(look, turns[k].studies_per_s) for k, look in enumerate(result.stages) if k in turns]
+    return [
+        (look, turns[k].studies_per_s)
+        for k, look in enumerate(result.stages)
+        if k in turns
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +141,17 @@ class ServerFigure:
 
 def server(result: Result, system: str) -> ServerFigure | None:
     """Return how a system did as a server; None when that was not measured."""
-    probes = [turn for turn in result.turns if turn.system == system and turn.scenario == Scenario.SERVER]
+    probes = [
+        turn
+        for turn in result.turns
+        if turn.system == system and turn.scenario == Scenario.SERVER
+    ]
     offline = rate(result, system)
     if not probes or not offline or not offline.median or probes[0].bound_s is None:
         return None
-    best = max((turn.rate or 0.0 for turn in probes if turn.verdict == "valid"), default=None)
+    best = max(
+        (turn.rate or 0.0 for turn in probes if turn.verdict == "valid"), default=None
+    )
     return ServerFigure(
         bound_s=probes[0].bound_s,
         rate=best,
@@ -158,7 +186,9 @@ def slowest_percentile(
     arrivals = np.cumsum(rng.exponential(services.mean() / (load * servers), ARRIVALS))
     free = [0.0] * servers
     latencies = np.empty(ARRIVALS)
-    for k, (arrival, service) in enumerate(zip(arrivals.tolist(), services.tolist(), strict=True)):
+    for k, (arrival, service) in enumerate(
+        zip(arrivals.tolist(), services.tolist(), strict=True)
+    ):
         end = max(heapq.heappop(free), arrival) + service
         heapq.heappush(free, end)
         latencies[k] = end - arrival

@@ -21,7 +21,13 @@ from typing import Final, TypeVar
 
 import psutil
 
-from spine_bench.harness.interfaces import F64, Answer, StudyLibrary, SystemUnderTest, told
+from spine_bench.harness.interfaces import (
+    F64,
+    Answer,
+    StudyLibrary,
+    SystemUnderTest,
+    told,
+)
 from spine_bench.harness.loadgen import Load, Outcome, drive
 from spine_bench.harness.systems import make_system
 from spine_engine.errors import SpineEngineError
@@ -89,8 +95,12 @@ class Host:
             SystemFailedError: it cannot be opened here.
         """
         try:
-            self._process = psutil.Process(self._wait(self._executor.submit(os.getpid), OPEN_TIMEOUT_S))
-            return self._wait(self._executor.submit(_open, *self._arguments), OPEN_TIMEOUT_S)
+            self._process = psutil.Process(
+                self._wait(self._executor.submit(os.getpid), OPEN_TIMEOUT_S)
+            )
+            return self._wait(
+                self._executor.submit(_open, *self._arguments), OPEN_TIMEOUT_S
+            )
         except KeyboardInterrupt:
             self.close()
             raise
@@ -105,7 +115,9 @@ class Host:
             raise SystemFailedError("its process has ended")
         before_s = tree_cpu_s(self._process)
         with MemoryWatch(self._process.pid) as memory:
-            outcome = self._wait(self._executor.submit(_measure, load), load.timeout_s + GRACE_S)
+            outcome = self._wait(
+                self._executor.submit(_measure, load), load.timeout_s + GRACE_S
+            )
         self.peak_memory_bytes = max(self.peak_memory_bytes, memory.peak_bytes)
         spent_s = tree_cpu_s(self._process) - before_s
         return replace(outcome, cpu_s=max(0.0, spent_s) / len(outcome.latencies_s))
@@ -135,7 +147,9 @@ class Host:
             return future.result()
         if isinstance(error, BrokenProcessPool):
             error = SystemFailedError("its process died")
-        raise SystemFailedError(str(error) if isinstance(error, KNOWN) else told(error)) from None
+        raise SystemFailedError(
+            str(error) if isinstance(error, KNOWN) else told(error)
+        ) from None
 
     def _kill(self) -> None:
         root = self._process
@@ -162,7 +176,9 @@ class MemoryWatch:
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="memory watch", daemon=True)
+        self._thread = threading.Thread(
+            target=self._watch, name="memory watch", daemon=True
+        )
         self.peak_bytes = 0
 
     def __enter__(self) -> MemoryWatch:
@@ -203,7 +219,9 @@ def end_with_parent() -> None:
 
 def lone_worker() -> ProcessPoolExecutor:
     """Return one process that leaves Ctrl-C to its parent, and ends with it, even by ``kill -9``."""
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent)
+    return ProcessPoolExecutor(
+        1, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+    )
 
 
 def tree_cpu_s(root: psutil.Process) -> float:
@@ -249,7 +267,9 @@ def _close() -> None:
         _opened[0].close()
 
 
-def warm_up(system: SystemUnderTest, library: StudyLibrary, *, open_s: float = 0.0) -> WarmUp:
+def warm_up(
+    system: SystemUnderTest, library: StudyLibrary, *, open_s: float = 0.0
+) -> WarmUp:
     """Answer a study twice, alone, and several at once, twice: the first time everything compiles, in every worker.
 
     A slow system is spared what would not end within ``WARM_UP_S``.
@@ -295,5 +315,7 @@ def _timed(
         system.submit(library[index], partial(done, index))
     for _ in indices:
         if not left.acquire(timeout=OPEN_TIMEOUT_S):
-            raise TimeoutError(f"no answer to a warm-up study in {OPEN_TIMEOUT_S:.0f} s")
+            raise TimeoutError(
+                f"no answer to a warm-up study in {OPEN_TIMEOUT_S:.0f} s"
+            )
     return perf_counter() - began

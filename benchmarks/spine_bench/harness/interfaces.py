@@ -85,7 +85,9 @@ class StudyLibrary:
     @property
     def digest(self) -> str:
         """SHA-256 over the studies' names and the paths and sizes of their files: the same for the same library."""
-        lines = "".join(sorted(f"{unit.study_id}\0{unit.digest}\n" for unit in self.units))
+        lines = "".join(
+            sorted(f"{unit.study_id}\0{unit.digest}\n" for unit in self.units)
+        )
         return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
     def read_once(self) -> None:
@@ -95,16 +97,24 @@ class StudyLibrary:
                 (self.root / file.path).read_bytes()
 
 
-def folder_library(root: Path, count: int | None = None, *, name: str | None = None) -> StudyLibrary:
+def folder_library(
+    root: Path, count: int | None = None, *, name: str | None = None
+) -> StudyLibrary:
     """Return the first ``count`` studies under ``root``; files that are refused or name no study are left out.
 
     Raises:
         UsageError: ``root`` is not a readable folder, or no study lies in it.
     """
-    named = (unit for unit in discover(root) if isinstance(unit, WorkUnit) and unit.study_id is not None)
+    named = (
+        unit
+        for unit in discover(root)
+        if isinstance(unit, WorkUnit) and unit.study_id is not None
+    )
     units = tuple(islice(named, count))
     if not units:
-        raise UsageError(f"no study was found under {str(root)!r}; 'spine-engine inspect' says what lies there")
+        raise UsageError(
+            f"no study was found under {str(root)!r}; 'spine-engine inspect' says what lies there"
+        )
     return StudyLibrary(
         name=name or root.resolve().name,
         root=root.resolve(),
@@ -126,9 +136,13 @@ def phantom_library(count: int, cache: Path = CACHE) -> StudyLibrary:
             deque(write_studies(draft, count, PHANTOM_SEED, rle=True), maxlen=0)
             draft.rename(folder)
         except OSError as error:
-            raise UsageError(f"cannot make phantoms in {cache}: {error.strerror}; name studies with --input") from error
+            raise UsageError(
+                f"cannot make phantoms in {cache}: {error.strerror}; name studies with --input"
+            ) from error
         finally:
-            shutil.rmtree(draft, ignore_errors=True)  # there only when it was not finished
+            shutil.rmtree(
+                draft, ignore_errors=True
+            )  # there only when it was not finished
     return folder_library(folder, name=f"{count} phantoms, seed {PHANTOM_SEED}")
 
 
@@ -165,7 +179,9 @@ def write_copies(library: StudyLibrary, folder: Path, count: int) -> None:
         place.mkdir(parents=True)
         for index, file in enumerate(unit.files):
             content = (library.root / file.path).read_bytes()
-            (place / f"{index:03}.dcm").write_bytes(content.replace(unit.study_id.encode(), name.encode()))
+            (place / f"{index:03}.dcm").write_bytes(
+                content.replace(unit.study_id.encode(), name.encode())
+            )
 
 
 # -- systems that grade them
@@ -224,7 +240,11 @@ def answered(grade: Callable[[StageClock], F64]) -> Answer:
         probabilities = grade(clock)
     except Exception as error:  # noqa: BLE001 - a study that cannot be graded is an answer as well
         failure = told(error)
-    return Answer(probabilities=probabilities, failure=failure, stage_seconds=in_seconds(clock.timings_ms()))
+    return Answer(
+        probabilities=probabilities,
+        failure=failure,
+        stage_seconds=in_seconds(clock.timings_ms()),
+    )
 
 
 def in_seconds(timings_ms: Mapping[str, float]) -> dict[str, float]:

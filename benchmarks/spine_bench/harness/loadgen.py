@@ -64,7 +64,9 @@ class Load:
             raise ValueError("a load has at least one query and some time")
         server = self.scenario is Scenario.SERVER
         if (self.rate is not None, self.bound_s is not None) != (server, server):
-            raise ValueError("a server run needs rate and bound_s, the other scenarios have neither")
+            raise ValueError(
+                "a server run needs rate and bound_s, the other scenarios have neither"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,11 @@ def drive(system: SystemUnderTest, library: StudyLibrary, load: Load) -> Outcome
     loadgen = loadgen_module()
     order = np.random.default_rng(load.seed).permutation(len(library))
     studies = cycle([library[int(index)] for index in order])
-    book = _Book(lambda query: loadgen.QuerySamplesComplete([loadgen.QuerySampleResponse(query, 0, 0)]))
+    book = _Book(
+        lambda query: loadgen.QuerySamplesComplete(
+            [loadgen.QuerySampleResponse(query, 0, 0)]
+        )
+    )
 
     def issue(queries: Sequence[Any]) -> None:
         book.issued([query.id for query in queries])
@@ -121,7 +127,9 @@ def drive(system: SystemUnderTest, library: StudyLibrary, load: Load) -> Outcome
             system.submit(next(studies), partial(book.close, query.id))
 
     sut = loadgen.ConstructSUT(issue, lambda: None)
-    qsl = loadgen.ConstructQSL(1, 1, lambda indices: None, lambda indices: None)  # see 0012: which study is ours to say
+    qsl = loadgen.ConstructQSL(
+        1, 1, lambda indices: None, lambda indices: None
+    )  # see 0012: which study is ours to say
     watch = threading.Timer(load.timeout_s, book.give_up)
     watch.daemon = True
     try:
@@ -134,7 +142,9 @@ def drive(system: SystemUnderTest, library: StudyLibrary, load: Load) -> Outcome
                 _log_settings(loadgen, folder),
                 "",
             )
-            summary = (Path(folder) / "mlperf_log_summary.txt").read_text(encoding="utf-8")
+            summary = (Path(folder) / "mlperf_log_summary.txt").read_text(
+                encoding="utf-8"
+            )
     finally:
         watch.cancel()
         loadgen.DestroyQSL(qsl)
@@ -189,13 +199,19 @@ class _Book:
 
     def outcome(self, summary: str) -> Outcome:
         """Sum the book up; what it found wanting is said beside LoadGen's own doubts."""
-        found = {"queries were answered twice": self._again, "studies were not graded": self._failures.total()}
+        found = {
+            "queries were answered twice": self._again,
+            "studies were not graded": self._failures.total(),
+        }
         doubts = [f"{count} {what}" for what, count in found.items() if count]
         return Outcome(
             wall_s=self._ended - self._began,
             latencies_s=tuple(self._latencies),
             failures=dict(self._failures),
-            stage_seconds={stage: seconds / len(self._latencies) for stage, seconds in self._stages.items()},
+            stage_seconds={
+                stage: seconds / len(self._latencies)
+                for stage, seconds in self._stages.items()
+            },
             valid="Result is : VALID" in summary and not (doubts or self._late),
             doubts=(*doubts_of(summary), *doubts),
         )
@@ -217,10 +233,14 @@ def _settings(loadgen: Any, load: Load) -> Any:
     """Return LoadGen's settings; the number of queries is what ends a run, so that it can be said beforehand."""
     settings = {
         "mode": loadgen.TestMode.PerformanceOnly,
-        "scenario": getattr(loadgen.TestScenario, load.scenario.name.title().replace("_", "")),
+        "scenario": getattr(
+            loadgen.TestScenario, load.scenario.name.title().replace("_", "")
+        ),
         "min_duration_ms": 0,
         "min_query_count": load.queries,
-        **dict.fromkeys(("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), load.seed),
+        **dict.fromkeys(
+            ("qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed"), load.seed
+        ),
         "offline_expected_qps": 1.0,
     }
     if load.rate is not None and load.bound_s is not None:
@@ -249,4 +269,6 @@ def loadgen_module() -> Any:
     try:
         return import_module("mlperf_loadgen")
     except ModuleNotFoundError:
-        raise UsageError("measuring needs LoadGen: in a clone, pip install '.[bench]' (or 'make bench')") from None
+        raise UsageError(
+            "measuring needs LoadGen: in a clone, pip install '.[bench]' (or 'make bench')"
+        ) from None

@@ -208,7 +208,9 @@ class Result:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ValueError(f"schema is {self.schema}, this version reads {SCHEMA}: measure again")
+            raise ValueError(
+                f"schema is {self.schema}, this version reads {SCHEMA}: measure again"
+            )
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -226,7 +228,9 @@ class Result:
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror}") from None
         except (ValueError, RecursionError) as error:
-            raise UsageError(f"{path} is not a result of 'spine-engine bench': {error}") from None
+            raise UsageError(
+                f"{path} is not a result of 'spine-engine bench': {error}"
+            ) from None
         return result
 
 
@@ -238,7 +242,9 @@ def this_machine() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        packages={name: found for name in PACKAGES if (found := _version(name)) is not None},
+        packages={
+            name: found for name in PACKAGES if (found := _version(name)) is not None
+        },
     )
 
 
@@ -255,11 +261,18 @@ def _processor() -> str:
         first, *_ = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")
     except OSError:
         return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+    facts = {
+        key.strip(): value.strip()
+        for key, _, value in (line.partition(":") for line in first.splitlines())
+    }
     flags = facts.get("flags", "").split()
     return " ".join(
         [
             facts.get("model name", "unknown"),
-            *[flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags],
+            *[
+                flag
+                for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+                if flag in flags
+            ],
         ]
     )

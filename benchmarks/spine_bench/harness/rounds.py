@@ -17,7 +17,15 @@ from spine_bench.harness.figures import ENGINE, SERVER_BOUND, bearable_load
 from spine_bench.harness.host import Host, SystemFailedError, WarmUp
 from spine_bench.harness.interfaces import StudyLibrary
 from spine_bench.harness.loadgen import Load, Scenario
-from spine_bench.harness.result import SCHEMA, LibraryFacts, Result, Settings, SystemRecord, Turn, this_machine
+from spine_bench.harness.result import (
+    SCHEMA,
+    LibraryFacts,
+    Result,
+    Settings,
+    SystemRecord,
+    Turn,
+    this_machine,
+)
 from spine_bench.harness.stages import StageBench, StageTimes, check_runtime
 from spine_bench.harness.systems import BASELINES
 from spine_engine._version import __version__
@@ -62,9 +70,13 @@ class Plan:
         plain = sum(scenario is not Scenario.SERVER for scenario in self.scenarios)
         # A system is open and warm after about 45 s (the null system at once), and a look at the stages takes 15 at
         # least: each walks all studies once alone, once with all processes. The engine's two server runs take 340 s.
-        total_s = sum(name != "null" for name in self.systems) * (45.0 + self.rounds * plain * self.seconds)
+        total_s = sum(name != "null" for name in self.systems) * (
+            45.0 + self.rounds * plain * self.seconds
+        )
         if ENGINE in self.systems:
-            total_s += self.rounds * max(self.seconds, 15.0) * self.stages + 340.0 * (Scenario.SERVER in self.scenarios)
+            total_s += self.rounds * max(self.seconds, 15.0) * self.stages + 340.0 * (
+                Scenario.SERVER in self.scenarios
+            )
         return max(1, round(total_s / 60))
 
 
@@ -85,7 +97,10 @@ class _Contestant:
         if scenario is Scenario.OFFLINE:
             queries = self._filled(queries)
         return Load(
-            scenario=scenario, queries=queries, seed=seed, timeout_s=max(60.0, PATIENCE * max(seconds, queries / rate))
+            scenario=scenario,
+            queries=queries,
+            seed=seed,
+            timeout_s=max(60.0, PATIENCE * max(seconds, queries / rate)),
         )
 
     def _filled(self, queries: int) -> int:
@@ -93,7 +108,13 @@ class _Contestant:
         cores = usable_cpus()
         if self.alone_s > SLOW_S:
             return 1 if queries == 1 else ceil(queries / cores) * cores
-        return max(OFFLINE_EACH if self.alone_s < BRIEF_S else OFFLINE_EACH_SLOW, ceil(queries / cores)) * cores
+        return (
+            max(
+                OFFLINE_EACH if self.alone_s < BRIEF_S else OFFLINE_EACH_SLOW,
+                ceil(queries / cores),
+            )
+            * cores
+        )
 
 
 def measure(
@@ -170,8 +191,12 @@ class _Race:
                 host.close()
                 self._leave_out(name, error)
                 continue
-            self._running[name] = _Contestant(host, warm, warm.alone_s, warm.studies_per_s)
-            self._say(f"{name}: open and warm, about {warm.studies_per_s:.3g} studies/s")
+            self._running[name] = _Contestant(
+                host, warm, warm.alone_s, warm.studies_per_s
+            )
+            self._say(
+                f"{name}: open and warm, about {warm.studies_per_s:.3g} studies/s"
+            )
         if self._plan.stages and ENGINE in self._running:
             try:
                 check_runtime(self._running[ENGINE].warm.facts)
@@ -215,7 +240,9 @@ class _Race:
         for turn in self.turns:
             if turn.system == name:
                 turns[turn.scenario].append(turn)
-        bound_s = SERVER_BOUND * median(turn.latencies.p50_s for turn in turns[Scenario.SINGLE_STREAM])
+        bound_s = SERVER_BOUND * median(
+            turn.latencies.p50_s for turn in turns[Scenario.SINGLE_STREAM]
+        )
         capacity = median(turn.studies_per_s for turn in turns[Scenario.OFFLINE])
         if not capacity:
             self._say(f"{name}: no server runs: it graded nothing offline")
@@ -260,7 +287,10 @@ class _Race:
     def records(self) -> list[SystemRecord]:
         """Return what is to be said of each system."""
         engine = self._running.get(ENGINE)
-        records = [SystemRecord(name=name, problem=problem) for name, problem in self._out.items()]
+        records = [
+            SystemRecord(name=name, problem=problem)
+            for name, problem in self._out.items()
+        ]
         for name, contestant in self._running.items():
             records.append(
                 SystemRecord(
@@ -272,7 +302,10 @@ class _Race:
                     problem=contestant.problem,
                 )
             )
-        return sorted(records, key=lambda record: [*self._plan.systems, "stages"].index(record.name))
+        return sorted(
+            records,
+            key=lambda record: [*self._plan.systems, "stages"].index(record.name),
+        )
 
     def close(self) -> None:
         """End every process."""
@@ -289,7 +322,11 @@ def _difference(contestant: _Contestant, engine: _Contestant | None) -> float | 
     theirs = contestant.warm.answers
     ours = engine.warm.answers
     common = sorted(theirs.keys() & ours.keys())
-    return float(np.mean([np.abs(theirs[k] - ours[k]).mean() for k in common])) if common else None
+    return (
+        float(np.mean([np.abs(theirs[k] - ours[k]).mean() for k in common]))
+        if common
+        else None
+    )
 
 
 def _line(turn: Turn) -> str:

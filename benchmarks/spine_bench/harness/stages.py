@@ -19,7 +19,12 @@ from typing import Final, NamedTuple
 
 from spine_bench.harness.bare import WAYS, fastest_way, recorded_pipeline, run_calls
 from spine_bench.harness.host import lone_worker
-from spine_bench.harness.interfaces import StudyLibrary, in_seconds, read_sample, read_studies
+from spine_bench.harness.interfaces import (
+    StudyLibrary,
+    in_seconds,
+    read_sample,
+    read_studies,
+)
 from spine_engine import Status, Warn
 from spine_engine.bundle import Bundle
 from spine_engine.errors import UsageError
@@ -57,7 +62,9 @@ def check_runtime(facts: Mapping[str, str]) -> None:
     """Raise ``UsageError`` unless the engine, by its ``facts``, runs as the stages do: with OpenVINO on the CPU."""
     runs = f"{facts.get('backend')} on {facts.get('device')}"
     if runs.lower() != "openvino on cpu":
-        raise UsageError(f"stages are measured with openvino on cpu and the engine runs {runs}: use --no-stages")
+        raise UsageError(
+            f"stages are measured with openvino on cpu and the engine runs {runs}: use --no-stages"
+        )
 
 
 class StageBench:
@@ -80,8 +87,12 @@ class StageBench:
         """
         self._workers = [lone_worker() for _ in range(processes or usable_cpus())]
         try:
-            with environment(ONE_THREAD | KEPT_MEMORY):  # read when the libraries load, so processes start in here
-                opened = [worker.submit(_open, library, bundle) for worker in self._workers]
+            with environment(
+                ONE_THREAD | KEPT_MEMORY
+            ):  # read when the libraries load, so processes start in here
+                opened = [
+                    worker.submit(_open, library, bundle) for worker in self._workers
+                ]
                 self.ways = [future.result() for future in opened].pop()
         except BaseException:
             self.close()
@@ -100,15 +111,25 @@ class StageBench:
         for walk in WALKS:
             alone |= self._workers[0].submit(_run, walk, share).result().cpu_s
             looks = self._all(walk, share)
-            together |= {stage: fmean(look.cpu_s[stage] for look in looks) for stage in looks[0].cpu_s}
+            together |= {
+                stage: fmean(look.cpu_s[stage] for look in looks)
+                for stage in looks[0].cpu_s
+            }
         return StageTimes(
             alone_s={stage: alone[stage] for stage in STAGES},
             together_s={stage: together[stage] for stage in STAGES},
-            inference_studies_per_s=sum(look.studies_per_s for look in self._all("inference", share)),
+            inference_studies_per_s=sum(
+                look.studies_per_s for look in self._all("inference", share)
+            ),
         )
 
     def _all(self, walk: str, seconds: float) -> list[_Look]:
-        return [future.result() for future in [worker.submit(_run, walk, seconds) for worker in self._workers]]
+        return [
+            future.result()
+            for future in [
+                worker.submit(_run, walk, seconds) for worker in self._workers
+            ]
+        ]
 
     def close(self) -> None:
         """End the processes."""
@@ -145,20 +166,33 @@ class _Stages:
     def __init__(self, library: StudyLibrary, bundle: Bundle) -> None:
         self._library = library
         self._pipeline, self._models = recorded_pipeline(bundle)
-        self._studies = list(islice(filter(self._is_graded_by_level, range(len(library))), STUDIES))
+        self._studies = list(
+            islice(filter(self._is_graded_by_level, range(len(library))), STUDIES)
+        )
         if not self._studies:
-            raise UsageError("no study of the library is graded level by level, so its stages cannot be measured")
+            raise UsageError(
+                "no study of the library is graded level by level, so its stages cannot be measured"
+            )
         called = {role: model for role, model in self._models.items() if model.kept}
-        self.ways = {role: fastest_way(model.backend, model.kept) for role, model in called.items()}
-        self._calls = {role: WAYS[way](called[role].kept) for role, way in self.ways.items()}
+        self.ways = {
+            role: fastest_way(model.backend, model.kept)
+            for role, model in called.items()
+        }
+        self._calls = {
+            role: WAYS[way](called[role].kept) for role, way in self.ways.items()
+        }
         for model in called.values():
             model.keeps = False
 
     def _is_graded_by_level(self, index: int) -> bool:
         """Grade a study; what its models were given is kept only where it is graded level by level."""
         marks = {role: len(model.kept) for role, model in self._models.items()}
-        results = [self._pipeline.grade(study) for study in read_studies(self._library[index])]
-        whole = [result for result in results if Warn.WHOLE_STUDY_GRADER in result.warnings]
+        results = [
+            self._pipeline.grade(study) for study in read_studies(self._library[index])
+        ]
+        whole = [
+            result for result in results if Warn.WHOLE_STUDY_GRADER in result.warnings
+        ]
         if [result.status for result in results] == [Status.GRADED] and not whole:
             return True
         for role, model in self._models.items():
@@ -181,7 +215,9 @@ class _Stages:
             grader = self._models["grader"].cpu_s
             spent = {
                 "read": spent["read"],
-                "detect around the model": spent["detect"] + grader - sum(m.cpu_s for m in self._models.values()),
+                "detect around the model": spent["detect"]
+                + grader
+                - sum(m.cpu_s for m in self._models.values()),
                 "voxelize": spent["voxelize"] + spent["grade"] - grader,
             }
         return _Look({stage: value / studies for stage, value in spent.items()}, rate)

@@ -9,7 +9,13 @@ from typing import Final
 
 import numpy as np
 
-from spine_bench.harness.interfaces import Answer, Done, Sample, StudyLibrary, SystemUnderTest
+from spine_bench.harness.interfaces import (
+    Answer,
+    Done,
+    Sample,
+    StudyLibrary,
+    SystemUnderTest,
+)
 from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES
 from spine_engine.errors import UsageError
 
@@ -35,10 +41,14 @@ BASELINES: Final = tuple(name for name in SYSTEMS if name not in ("engine", "nul
 def check_name(name: str) -> None:
     """Raise ``UsageError`` unless ``name`` is a system's, or names a factory as ``package.module:function``."""
     if name not in SYSTEMS and ":" not in name:
-        raise UsageError(f"no system {name!r}: choose from {', '.join(SYSTEMS)}, or name your own as module:function")
+        raise UsageError(
+            f"no system {name!r}: choose from {', '.join(SYSTEMS)}, or name your own as module:function"
+        )
 
 
-def make_system(name: str, library: StudyLibrary, bundle: Path | None) -> SystemUnderTest:
+def make_system(
+    name: str, library: StudyLibrary, bundle: Path | None
+) -> SystemUnderTest:
     """Return the system of that name, not opened yet; its packages are imported here and not before.
 
     Raises:
@@ -51,7 +61,9 @@ def make_system(name: str, library: StudyLibrary, bundle: Path | None) -> System
     try:
         factory: SystemFactory = getattr(import_module(module), function)
     except ModuleNotFoundError as error:
-        raise UsageError(f"{name} needs {error.name}: in a clone, pip install '.[baselines]'") from None
+        raise UsageError(
+            f"{name} needs {error.name}: in a clone, pip install '.[baselines]'"
+        ) from None
     except AttributeError:
         raise UsageError(f"{module} has no {function}") from None
     return factory(library, bundle)

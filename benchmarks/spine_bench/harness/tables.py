@@ -72,7 +72,13 @@ LoadGen; these are not MLPerf results. `docs/decisions/0012-harness.md` says wha
 
 def tables(result: Result) -> list[Table]:
     """Return the tables that a result fills."""
-    makers = (throughput_table, latency_table, promises_table, stages_table, server_table)
+    makers = (
+        throughput_table,
+        latency_table,
+        promises_table,
+        stages_table,
+        server_table,
+    )
     return [table for table in (make(result) for make in makers) if table.rows]
 
 
@@ -80,13 +86,31 @@ def throughput_table(result: Result) -> Table:
     """One row a system: studies a second offline, how many times that the engine does, processor time, memory."""
     return Table(
         title="Throughput",
-        columns=("offline", "studies/s", "engine does", "core-ms a study", "peak memory"),
+        columns=(
+            "offline",
+            "studies/s",
+            "engine does",
+            "core-ms a study",
+            "peak memory",
+        ),
         rows=[
             (
                 record.name,
                 _spread(rate(result, record.name)),
-                _spread(speedup(result, ENGINE, record.name) if record.name not in (ENGINE, NULL) else None, "x"),
-                _ms([turn.cpu_s for turn in turns_of(result, record.name, Scenario.OFFLINE).values()]),
+                _spread(
+                    speedup(result, ENGINE, record.name)
+                    if record.name not in (ENGINE, NULL)
+                    else None,
+                    "x",
+                ),
+                _ms(
+                    [
+                        turn.cpu_s
+                        for turn in turns_of(
+                            result, record.name, Scenario.OFFLINE
+                        ).values()
+                    ]
+                ),
                 f"{record.peak_memory_bytes / 1e6:,.0f} MB",
             )
             for record in _measured(result)
@@ -103,7 +127,9 @@ def latency_table(result: Result) -> Table:
             (
                 record.name,
                 *_latencies(result, record.name),
-                "-" if record.difference is None or record.name == NULL else f"{record.difference:.4f}",
+                "-"
+                if record.difference is None or record.name == NULL
+                else f"{record.difference:.4f}",
                 _failed(result, record.name),
             )
             for record in _measured(result)
@@ -112,13 +138,24 @@ def latency_table(result: Result) -> Table:
 
 
 def _measured(result: Result) -> list[SystemRecord]:
-    return [record for record in result.systems if any(turn.system == record.name for turn in result.turns)]
+    return [
+        record
+        for record in result.systems
+        if any(turn.system == record.name for turn in result.turns)
+    ]
 
 
 def _latencies(result: Result, system: str) -> list[str]:
-    fewest = min((turn.studies for turn in turns_of(result, system, Scenario.SINGLE_STREAM).values()), default=0)
+    fewest = min(
+        (
+            turn.studies
+            for turn in turns_of(result, system, Scenario.SINGLE_STREAM).values()
+        ),
+        default=0,
+    )
     return [
-        _time(latency(result, system, name) if fewest >= needed else None) for name, needed in LATENCY_QUERIES.items()
+        _time(latency(result, system, name) if fewest >= needed else None)
+        for name, needed in LATENCY_QUERIES.items()
     ]
 
 
@@ -137,13 +174,25 @@ def promises_table(result: Result) -> Table:
         ),
     }
     rows = [
-        (name, _spread(spread), f">= {least:g}", "yes" if spread.median >= least else "no")
+        (
+            name,
+            _spread(spread),
+            f">= {least:g}",
+            "yes" if spread.median >= least else "no",
+        )
         for name, (spread, least) in figures.items()
         if spread is not None
     ]
     failures, answers = failed(result, ENGINE)
     if answers:
-        rows.append(("no study failed", _failed(result, ENGINE), "0", "no" if failures else "yes"))
+        rows.append(
+            (
+                "no study failed",
+                _failed(result, ENGINE),
+                "0",
+                "no" if failures else "yes",
+            )
+        )
     return Table(
         title="Promises",
         columns=("promise", "measured", "wanted", "met"),
@@ -155,11 +204,21 @@ def stages_table(result: Result) -> Table:
     """Core-seconds a study of the engine's stages, each alone, and what remains of them in the whole."""
     looks = result.stages
     turns = turns_of(result, ENGINE, Scenario.OFFLINE).values()
-    taken = _ms([result.machine.cores / turn.studies_per_s for turn in turns if turn.studies_per_s])
+    taken = _ms(
+        [
+            result.machine.cores / turn.studies_per_s
+            for turn in turns
+            if turn.studies_per_s
+        ]
+    )
     spent = _ms([turn.cpu_s for turn in turns])
     rows = [
         *(
-            (stage, _ms([look.alone_s[stage] for look in looks]), _ms([look.together_s[stage] for look in looks]))
+            (
+                stage,
+                _ms([look.alone_s[stage] for look in looks]),
+                _ms([look.together_s[stage] for look in looks]),
+            )
             for stage in (looks[0].alone_s if looks else ())
         ),
         (
@@ -169,7 +228,11 @@ def stages_table(result: Result) -> Table:
         ),
         ("the engine offline, cores x wall time", taken, taken),
         ("the engine offline, processor time", spent, spent),
-        ("pipeline efficiency", _spread(efficiency(result)), _spread(efficiency(result, together=True))),
+        (
+            "pipeline efficiency",
+            _spread(efficiency(result)),
+            _spread(efficiency(result, together=True)),
+        ),
         (
             "bare models, studies/s, all cores",
             "",
@@ -222,18 +285,30 @@ def notes(result: Result) -> list[str]:
         f"{library.studies} studies ({library.name}), {library.files} files, {library.size_bytes / 1e6:,.0f} MB, in "
         f"the page cache. {settings.rounds} rounds of {settings.seconds:g} s a system and scenario, systems in turns; "
         "figures are medians over the rounds with the smallest and the largest, ratios are taken within a round.",
-        "Packages: " + ", ".join(f"{name} {version}" for name, version in machine.packages.items()) + ".",
+        "Packages: "
+        + ", ".join(f"{name} {version}" for name, version in machine.packages.items())
+        + ".",
     ]
     if null is not None and null.median:
-        also = "." if alone is None else f" and {alone * 1e6:.1f} us alone (the null system)."
-        lines.append(f"The harness itself costs {1e6 / null.median:.1f} us a study offline{also}")
+        also = (
+            "."
+            if alone is None
+            else f" and {alone * 1e6:.1f} us alone (the null system)."
+        )
+        lines.append(
+            f"The harness itself costs {1e6 / null.median:.1f} us a study offline{also}"
+        )
     if served is not None:
         lines.append(
             f"As a server with p99 <= {SERVER_BOUND:g} x p50 alone, a system that gives each study to one of "
             f"{machine.cores} workers can bear {served.possible:.0%} of its capacity at most (Poisson arrivals, equal "
             "studies: M/D/c)."
         )
-    return lines + [f"{r.name} was not measured to the end: {r.problem}" for r in result.systems if r.problem]
+    return lines + [
+        f"{r.name} was not measured to the end: {r.problem}"
+        for r in result.systems
+        if r.problem
+    ]
 
 
 def page(result: Result, *, command: str, chart: str | None = None) -> str:
@@ -244,7 +319,12 @@ def page(result: Result, *, command: str, chart: str | None = None) -> str:
         command: the command that measured it.
         chart: where the chart is, relative to the page; None for no chart.
     """
-    lines = ["# Benchmarks", "", f"Written by `{command}`; the figures are of that run.", ""]
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Written by `{command}`; the figures are of that run.",
+        "",
+    ]
     if chart is not None:
         lines += [f"![Studies a second of each system]({chart})", ""]
     for table in tables(result):
@@ -268,8 +348,13 @@ def compare(before: Result, after: Result) -> Table:
             "compared: measure both with the same --input, or the same --studies"
         )
     rows = []
-    for system, scenario in product([r.name for r in before.systems], (Scenario.OFFLINE, Scenario.SINGLE_STREAM)):
-        old, new = ([t.studies_per_s for t in turns_of(r, system, scenario).values()] for r in (before, after))
+    for system, scenario in product(
+        [r.name for r in before.systems], (Scenario.OFFLINE, Scenario.SINGLE_STREAM)
+    ):
+        old, new = (
+            [t.studies_per_s for t in turns_of(r, system, scenario).values()]
+            for r in (before, after)
+        )
         if old and new and all(old):
             change = ratio(old, new)
             rows.append(
@@ -309,7 +394,11 @@ def changed(before: list[float], after: list[float]) -> str:
     pairs = list(product(before, after))
     if sum(new > old for old, new in pairs) >= ONE_SIDED * len(pairs):
         return "faster"
-    return "slower" if sum(new < old for old, new in pairs) >= ONE_SIDED * len(pairs) else ""
+    return (
+        "slower"
+        if sum(new < old for old, new in pairs) >= ONE_SIDED * len(pairs)
+        else ""
+    )
 
 
 def differences(before: Result, after: Result) -> list[str]:
@@ -341,7 +430,11 @@ def _failed(result: Result, system: str) -> str:
 def _spread(spread: Spread | None, unit: str = "") -> str:
     if spread is None:
         return "-"
-    around = "" if spread.low == spread.high else f" ({_short(spread.low)} to {_short(spread.high)})"
+    around = (
+        ""
+        if spread.low == spread.high
+        else f" ({_short(spread.low)} to {_short(spread.high)})"
+    )
     return f"{_short(spread.median)}{unit}{around}"
 
 
@@ -359,4 +452,10 @@ def _short(value: float) -> str:
     """Return three digits, and no exponent."""
     if value >= 100:
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
+    return (
+        f"{value:.1f}"
+        if value >= 10
+        else f"{value:.2f}"
+        if value >= 0.1
+        else f"{value:.2g}"
+    )

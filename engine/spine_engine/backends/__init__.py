@@ -75,18 +75,26 @@ def open_backend(
             model keeps weights in other files.
     """
     if name not in BACKENDS:
-        raise BackendError(f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}")
+        raise BackendError(
+            f"unknown backend {name!r}: choose one of {', '.join(BACKENDS)}"
+        )
     if precision not in get_args(AskedPrecision):
-        raise BackendError(f"unknown precision {precision!r}: choose one of {', '.join(get_args(AskedPrecision))}")
+        raise BackendError(
+            f"unknown precision {precision!r}: choose one of {', '.join(get_args(AskedPrecision))}"
+        )
     if threads < 1:
         raise BackendError(f"threads must be at least 1, got {threads}")
     try:
         content = model.read_bytes() if isinstance(model, Path) else model
     except OSError as error:
-        raise BackendError(f"cannot read the model {error.filename}: {error.strerror}") from None
+        raise BackendError(
+            f"cannot read the model {error.filename}: {error.strerror}"
+        ) from None
     if name != "fake":  # whose models are no ONNX
         refuse_external_data(content)
-    return _runtime(name).open_model(content, device.upper(), precision, threads, profile)
+    return _runtime(name).open_model(
+        content, device.upper(), precision, threads, profile
+    )
 
 
 def available_backends() -> tuple[BackendStatus, ...]:
@@ -95,4 +103,6 @@ def available_backends() -> tuple[BackendStatus, ...]:
 
 
 def _runtime(name: str) -> _Runtime:
-    return cast(_Runtime, import_module(f"spine_engine.backends.{name.replace('-', '_')}"))
+    return cast(
+        _Runtime, import_module(f"spine_engine.backends.{name.replace('-', '_')}")
+    )

@@ -48,20 +48,33 @@ class Profile:
 
     def __post_init__(self) -> None:
         shapes = (self.smallest, self.usual, self.largest)
-        if len({len(shape) for shape in shapes}) != 1 or min(self.smallest, default=0) < 1:
-            raise ValueError(f"a profile is three shapes of the same length with sides of at least 1, got {shapes}")
-        if any(not low <= middle <= high for low, middle, high in zip(*shapes, strict=True)):
-            raise ValueError(f"a profile's shapes must ascend: smallest, usual, largest; got {shapes}")
+        if (
+            len({len(shape) for shape in shapes}) != 1
+            or min(self.smallest, default=0) < 1
+        ):
+            raise ValueError(
+                f"a profile is three shapes of the same length with sides of at least 1, got {shapes}"
+            )
+        if any(
+            not low <= middle <= high for low, middle, high in zip(*shapes, strict=True)
+        ):
+            raise ValueError(
+                f"a profile's shapes must ascend: smallest, usual, largest; got {shapes}"
+            )
         if list(self.batches) != sorted({*self.batches}) or any(
             not self.smallest[0] <= batch <= self.largest[0] for batch in self.batches
         ):
-            raise ValueError(f"batches must ascend within {self.smallest[0]}..{self.largest[0]}, got {self.batches}")
+            raise ValueError(
+                f"batches must ascend within {self.smallest[0]}..{self.largest[0]}, got {self.batches}"
+            )
 
 
 class Model(Protocol):
     """What can be asked: a backend, or anything that answers like one, such as the PyTorch model it came from."""
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> Mapping[str, NDArray[np.float32]]:
         """Run the model once: arrays by tensor name in and out, C-contiguous float32."""
         ...
 
@@ -79,7 +92,9 @@ class Backend(Protocol):
     outputs: tuple[TensorInfo, ...]
     device: Device
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the model once. Raises ``ValueError`` when names, dtype or shapes are not the model's."""
         ...
 
@@ -88,16 +103,25 @@ class Backend(Protocol):
         ...
 
 
-def check_inputs(wanted: tuple[TensorInfo, ...], inputs: Mapping[str, NDArray[np.float32]]) -> None:
+def check_inputs(
+    wanted: tuple[TensorInfo, ...], inputs: Mapping[str, NDArray[np.float32]]
+) -> None:
     """Raise ``ValueError`` unless ``inputs`` are exactly the model's: names, float32, C-contiguous, shapes."""
     if set(inputs) != {info.name for info in wanted}:
-        raise ValueError(f"the model takes {sorted(info.name for info in wanted)}, got {sorted(inputs)}")
+        raise ValueError(
+            f"the model takes {sorted(info.name for info in wanted)}, got {sorted(inputs)}"
+        )
     for info in wanted:
         array = inputs[info.name]
         fits = len(array.shape) == len(info.shape) and all(
-            size in (None, got) for size, got in zip(info.shape, array.shape, strict=True)
+            size in (None, got)
+            for size, got in zip(info.shape, array.shape, strict=True)
         )
         if not fits or array.size == 0:
-            raise ValueError(f"input {info.name} must have the shape {info.shape}, got {array.shape}")
+            raise ValueError(
+                f"input {info.name} must have the shape {info.shape}, got {array.shape}"
+            )
         if array.dtype != np.float32 or not array.flags.c_contiguous:
-            raise ValueError(f"input {info.name} must be C-contiguous float32, got {array.dtype}")
+            raise ValueError(
+                f"input {info.name} must be C-contiguous float32, got {array.dtype}"
+            )

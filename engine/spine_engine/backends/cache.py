@@ -30,7 +30,12 @@ def cache_folder() -> Path | None:
         state = folder.lstat()
     except (OSError, RuntimeError):
         return None
-    safe = stat.S_ISDIR(state.st_mode) and _ours(state) and not state.st_mode & 0o077 and os.access(folder, os.W_OK)
+    safe = (
+        stat.S_ISDIR(state.st_mode)
+        and _ours(state)
+        and not state.st_mode & 0o077
+        and os.access(folder, os.W_OK)
+    )
     return folder if safe else None
 
 
@@ -52,7 +57,10 @@ def load_compiled(key: str) -> bytes | None:
         return None
     except OSError:  # a link, or what is no file
         content = None
-    if content is not None and hashlib.sha256(content[_DIGEST_SIZE:]).digest() == content[:_DIGEST_SIZE]:
+    if (
+        content is not None
+        and hashlib.sha256(content[_DIGEST_SIZE:]).digest() == content[:_DIGEST_SIZE]
+    ):
         return content[_DIGEST_SIZE:]
     drop_compiled(key)
     return None
@@ -155,19 +163,31 @@ def _listing(folder: Path) -> bytes | None:
     try:
         if folder.is_symlink():
             return None
-        contents = {path.name: _read_own_file(path) for path in sorted(folder.iterdir())}
+        contents = {
+            path.name: _read_own_file(path) for path in sorted(folder.iterdir())
+        }
     except OSError:
         return None
-    found = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items() if content is not None}
+    found = {
+        name: hashlib.sha256(content).hexdigest()
+        for name, content in contents.items()
+        if content is not None
+    }
     return json.dumps(found).encode() if len(found) == len(contents) else None
 
 
 def _read_own_file(path: Path) -> bytes | None:
     """Return the content of a plain file that is ours alone, None when it is not. Raises ``OSError`` for a link."""
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
+    flags = (
+        os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    )  # a pipe must not block
     with os.fdopen(os.open(path, flags), "rb") as file:
         state = os.fstat(file.fileno())
-        return file.read() if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and _ours(state) else None
+        return (
+            file.read()
+            if stat.S_ISREG(state.st_mode) and state.st_nlink == 1 and _ours(state)
+            else None
+        )
 
 
 def _ours(state: os.stat_result) -> bool:

@@ -83,7 +83,9 @@ class CheckedBackend:
             raise MemoryError
 
 
-def _smallest_shapes(inputs: tuple[TensorInfo, ...], profile: Profile | None) -> dict[str, tuple[int, ...]] | None:
+def _smallest_shapes(
+    inputs: tuple[TensorInfo, ...], profile: Profile | None
+) -> dict[str, tuple[int, ...]] | None:
     if profile is not None and len(inputs) == 1:
         return {inputs[0].name: profile.smallest}
     if any(size is None for info in inputs for size in info.shape[1:]):

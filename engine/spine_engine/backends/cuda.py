@@ -46,11 +46,15 @@ def gpus() -> tuple[GpuInfo, ...]:
             f"no NVIDIA GPU can be used here ({error}): install its driver, or choose openvino"
         ) from None
     if not count:
-        raise BackendError("there is no NVIDIA GPU here: choose openvino, or look at CUDA_VISIBLE_DEVICES")
+        raise BackendError(
+            "there is no NVIDIA GPU here: choose openvino, or look at CUDA_VISIBLE_DEVICES"
+        )
     found = []
     for index in range(count):
         properties = _done(cuda.cudaGetDeviceProperties(index))
-        found.append(GpuInfo(properties.name.decode(), f"sm{properties.major}{properties.minor}"))
+        found.append(
+            GpuInfo(properties.name.decode(), f"sm{properties.major}{properties.minor}")
+        )
     return tuple(found)
 
 
@@ -69,7 +73,9 @@ class Gpu:
         self._hosts: list[int] = []
         self._graphs: list[Any] = []
         self.use()
-        self._stream: Any = _done(self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking))
+        self._stream: Any = _done(
+            self._cuda.cudaStreamCreateWithFlags(self._cuda.cudaStreamNonBlocking)
+        )
 
     @property
     def stream(self) -> int:
@@ -91,17 +97,27 @@ class Gpu:
         address = self.memory(4 * size)
         host = int(_done(self._cuda.cudaMallocHost(4 * size)))
         self._hosts.append(host)
-        return Buffer(address, np.ctypeslib.as_array((ctypes.c_float * size).from_address(host)))
+        return Buffer(
+            address, np.ctypeslib.as_array((ctypes.c_float * size).from_address(host))
+        )
 
     def upload(self, buffer: Buffer, size: int) -> None:
         """Queue the copy of the first ``size`` numbers to the GPU."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
-        _done(self._cuda.cudaMemcpyAsync(buffer.address, buffer.host.ctypes.data, 4 * size, kind, self._stream))
+        _done(
+            self._cuda.cudaMemcpyAsync(
+                buffer.address, buffer.host.ctypes.data, 4 * size, kind, self._stream
+            )
+        )
 
     def download(self, buffer: Buffer, size: int) -> None:
         """Queue the copy of the first ``size`` numbers from the GPU."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        _done(self._cuda.cudaMemcpyAsync(buffer.host.ctypes.data, buffer.address, 4 * size, kind, self._stream))
+        _done(
+            self._cuda.cudaMemcpyAsync(
+                buffer.host.ctypes.data, buffer.address, 4 * size, kind, self._stream
+            )
+        )
 
     def wait(self) -> None:
         """Wait until everything queued is done."""
@@ -149,7 +165,9 @@ def _runtime() -> Any:
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise BackendError(f"cuda-bindings is not installed ({error}): {INSTALL}") from None
+        raise BackendError(
+            f"cuda-bindings is not installed ({error}): {INSTALL}"
+        ) from None
     return runtime
 
 

@@ -18,7 +18,14 @@ _CHILDREN: Final = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "function": {7: "node", 11: "attribute"},
     "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "attribute": {
+        5: "tensor",
+        6: "graph",
+        10: "tensor",
+        11: "graph",
+        22: "sparse",
+        23: "sparse",
+    },
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {},
 }
@@ -50,18 +57,28 @@ def refuse_external_data(model: bytes) -> None:
             kind, start, end = waiting.pop()
             for number, value in _fields(view, start, end):
                 if isinstance(value, int):
-                    outside = kind == "tensor" and number == _DATA_LOCATION and value & _32_BITS == _EXTERNAL
+                    outside = (
+                        kind == "tensor"
+                        and number == _DATA_LOCATION
+                        and value & _32_BITS == _EXTERNAL
+                    )
                 else:
                     outside = kind == "tensor" and number == _EXTERNAL_DATA
                     if number in _CHILDREN[kind]:
                         waiting.append((_CHILDREN[kind][number], *value))
                 if outside:
-                    raise BackendError("the model keeps weights in another file: save it with all its weights inside")
+                    raise BackendError(
+                        "the model keeps weights in another file: save it with all its weights inside"
+                    )
     except (IndexError, ValueError):
-        raise BackendError("the file is no ONNX model, or is cut short: export it again") from None
+        raise BackendError(
+            "the file is no ONNX model, or is cut short: export it again"
+        ) from None
 
 
-def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int | tuple[int, int]]]:
+def _fields(
+    view: memoryview, start: int, end: int
+) -> Iterator[tuple[int, int | tuple[int, int]]]:
     """Yield number and value of each field of a message: a number, or where its bytes begin and end."""
     at = start
     depth = 0
@@ -84,7 +101,9 @@ def _fields(view: memoryview, start: int, end: int) -> Iterator[tuple[int, int |
         raise ValueError("a group does not end")
 
 
-def _value(view: memoryview, wire: int, at: int, end: int) -> tuple[int | tuple[int, int] | None, int]:
+def _value(
+    view: memoryview, wire: int, at: int, end: int
+) -> tuple[int | tuple[int, int] | None, int]:
     """Return a field's value, None where it is a fixed-size number, and where the next field begins."""
     if wire == _VARINT:
         return _varint(view, at, end)

@@ -14,7 +14,9 @@ from spine_engine.backends.base import Profile
 from spine_engine.errors import BackendError
 
 INSTALL: Final = 'pip install "spine-mri-engine[onnxruntime]"'
-_GPU_PACKAGE: Final = 'pip uninstall onnxruntime && pip install "spine-mri-engine[cuda]"'
+_GPU_PACKAGE: Final = (
+    'pip uninstall onnxruntime && pip install "spine-mri-engine[cuda]"'
+)
 
 ON_THE_PROCESSOR: Final = frozenset(
     {
@@ -72,16 +74,33 @@ class Provider:
     plugin: bool = False
 
     def all_options(
-        self, index: int, precision: str, profile: Profile | None, input_name: str, folder: Path | None
+        self,
+        index: int,
+        precision: str,
+        profile: Profile | None,
+        input_name: str,
+        folder: Path | None,
     ) -> dict[str, str]:
         """Return its options for one model: shapes of its one input, and a folder of ours for what it keeps."""
         options = self.options(index, precision)
         if profile is not None and self.shapes:
-            for which, shape in (("min", profile.smallest), ("opt", profile.usual), ("max", profile.largest)):
-                options[f"{self.shapes}_{which}_shapes"] = f"{input_name}:{'x'.join(map(str, shape))}"
+            for which, shape in (
+                ("min", profile.smallest),
+                ("opt", profile.usual),
+                ("max", profile.largest),
+            ):
+                options[f"{self.shapes}_{which}_shapes"] = (
+                    f"{input_name}:{'x'.join(map(str, shape))}"
+                )
         if folder is not None and self.keeps:
-            options |= {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
-            options |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(folder)}
+            options |= {
+                "trt_engine_cache_enable": "1",
+                "trt_engine_cache_path": str(folder),
+            }
+            options |= {
+                "trt_timing_cache_enable": "1",
+                "trt_timing_cache_path": str(folder),
+            }
         return options
 
 
@@ -91,11 +110,18 @@ def _processor(index: int, precision: str) -> dict[str, str]:
 
 def _cuda(index: int, precision: str) -> dict[str, str]:
     # no TF32, or f32 would not be f32; an exhaustive search picks by timing, not the same at every start
-    return {"device_id": str(index), "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    return {
+        "device_id": str(index),
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
 
 
 def _tensorrt(index: int, precision: str) -> dict[str, str]:
-    typed = {"trt_fp16_enable": str(int(precision == "f16")), "trt_int8_enable": str(int(precision == "int8"))}
+    typed = {
+        "trt_fp16_enable": str(int(precision == "f16")),
+        "trt_int8_enable": str(int(precision == "int8")),
+    }
     return {"device_id": str(index), **typed}
 
 
@@ -122,14 +148,18 @@ PROVIDERS: Final = {
 
 def is_here(runtime: Any, provider: Provider) -> bool:
     """Whether this installation has the provider; a plug-in has to find a GPU, too."""
-    return provider.name in runtime.get_available_providers() or bool(plugin_devices(runtime, provider))
+    return provider.name in runtime.get_available_providers() or bool(
+        plugin_devices(runtime, provider)
+    )
 
 
 def plugin_devices(runtime: Any, provider: Provider) -> list[Any]:
     """Return the devices that a plug-in provider offers, after registering it."""
     if provider.plugin:
         _register(runtime)
-    return [device for device in runtime.get_ep_devices() if device.ep_name == provider.name]
+    return [
+        device for device in runtime.get_ep_devices() if device.ep_name == provider.name
+    ]
 
 
 @cache
@@ -144,14 +174,20 @@ def _register(runtime: Any) -> None:
     except ImportError:
         return
     try:
-        runtime.register_execution_provider_library(plugin.get_ep_name(), plugin.get_library_path())
+        runtime.register_execution_provider_library(
+            plugin.get_ep_name(), plugin.get_library_path()
+        )
     except Exception as error:  # noqa: BLE001 - the runtime's exceptions have no common base of their own
         why = str(error).splitlines()[0]
-        raise BackendError(f"onnxruntime-ep-nv-tensorrt-rtx is installed but does not load: {why}") from None
+        raise BackendError(
+            f"onnxruntime-ep-nv-tensorrt-rtx is installed but does not load: {why}"
+        ) from None
 
 
 @cache
 def load_gpu_libraries(runtime: Any) -> None:
     """Load CUDA and cuDNN from their Python packages, where they are; what is missing the session will name."""
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints about each one it does not find
+    with contextlib.redirect_stdout(
+        io.StringIO()
+    ):  # it prints about each one it does not find
         runtime.preload_dlls()

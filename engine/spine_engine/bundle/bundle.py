@@ -70,7 +70,12 @@ class Bundle:
     def facts(self) -> dict[str, str]:
         """Name, version and digest, which identify the bundle in results, and its path, empty for the packaged one."""
         path = "" if self.path == packaged_folder() else str(self.path.resolve())
-        return {"name": self.manifest.name, "version": self.manifest.version, "digest": self.digest, "path": path}
+        return {
+            "name": self.manifest.name,
+            "version": self.manifest.version,
+            "digest": self.digest,
+            "path": path,
+        }
 
     @property
     def detector(self) -> DetectorEntry:
@@ -107,13 +112,20 @@ class Bundle:
             BackendError: the runtime, device or precision is not to be had.
             BundleError: the model is damaged, or not what the manifest says.
         """
-        if precision == "auto" or (precision == "int8" and not isinstance(entry, GraderEntry)):
+        if precision == "auto" or (
+            precision == "int8" and not isinstance(entry, GraderEntry)
+        ):
             wanted = _precision(entry, name, device)
         else:
             wanted = precision
         content = read_model(self.path, _file_of(entry, name, wanted))
         backend = open_backend(
-            content, name=name, device=device, precision=wanted, threads=threads, profile=entry.profile
+            content,
+            name=name,
+            device=device,
+            precision=wanted,
+            threads=threads,
+            profile=entry.profile,
         )
         for side, real, said in (
             ("inputs", backend.inputs, entry.inputs),
@@ -122,7 +134,9 @@ class Bundle:
             if real != tuple(TensorInfo(tensor.name, tensor.shape) for tensor in said):
                 backend.close()
                 shown = ", ".join(f"{tensor.name} {tensor.shape}" for tensor in real)
-                raise BundleError(f"{entry.file} has the {side} {shown}; the manifest says otherwise")
+                raise BundleError(
+                    f"{entry.file} has the {side} {shown}; the manifest says otherwise"
+                )
         return backend
 
 
@@ -144,10 +158,14 @@ def _file_of(entry: ModelEntry, name: str, precision: AskedPrecision) -> ModelFi
         BackendError: the model may not run in it, or the bundle has no such file.
     """
     if precision != "auto" and precision not in entry.precisions:
-        raise BackendError(f"{entry.file} passed parity in {' and '.join(entry.precisions)}, not in {precision}")
+        raise BackendError(
+            f"{entry.file} passed parity in {' and '.join(entry.precisions)}, not in {precision}"
+        )
     if precision == "int8" or (precision == "f16" and name != "openvino"):
         if precision not in entry.variants:
-            raise BackendError(f"{name} needs an {precision} file of {entry.file}, and there is none: ask for f32")
+            raise BackendError(
+                f"{name} needs an {precision} file of {entry.file}, and there is none: ask for f32"
+            )
         return entry.variants[precision]
     return entry
 
@@ -160,7 +178,9 @@ def packaged_folder() -> Path:
     """
     folder = resources.files("spine_engine.bundle") / "packaged" / PACKAGED
     if not isinstance(folder, Path) or not folder.is_dir():
-        raise BundleError(f"this installation has no bundle {PACKAGED!r}: install the wheel again, or name a bundle")
+        raise BundleError(
+            f"this installation has no bundle {PACKAGED!r}: install the wheel again, or name a bundle"
+        )
     return folder
 
 
@@ -176,7 +196,11 @@ def write_manifest(folder: Path, manifest: Manifest) -> Path:
 def file_facts(path: Path) -> dict[str, str | int]:
     """Return ``file``, ``sha256`` and ``size_bytes`` of a model, as its manifest entry wants them."""
     content = path.read_bytes()
-    return {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size_bytes": len(content)}
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "size_bytes": len(content),
+    }
 
 
 def read_model(folder: Path, entry: ModelFile) -> bytes:
@@ -188,15 +212,21 @@ def read_model(folder: Path, entry: ModelFile) -> bytes:
     path = folder / entry.file
     try:
         if path.resolve().parent != folder.resolve() or not path.is_file():
-            raise BundleError(f"{entry.file} is not a file in the bundle's folder: copy the bundle again")
+            raise BundleError(
+                f"{entry.file} is not a file in the bundle's folder: copy the bundle again"
+            )
         size = path.stat().st_size
         content = path.read_bytes() if size == entry.size_bytes else b""
     except OSError as error:
         raise BundleError(f"{entry.file} cannot be read: {error.strerror}") from None
     if size != entry.size_bytes:
-        raise BundleError(f"{entry.file} has {size} bytes, the manifest says {entry.size_bytes}: copy the bundle again")
+        raise BundleError(
+            f"{entry.file} has {size} bytes, the manifest says {entry.size_bytes}: copy the bundle again"
+        )
     if hashlib.sha256(content).hexdigest() != entry.sha256:
-        raise BundleError(f"the SHA-256 of {entry.file} is not the manifest's: it was changed; copy the bundle again")
+        raise BundleError(
+            f"the SHA-256 of {entry.file} is not the manifest's: it was changed; copy the bundle again"
+        )
     return content
 
 
@@ -205,12 +235,18 @@ def _read_manifest(folder: Path) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise BundleError(f"{path} is not a regular file: name a folder that holds a bundle")
+            raise BundleError(
+                f"{path} is not a regular file: name a folder that holds a bundle"
+            )
         if status.st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes: that is no manifest")
+            raise BundleError(
+                f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes: that is no manifest"
+            )
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}): name a folder that holds a bundle") from None
+        raise BundleError(
+            f"{path} cannot be read ({error.strerror}): name a folder that holds a bundle"
+        ) from None
 
 
 def _present(entry: Entry | None, role: str) -> Entry:

@@ -12,7 +12,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from spine_engine.anatomy import CONDITIONS, LEVELS, SEVERITIES, Condition, Level, Severity
+from spine_engine.anatomy import (
+    CONDITIONS,
+    LEVELS,
+    SEVERITIES,
+    Condition,
+    Level,
+    Severity,
+)
 from spine_engine.backends.base import Profile
 from spine_engine.bundle.strict_json import load_json, read_dataclass
 from spine_engine.detection.spec import DetectorSpec
@@ -74,8 +81,12 @@ class Calibration:
     def __post_init__(self) -> None:
         for name in ("temperature", "shift"):
             table = getattr(self, name)
-            if len(table) != len(CONDITIONS) or any(len(row) != len(LEVELS) for row in table):
-                raise ValueError(f"{name} must have {len(CONDITIONS)} rows, one a condition, of {len(LEVELS)} levels")
+            if len(table) != len(CONDITIONS) or any(
+                len(row) != len(LEVELS) for row in table
+            ):
+                raise ValueError(
+                    f"{name} must have {len(CONDITIONS)} rows, one a condition, of {len(LEVELS)} levels"
+                )
         if min(map(min, self.temperature)) <= 0:
             raise ValueError("every temperature must be positive")
 
@@ -96,7 +107,9 @@ class ModelFile:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.onnx", self.file):
-            raise ValueError(f"file must be the plain name of an .onnx file beside bundle.json, got {self.file!r}")
+            raise ValueError(
+                f"file must be the plain name of an .onnx file beside bundle.json, got {self.file!r}"
+            )
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
 
@@ -125,17 +138,23 @@ class ModelEntry(ModelFile):
     def __post_init__(self) -> None:
         ModelFile.__post_init__(self)
         if "f32" not in self.precisions:
-            raise ValueError("precisions must contain f32, the one that the others are compared with")
+            raise ValueError(
+                "precisions must contain f32, the one that the others are compared with"
+            )
         if unknown := sorted({*self.variants} - {"f16", "int8"}):
             raise ValueError(f"variants are f16 or int8, got {unknown[0]!r}")
         if "int8" in self.precisions and "int8" not in self.variants:
-            raise ValueError("int8 lives in a file of its own: name it in variants, or leave int8 out of precisions")
+            raise ValueError(
+                "int8 lives in a file of its own: name it in variants, or leave int8 out of precisions"
+            )
         if len(self.inputs) != 1 or len(self.outputs) != 1:
             raise ValueError("a model must have one input and one output")
         if self.profile is not None:
             for shape in (self.profile.smallest, self.profile.largest):
                 if not _fits(shape, self.inputs[0].shape):
-                    raise ValueError(f"the profile's {_show(shape)} is no input {_show(self.inputs[0].shape)}")
+                    raise ValueError(
+                        f"the profile's {_show(shape)} is no input {_show(self.inputs[0].shape)}"
+                    )
 
     @property
     def files(self) -> tuple[ModelFile, ...]:
@@ -160,7 +179,9 @@ class DetectorEntry(ModelEntry):
     def __post_init__(self) -> None:
         ModelEntry.__post_init__(self)
         if (self.decoder == "level_heatmaps") != (self.spec is not None):
-            raise ValueError("spec belongs to the decoder level_heatmaps, and to no other")
+            raise ValueError(
+                "spec belongs to the decoder level_heatmaps, and to no other"
+            )
         _check_channels(self.outputs[0], self.output_channels)
 
 
@@ -191,7 +212,9 @@ class GraderEntry(ModelEntry):
         shape = self.inputs[0].shape
         wanted = (len(self.channels), *self.grid.shape)
         if shape[1:] != wanted:
-            raise ValueError(f"the input's shape {_show(shape)} does not end in channels and grid {_show(wanted)}")
+            raise ValueError(
+                f"the input's shape {_show(shape)} does not end in channels and grid {_show(wanted)}"
+            )
         if len(set(self.channels)) != len(self.channels):
             raise ValueError("a role can fill only one channel")
         _check_channels(self.outputs[0], self.output_channels)
@@ -240,20 +263,34 @@ class Models:
         if self.grader is not None and self.detector is None:
             raise ValueError("a grader of levels needs a detector")
         named = self.detector is not None and self.detector.decoder == "vfr"
-        if (self.vertebra_appearance is not None, self.vertebra_context is not None) != (named, named):
-            raise ValueError("vertebra_appearance and vertebra_context belong to a detector with the decoder vfr")
+        if (
+            self.vertebra_appearance is not None,
+            self.vertebra_context is not None,
+        ) != (named, named):
+            raise ValueError(
+                "vertebra_appearance and vertebra_context belong to a detector with the decoder vfr"
+            )
         if named:
             for role, wanted in SPINENET_TENSORS.items():
                 model: ModelEntry = getattr(self, role)
                 if (model.inputs[0].name, model.outputs[0].name) != wanted:
-                    raise ValueError(f"{role} must take {wanted[0]} and give {wanted[1]} with the decoder vfr")
+                    raise ValueError(
+                        f"{role} must take {wanted[0]} and give {wanted[1]} with the decoder vfr"
+                    )
         _check_order("output_channels of grader", self.grader, tuple(CONDITIONS))
-        both = tuple(f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS)
-        _check_order("output_channels of whole_study_grader", self.whole_study_grader, both)
+        both = tuple(
+            f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS
+        )
+        _check_order(
+            "output_channels of whole_study_grader", self.whole_study_grader, both
+        )
 
     def by_role(self) -> dict[str, ModelEntry]:
         """Return the models there are, by role."""
-        pairs = ((entry.name, getattr(self, entry.name)) for entry in dataclasses.fields(self))
+        pairs = (
+            (entry.name, getattr(self, entry.name))
+            for entry in dataclasses.fields(self)
+        )
         return {role: model for role, model in pairs if model is not None}
 
 
@@ -266,7 +303,11 @@ class Labels:
     severities: tuple[str, ...] = tuple(SEVERITIES)
 
     def __post_init__(self) -> None:
-        for name, kind in (("levels", Level), ("conditions", Condition), ("severities", Severity)):
+        for name, kind in (
+            ("levels", Level),
+            ("conditions", Condition),
+            ("severities", Severity),
+        ):
             if getattr(self, name) != tuple(kind):
                 raise ValueError(f"{name} must be in the order {', '.join(kind)}")
 
@@ -297,7 +338,9 @@ class Manifest:
 
     def __post_init__(self) -> None:
         if self.schema != SCHEMA:
-            raise ValueError(f"schema is {self.schema}, this engine reads {SCHEMA}: update spine-mri-engine")
+            raise ValueError(
+                f"schema is {self.schema}, this engine reads {SCHEMA}: update spine-mri-engine"
+            )
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
             raise ValueError(f"name must be a plain word, got {self.name!r}")
 
@@ -312,30 +355,43 @@ def parse_manifest(text: bytes | str) -> Manifest:
         content = load_json(text)
         manifest: Manifest = read_dataclass(Manifest, content, "bundle.json")
     except (ValueError, RecursionError) as error:
-        detail = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        detail = (
+            "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        )
         raise BundleError(f"the manifest is refused: {detail}") from None
     return manifest
 
 
 def manifest_text(manifest: Manifest) -> str:
     """Return ``manifest`` as the text of a ``bundle.json``; ``parse_manifest`` reads it back."""
-    return json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return (
+        json.dumps(
+            dataclasses.asdict(manifest), indent=2, ensure_ascii=False, allow_nan=False
+        )
+        + "\n"
+    )
 
 
 def _check_channels(tensor: TensorEntry, channels: tuple[str, ...]) -> None:
     if len(tensor.shape) < 2 or tensor.shape[1] != len(channels):
-        raise ValueError(f"output_channels names {len(channels)} channels, the output's shape is {_show(tensor.shape)}")
+        raise ValueError(
+            f"output_channels names {len(channels)} channels, the output's shape is {_show(tensor.shape)}"
+        )
 
 
 def _check_order(what: str, model: GraderEntry | None, wanted: tuple[str, ...]) -> None:
     if model is not None and model.output_channels != wanted:
         raise ValueError(f"{what} must be in the order {', '.join(wanted)}")
     if model is not None and model.outputs[0].shape[2:] != (len(SEVERITIES),):
-        raise ValueError(f"a grader's output must be (N, {len(wanted)}, {len(SEVERITIES)})")
+        raise ValueError(
+            f"a grader's output must be (N, {len(wanted)}, {len(SEVERITIES)})"
+        )
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(w in (None, s) for s, w in zip(shape, wanted, strict=True))
+    return len(shape) == len(wanted) and all(
+        w in (None, s) for s, w in zip(shape, wanted, strict=True)
+    )
 
 
 def _show(shape: tuple[int | None, ...]) -> str:

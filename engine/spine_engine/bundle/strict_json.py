@@ -17,7 +17,9 @@ def load_json(text: bytes | str) -> Any:
     Raises:
         ValueError: it is not such JSON.
     """
-    return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates)
+    return json.loads(
+        text, parse_constant=_no_constant, object_pairs_hook=_no_duplicates
+    )
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:
@@ -29,15 +31,23 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
-        return _read(next(option for option in args if option is not types.NoneType), value, where)
+        return _read(
+            next(option for option in args if option is not types.NoneType),
+            value,
+            where,
+        )
     if origin is tuple and isinstance(value, list):
         return _read_tuple(args, value, where)
     if origin is dict and isinstance(value, dict):
-        return {key: _read(args[1], entry, f"{where}.{key}") for key, entry in value.items()}
+        return {
+            key: _read(args[1], entry, f"{where}.{key}") for key, entry in value.items()
+        }
     return _read_single(kind, value, where)
 
 
-def _read_tuple(kinds: tuple[Any, ...], values: list[Any], where: str) -> tuple[Any, ...]:
+def _read_tuple(
+    kinds: tuple[Any, ...], values: list[Any], where: str
+) -> tuple[Any, ...]:
     wanted = [kinds[0]] * len(values) if kinds[-1] is Ellipsis else list(kinds)
     if len(wanted) != len(values):
         raise ValueError(f"{where}: want {len(wanted)} entries, got {len(values)}")
@@ -73,12 +83,20 @@ def read_dataclass(kind: type, value: Any, where: str) -> Any:
     known = {entry.name: entry for entry in dataclasses.fields(kind)}
     unknown = sorted(value.keys() - known.keys())
     if unknown:
-        raise ValueError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+        raise ValueError(
+            f"{where}: unknown key {unknown[0]!r}; known are {', '.join(known)}"
+        )
     for name, entry in known.items():
-        required = entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+        required = (
+            entry.default is dataclasses.MISSING
+            and entry.default_factory is dataclasses.MISSING
+        )
         if required and name not in value:
             raise ValueError(f"{where}: the key {name!r} is missing")
-    read = {name: _read(hints[name], entry, f"{where}.{name}") for name, entry in value.items()}
+    read = {
+        name: _read(hints[name], entry, f"{where}.{name}")
+        for name, entry in value.items()
+    }
     try:
         return kind(**read)
     except ValueError as error:
@@ -87,7 +105,9 @@ def read_dataclass(kind: type, value: Any, where: str) -> Any:
 
 def _name_of(kind: Any) -> str:
     names = {float: "a number", int: "a whole number", str: "a text"}
-    return names.get(kind, "a list" if typing.get_origin(kind) is tuple else "another type")
+    return names.get(
+        kind, "a list" if typing.get_origin(kind) is tuple else "another type"
+    )
 
 
 def _no_constant(name: str) -> float:

@@ -21,25 +21,52 @@ COMMAND_GROUP: Final = "spine_engine.commands"
 
 _OWN: Final[dict[str, tuple[str, str]]] = {
     "run": ("spine_engine.cli.run:run", "Grade a folder of DICOM studies."),
-    "demo": ("spine_engine.cli.demo:demo", "Make three phantom studies, grade them and show the grades."),
+    "demo": (
+        "spine_engine.cli.demo:demo",
+        "Make three phantom studies, grade them and show the grades.",
+    ),
     "inspect": (
         "spine_engine.cli.inspect:inspect",
         "Show the studies, series and stacks in a folder, and their roles.",
     ),
-    "report": ("spine_engine.cli.report:report", "Write HTML pages of a run and its studies."),
-    "view": ("spine_engine.cli.view:view", "Write one study in 3-D: point cloud, level boxes, voxel grids."),
-    "doctor": ("spine_engine.cli.doctor:doctor", "Show what this machine can run, and what is missing."),
-    "tune": ("spine_engine.cli.tune:tune", "Measure the fastest settings of this machine for a bundle and save them."),
+    "report": (
+        "spine_engine.cli.report:report",
+        "Write HTML pages of a run and its studies.",
+    ),
+    "view": (
+        "spine_engine.cli.view:view",
+        "Write one study in 3-D: point cloud, level boxes, voxel grids.",
+    ),
+    "doctor": (
+        "spine_engine.cli.doctor:doctor",
+        "Show what this machine can run, and what is missing.",
+    ),
+    "tune": (
+        "spine_engine.cli.tune:tune",
+        "Measure the fastest settings of this machine for a bundle and save them.",
+    ),
     "bundle": ("spine_engine.cli.bundle:app", "Verify or describe a bundle of models."),
-    "phantom": ("spine_engine.cli.phantom:phantom", "Write phantom studies with known anatomy and grades."),
+    "phantom": (
+        "spine_engine.cli.phantom:phantom",
+        "Write phantom studies with known anatomy and grades.",
+    ),
 }
 """The engine's own commands: the function of each, and its line in the help."""
 
 _EXTRAS: Final[dict[str, tuple[str, str]]] = {
-    "train": ("train", "Train a detector, a level grader or a whole-study grader; fit their calibration."),
-    "evaluate": ("train", "Score predictions against a truth file with the official metric."),
+    "train": (
+        "train",
+        "Train a detector, a level grader or a whole-study grader; fit their calibration.",
+    ),
+    "evaluate": (
+        "train",
+        "Score predictions against a truth file with the official metric.",
+    ),
     "export": ("export", "Turn checkpoints into ONNX models and bundles."),
-    "bench": ("bench", "Measure how fast studies are graded, beside what people use today."),
+    "bench": (
+        "bench",
+        "Measure how fast studies are graded, beside what people use today.",
+    ),
 }
 """Commands that come with an extra: the name of the extra, and the command's line in the help."""
 
@@ -59,12 +86,16 @@ class _LazyGroup(typer.core.TyperGroup):
         if cmd_name in _OWN:
             return typer.core.TyperCommand(cmd_name, help=_OWN[cmd_name][1])
         if cmd_name in _EXTRAS or cmd_name in _entry_points():
-            return typer.core.TyperCommand(cmd_name, help=_EXTRAS.get(cmd_name, ("", ""))[1])
+            return typer.core.TyperCommand(
+                cmd_name, help=_EXTRAS.get(cmd_name, ("", ""))[1]
+            )
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Mark the command that is called, so that only that one is imported."""
-        if args and (args[0] in _OWN or args[0] in _EXTRAS or args[0] in _entry_points()):
+        if args and (
+            args[0] in _OWN or args[0] in _EXTRAS or args[0] in _entry_points()
+        ):
             ctx.meta[_CALLED] = args[0]
         return super().resolve_command(ctx, args)
 
@@ -108,7 +139,9 @@ def _as_command(name: str, target: typer.Typer | Callable[..., Any]) -> Any:
     if isinstance(target, typer.Typer):
         app = target
     else:
-        app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+        app = typer.Typer(
+            add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+        )
         app.command(name)(target)
     command = typer.main.get_command(app)
     command.name = name
@@ -137,7 +170,11 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: bool = typer.Option(
-        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        False,
+        "--version",
+        callback=_print_version,
+        is_eager=True,
+        help="Print the version and exit.",
     ),
 ) -> None:
     pass

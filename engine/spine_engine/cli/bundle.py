@@ -11,31 +11,59 @@ from rich.table import Table
 
 from spine_engine.backends import AskedPrecision
 from spine_engine.bundle import Bundle
-from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry, manifest_text
+from spine_engine.bundle.manifest import (
+    DetectorEntry,
+    GraderEntry,
+    ModelEntry,
+    manifest_text,
+)
 from spine_engine.errors import UsageError
 from spine_engine.options import RunOptions
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, help="Verify or describe a bundle."
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    help="Verify or describe a bundle.",
 )
 
 Folder = Annotated[
-    Path | None, typer.Argument(metavar="[DIR]", help="Folder of the bundle; by default the packaged one.")
+    Path | None,
+    typer.Argument(
+        metavar="[DIR]", help="Folder of the bundle; by default the packaged one."
+    ),
 ]
 
 
 @app.command()
 def verify(
     folder: Folder = None,
-    backend: Annotated[str, typer.Option(help="Runtime that loads the models.")] = "openvino",
-    device: Annotated[str, typer.Option(help="Device that the models are loaded on.")] = "cpu",
-    precision: Annotated[str, typer.Option(help=f"Precision: {', '.join(get_args(AskedPrecision))}.")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help="Runtime that loads the models.")
+    ] = "openvino",
+    device: Annotated[
+        str, typer.Option(help="Device that the models are loaded on.")
+    ] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help=f"Precision: {', '.join(get_args(AskedPrecision))}.")
+    ] = "auto",
     parity: Annotated[
-        bool, typer.Option("--parity", help="Also compare the models' outputs with those in float32, on phantoms.")
+        bool,
+        typer.Option(
+            "--parity",
+            help="Also compare the models' outputs with those in float32, on phantoms.",
+        ),
     ] = False,
-    reference: Annotated[str, typer.Option(help="Runtime to compare with, on the CPU in f32.")] = "openvino",
-    studies: Annotated[int, typer.Option(min=1, help="Number of phantoms to compare on.")] = 8,
-    worst: Annotated[Path | None, typer.Option(help="Folder for the worst case of each model, as .npz.")] = None,
+    reference: Annotated[
+        str, typer.Option(help="Runtime to compare with, on the CPU in f32.")
+    ] = "openvino",
+    studies: Annotated[
+        int, typer.Option(min=1, help="Number of phantoms to compare on.")
+    ] = 8,
+    worst: Annotated[
+        Path | None,
+        typer.Option(help="Folder for the worst case of each model, as .npz."),
+    ] = None,
 ) -> None:
     """Check the manifest, every digest, and each model's inputs and outputs; with --parity also the outputs' values.
 
@@ -46,21 +74,42 @@ def verify(
     if worst is not None and not parity:
         raise UsageError("--worst keeps what --parity finds: give both")
     if precision not in get_args(AskedPrecision):
-        raise UsageError(f"--precision must be one of {', '.join(get_args(AskedPrecision))}, got {precision!r}")
+        raise UsageError(
+            f"--precision must be one of {', '.join(get_args(AskedPrecision))}, got {precision!r}"
+        )
     bundle = Bundle.open(folder)
     for role, entry in bundle.manifest.models.by_role().items():
-        model = bundle.open_model(entry, name=backend, device=device, precision=precision)  # type: ignore[arg-type]
+        model = bundle.open_model(
+            entry,
+            name=backend,
+            device=device,
+            precision=precision,  # type: ignore[arg-type]
+        )
         ran = model.device
         model.close()
-        typer.echo(f"{role}: {entry.file} is as the manifest says, on {ran.backend} {ran.device} in {ran.precision}")
-    typer.echo(f"{bundle.manifest.name} {bundle.manifest.version} is sound, digest {bundle.digest}")
+        typer.echo(
+            f"{role}: {entry.file} is as the manifest says, on {ran.backend} {ran.device} in {ran.precision}"
+        )
+    typer.echo(
+        f"{bundle.manifest.name} {bundle.manifest.version} is sound, digest {bundle.digest}"
+    )
     if parity:
-        from spine_engine.pipeline.parity import bundle_parity  # numba takes a second that only this should pay
+        from spine_engine.pipeline.parity import (
+            bundle_parity,
+        )  # numba takes a second that only this should pay
 
         tested = RunOptions(backend=backend, device=device, precision=precision)
-        verdicts = bundle_parity(bundle, RunOptions(backend=reference, precision="f32"), tested, studies, worst)
+        verdicts = bundle_parity(
+            bundle,
+            RunOptions(backend=reference, precision="f32"),
+            tested,
+            studies,
+            worst,
+        )
         for role, verdict in verdicts.items():
-            typer.echo(f"{role}: {verdict}: {'passed' if verdict.passed else 'REFUSED'}")
+            typer.echo(
+                f"{role}: {verdict}: {'passed' if verdict.passed else 'REFUSED'}"
+            )
         if not all(verdict.passed for verdict in verdicts.values()):
             raise typer.Exit(1)
 
@@ -68,7 +117,9 @@ def verify(
 @app.command()
 def show(
     folder: Folder = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest unchanged.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the manifest unchanged.")
+    ] = False,
 ) -> None:
     """Show a bundle's manifest: models, inputs, licence, training data, held-out results.
 
@@ -79,7 +130,11 @@ def show(
     if as_json:
         typer.echo(manifest_text(manifest), nl=False)
         return
-    table = Table(title=f"{manifest.name} {manifest.version}", show_header=False, title_justify="left")
+    table = Table(
+        title=f"{manifest.name} {manifest.version}",
+        show_header=False,
+        title_justify="left",
+    )
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("digest", bundle.digest)
@@ -88,13 +143,18 @@ def show(
     for role, entry in manifest.models.by_role().items():
         table.add_row(role, "\n".join(_described(entry)))
     table.add_row("trained on", "\n".join(manifest.training_data))
-    table.add_row("held out", "\n".join(f"{name}: {value:g}" for name, value in manifest.metrics.items()))
+    table.add_row(
+        "held out",
+        "\n".join(f"{name}: {value:g}" for name, value in manifest.metrics.items()),
+    )
     Console(highlight=False, markup=False).print(table)
 
 
 def _described(entry: ModelEntry) -> list[str]:
     """Return the lines that describe one model."""
-    lines = [f"{entry.file}, {entry.size_bytes / 1e6:.1f} MB, runs in {', '.join(entry.precisions)}"]
+    lines = [
+        f"{entry.file}, {entry.size_bytes / 1e6:.1f} MB, runs in {', '.join(entry.precisions)}"
+    ]
     for precision, figures in entry.parity.items():
         verdict = "passed" if precision in entry.precisions else "refused"
         values = ", ".join(f"{name} {value:g}" for name, value in figures.items())
@@ -103,7 +163,12 @@ def _described(entry: ModelEntry) -> list[str]:
         size = f", pixels of {entry.spec.pixel_mm:g} mm" if entry.spec else ""
         lines.append(f"{entry.decoder}, {len(entry.output_channels)} maps{size}")
     if isinstance(entry, GraderEntry):
-        shape, spacing = ("x".join(f"{value:g}" for value in row) for row in (entry.grid.shape, entry.grid.spacing_mm))
-        lines.append(f"channels {', '.join(entry.channels)}; grid {shape} of {spacing} mm")
+        shape, spacing = (
+            "x".join(f"{value:g}" for value in row)
+            for row in (entry.grid.shape, entry.grid.spacing_mm)
+        )
+        lines.append(
+            f"channels {', '.join(entry.channels)}; grid {shape} of {spacing} mm"
+        )
         lines.append("calibrated" if entry.calibration else "not calibrated")
     return lines

@@ -33,10 +33,18 @@ _HEADS = {
 
 def demo(
     output: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder to work in, new or empty; by default a temporary one.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder to work in, new or empty; by default a temporary one.",
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Number of worker processes; by default one for each usable CPU.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Number of worker processes; by default one for each usable CPU.",
+        ),
     ] = None,
 ) -> None:
     """Make three phantom studies, grade them and show the grades beside the truth.
@@ -63,10 +71,16 @@ def demo(
     Console(highlight=False).print(grades_table(results, truth))
     for line in agreement(results, truth):
         typer.echo(line)
-    typer.echo(f"Results: {folder}/results/predictions.csv, studies.jsonl, run.json; the studies: {studies}")
+    typer.echo(
+        f"Results: {folder}/results/predictions.csv, studies.jsonl, run.json; the studies: {studies}"
+    )
     if not work.summary.interrupted:
-        typer.echo(f"To look at: {write_with_progress(folder / 'results', workers=workers).index}")
-    typer.echo(f"Took {work.summary.wall_s:.1f} s, model loading included. {DEMONSTRATION}")
+        typer.echo(
+            f"To look at: {write_with_progress(folder / 'results', workers=workers).index}"
+        )
+    typer.echo(
+        f"Took {work.summary.wall_s:.1f} s, model loading included. {DEMONSTRATION}"
+    )
     raise typer.Exit(work.summary.exit_code)
 
 
@@ -74,7 +88,9 @@ def _workplace(output: Path | None) -> Path:
     if output is None:
         return Path(tempfile.mkdtemp(prefix="spine-engine-demo-"))
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UsageError(f"--output {output} is not empty; the demo needs a new or an empty folder: name another one")
+        raise UsageError(
+            f"--output {output} is not empty; the demo needs a new or an empty folder: name another one"
+        )
     return output
 
 
@@ -84,9 +100,13 @@ def _make_phantoms(folder: Path) -> dict[str, Any]:
     try:
         for _ in write_studies(folder, STUDIES, SEED):
             pass
-        truth: dict[str, Any] = json.loads((folder / "truth.json").read_text(encoding="utf-8"))
+        truth: dict[str, Any] = json.loads(
+            (folder / "truth.json").read_text(encoding="utf-8")
+        )
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; free space or name another folder") from error
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; free space or name another folder"
+        ) from error
     return truth
 
 
@@ -96,18 +116,30 @@ def grades_table(results: Iterable[StudyResult], truth: Mapping[str, Any]) -> Ta
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title="likeliest grade (truth, where it is another)", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title="likeliest grade (truth, where it is another)",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for head in ("study", "level", *_HEADS.values()):
         table.add_column(head, no_wrap=True)
     for number, result in enumerate(results, start=1):
         table.add_section()
         for level in LEVELS:
-            cells = [Text(_cell(result, condition, level, truth)) for condition in _HEADS]
-            table.add_row(str(number) if level is LEVELS[0] else "", level.upper().replace("_", "-"), *cells)
+            cells = [
+                Text(_cell(result, condition, level, truth)) for condition in _HEADS
+            ]
+            table.add_row(
+                str(number) if level is LEVELS[0] else "",
+                level.upper().replace("_", "-"),
+                *cells,
+            )
     return table
 
 
-def _cell(result: StudyResult, condition: Condition, level: Level, truth: Mapping[str, Any]) -> str:
+def _cell(
+    result: StudyResult, condition: Condition, level: Level, truth: Mapping[str, Any]
+) -> str:
     grade = _grade(result, condition, level)
     true = _true_grade(truth, result.study_id, condition, level)
     return _SHORT[grade] if grade == true else f"{_SHORT[grade]} ({_SHORT[true]})"
@@ -125,7 +157,9 @@ def agreement(results: Iterable[StudyResult], truth: Mapping[str, Any]) -> list[
                 distances_mm.append(math.dist(place.center_mm, true_mm))
             for condition in CONDITIONS:
                 rows += 1
-                equal += _grade(result, condition, level) == _true_grade(truth, result.study_id, condition, level)
+                equal += _grade(result, condition, level) == _true_grade(
+                    truth, result.study_id, condition, level
+                )
     line = f"{equal} of {rows} grades are the phantom's own."
     if distances_mm:
         mean_mm = sum(distances_mm) / len(distances_mm)
@@ -138,5 +172,9 @@ def _grade(result: StudyResult, condition: Condition, level: Level) -> int:
     return probabilities.index(max(probabilities))
 
 
-def _true_grade(truth: Mapping[str, Any], study_id: str, condition: Condition, level: Level) -> int:
-    return int(truth[study_id]["levels"][str(level)]["conditions"][str(condition)]["grade"])
+def _true_grade(
+    truth: Mapping[str, Any], study_id: str, condition: Condition, level: Level
+) -> int:
+    return int(
+        truth[study_id]["levels"][str(level)]["conditions"][str(condition)]["grade"]
+    )

@@ -40,7 +40,16 @@ PACKAGES: Final = (
     "tensorrt-rtx-cu13-bindings",
     "cuda-bindings",
 )
-INSTRUCTION_SETS: Final = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "bf16")
+INSTRUCTION_SETS: Final = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx512_bf16",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "bf16",
+)
 """Instruction sets by which the runtimes choose their kernels."""
 
 _ANY_SIZE = 64
@@ -78,7 +87,11 @@ class Report:
     exit_code: int
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object.")
+    ] = False,
+) -> None:
     """Show what this machine can run and what is missing; the exit code is 0 when a run would work.
 
     Example: spine-engine doctor --json
@@ -102,7 +115,10 @@ def examine() -> Report:
         bundle = Bundle.open()
         facts = bundle.facts
         setting = remembered(bundle, RunOptions())
-        trials = [_try(bundle, role, entry) for role, entry in bundle.manifest.models.by_role().items()]
+        trials = [
+            _try(bundle, role, entry)
+            for role, entry in bundle.manifest.models.by_role().items()
+        ]
     except SpineEngineError as error:
         problems.append(str(error))
         exit_code = error.exit_code
@@ -117,7 +133,9 @@ def examine() -> Report:
         platform=platform.platform(),
         cpus=usable_cpus(),
         memory_gb=round(psutil.virtual_memory().total / 2**30, 1),
-        instruction_sets=tuple(name for name in INSTRUCTION_SETS if name in instruction_sets()),
+        instruction_sets=tuple(
+            name for name in INSTRUCTION_SETS if name in instruction_sets()
+        ),
         packages={name: _version(name) for name in PACKAGES},
         backends=available_backends(),
         bundle=facts,
@@ -135,7 +153,10 @@ def _try(bundle: Bundle, role: str, entry: ModelEntry) -> Trial:
     backend = bundle.open_model(entry)
     loaded = time.perf_counter()
     (info,) = backend.inputs
-    shape = [(size or _ANY_SIZE) if axis else (size or 1) for axis, size in enumerate(info.shape)]
+    shape = [
+        (size or _ANY_SIZE) if axis else (size or 1)
+        for axis, size in enumerate(info.shape)
+    ]
     backend.run({info.name: np.zeros(shape, np.float32)})
     done = time.perf_counter()
     backend.close()
@@ -150,26 +171,46 @@ def _try(bundle: Bundle, role: str, entry: ModelEntry) -> Trial:
 
 def _print(report: Report) -> None:
     console = Console(highlight=False, markup=False)
-    machine = Table(title=f"spine-engine {report.engine}", show_header=False, title_justify="left")
+    machine = Table(
+        title=f"spine-engine {report.engine}", show_header=False, title_justify="left"
+    )
     machine.add_column()
     machine.add_column(overflow="fold")
-    machine.add_row("python", f"{report.python} ({sys.implementation.name}), {report.platform}")
-    machine.add_row("processor", f"{report.cpus} of {os.cpu_count()} cores usable; {' '.join(report.instruction_sets)}")
-    machine.add_row("computes bf16", "yes" if has_native_bf16() else "no: models run in f32")
+    machine.add_row(
+        "python", f"{report.python} ({sys.implementation.name}), {report.platform}"
+    )
+    machine.add_row(
+        "processor",
+        f"{report.cpus} of {os.cpu_count()} cores usable; {' '.join(report.instruction_sets)}",
+    )
+    machine.add_row(
+        "computes bf16", "yes" if has_native_bf16() else "no: models run in f32"
+    )
     machine.add_row("memory", f"{report.memory_gb} GB")
-    installed = [f"{name} {number}" for name, number in report.packages.items() if number]
+    installed = [
+        f"{name} {number}" for name, number in report.packages.items() if number
+    ]
     machine.add_row("packages", ", ".join(installed))
     for backend in report.backends:
-        state = f"{backend.version} on {', '.join(backend.devices)}" if backend.available else backend.reason
+        state = (
+            f"{backend.version} on {', '.join(backend.devices)}"
+            if backend.available
+            else backend.reason
+        )
         machine.add_row(backend.name, state.strip())
     if report.bundle:
         machine.add_row(
-            "bundle", f"{report.bundle['name']} {report.bundle['version']}, digest {report.bundle['digest']}"
+            "bundle",
+            f"{report.bundle['name']} {report.bundle['version']}, digest {report.bundle['digest']}",
         )
     for trial in report.trials:
         took = f"loaded in {trial.load_ms} ms, ran in {trial.run_ms} ms"
         machine.add_row(trial.role, f"{trial.device} in {trial.precision}: {took}")
-    machine.add_row("tuned", report.tuned or "no: 'spine-engine tune' measures how this machine runs fastest")
+    machine.add_row(
+        "tuned",
+        report.tuned
+        or "no: 'spine-engine tune' measures how this machine runs fastest",
+    )
     machine.add_row("model cache", report.cache or "none")
     console.print(machine)
     for problem in report.problems:

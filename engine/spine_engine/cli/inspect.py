@@ -20,18 +20,35 @@ from spine_engine.study import Series, Stack, Study
 
 
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with DICOM files, in any layout.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder with DICOM files, in any layout."),
+    ],
     series_descriptions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Table of the series' roles; one beside the input is used by default."),
+        typer.Option(
+            metavar="CSV",
+            help="Table of the series' roles; one beside the input is used by default.",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per study, one per line.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object per study, one per line."),
+    ] = False,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Also write a page with pictures, and the stacks drawn in space."),
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="Also write a page with pictures, and the stacks drawn in space.",
+        ),
     ] = None,
     with_identity: Annotated[
-        bool, typer.Option("--with-identity", help="Show patients' names, descriptions and paths on the page.")
+        bool,
+        typer.Option(
+            "--with-identity",
+            help="Show patients' names, descriptions and paths on the page.",
+        ),
     ] = False,
 ) -> None:
     """Show the studies of a folder: series, roles, the evidence for each role, and stacks.
@@ -39,8 +56,14 @@ def inspect(
     Example: spine-engine inspect ./studies --html seen.html
     """
     if with_identity and html is None:
-        raise UsageError("--with-identity needs --html FILE: add --html, or leave --with-identity out")
-    overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else RoleOverrides.find(folder)
+        raise UsageError(
+            "--with-identity needs --html FILE: add --html, or leave --with-identity out"
+        )
+    overrides = (
+        RoleOverrides.from_csv(series_descriptions)
+        if series_descriptions
+        else RoleOverrides.find(folder)
+    )
     shown = _Shown(as_json=as_json)
     studies = shown.studies(_studies(folder, overrides))
     if html is None:
@@ -60,7 +83,9 @@ class _Shown:
         self._shown: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
 
-    def studies(self, items: Iterator[tuple[WorkUnit, Study] | RefusedFile]) -> Iterator[tuple[WorkUnit, Study]]:
+    def studies(
+        self, items: Iterator[tuple[WorkUnit, Study] | RefusedFile]
+    ) -> Iterator[tuple[WorkUnit, Study]]:
         """Show and yield the studies, and count the refused files."""
         for item in items:
             if isinstance(item, RefusedFile):
@@ -109,7 +134,10 @@ def _write_page(
     from spine_engine.report.identity import identity_of
     from spine_engine.report.inspect_page import inspect_page
 
-    persons = ((study, identity_of(folder, unit.files) if with_identity else None) for unit, study in studies)
+    persons = (
+        (study, identity_of(folder, unit.files) if with_identity else None)
+        for unit, study in studies
+    )
     _put(page, "")
     _put(page, inspect_page(persons, refused))
 
@@ -120,10 +148,14 @@ def _put(page: Path, text: str) -> None:
             text, encoding="utf-8", errors="backslashreplace"
         )  # file names may hold bytes that are not text
     except OSError as error:
-        raise OutputError(f"cannot write {page}: {error.strerror}; name another file with --html") from error
+        raise OutputError(
+            f"cannot write {page}: {error.strerror}; name another file with --html"
+        ) from error
 
 
-def _studies(folder: Path, overrides: RoleOverrides) -> Iterator[tuple[WorkUnit, Study] | RefusedFile]:
+def _studies(
+    folder: Path, overrides: RoleOverrides
+) -> Iterator[tuple[WorkUnit, Study] | RefusedFile]:
     """Yield studies, each with its unit, and refused files in the order of discovery; hold one study in memory."""
     for item in discover(folder):
         if isinstance(item, RefusedFile):
@@ -153,8 +185,18 @@ def study_table(study: Study) -> Table:
     title = Text(f"study {study_key(study.study_id)}")
     if study.reason is not None:
         title.append(f"  cannot be graded: {study.reason}", style="red")
-    caption = Text("warnings: " + ", ".join(study.warnings), style="yellow") if study.warnings else None
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", expand=False)
+    caption = (
+        Text("warnings: " + ", ".join(study.warnings), style="yellow")
+        if study.warnings
+        else None
+    )
+    table = Table(
+        title=title,
+        caption=caption,
+        title_justify="left",
+        caption_justify="left",
+        expand=False,
+    )
     table.add_column("series", overflow="fold")
     table.add_column("role", no_wrap=True)
     table.add_column("stacks (slices x rows x columns)", overflow="fold")
@@ -162,8 +204,15 @@ def study_table(study: Study) -> Table:
     for series in study.series:
         role = Text(series.role or "-", style="green" if series.role else "dim")
         stacks = Counter(_stack_words(stack) for stack in series.stacks)
-        lines = "\n".join(f"{count} of {words}" if count > 1 else words for words, count in stacks.items())
-        why = series.evidence if series.reason is None else f"{series.reason}: {series.evidence}"
+        lines = "\n".join(
+            f"{count} of {words}" if count > 1 else words
+            for words, count in stacks.items()
+        )
+        why = (
+            series.evidence
+            if series.reason is None
+            else f"{series.reason}: {series.evidence}"
+        )
         table.add_row(Text(study_key(series.path)), role, Text(lines or "-"), Text(why))
     return table
 

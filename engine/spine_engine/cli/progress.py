@@ -54,13 +54,20 @@ def not_graded(progress: Progress) -> int:
 
 def _bar(progress: Progress, ended: threading.Event) -> None:
     from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
     from rich.progress import Progress as RichProgress
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.completed}/{task.fields[of]}  {task.fields[rate]:.2f}/s  {task.fields[bad]} not graded"),
+        TextColumn(
+            "{task.completed}/{task.fields[of]}  {task.fields[rate]:.2f}/s  {task.fields[bad]} not graded"
+        ),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

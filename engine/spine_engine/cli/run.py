@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", re.IGNORECASE)
 
-DEMONSTRATION = "Research use only; the grades of the packaged bundle are a demonstration."
+DEMONSTRATION = (
+    "Research use only; the grades of the packaged bundle are a demonstration."
+)
 
 
 def memory_size(text: str) -> int:
@@ -31,53 +33,112 @@ def memory_size(text: str) -> int:
     """
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise typer.BadParameter(f"{text!r} is not a memory size: write it like 4GiB or 1500MiB")
+        raise typer.BadParameter(
+            f"{text!r} is not a memory size: write it like 4GiB or 1500MiB"
+        )
     return int(float(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " "))
 
 
 def run(
-    folder: Annotated[Path, typer.Option("--input", metavar="DIR", help="Folder with the DICOM files, any layout.")],
-    output: Annotated[Path, typer.Option("--output", metavar="OUT", help="Folder for the results; made if missing.")],
+    folder: Annotated[
+        Path,
+        typer.Option(
+            "--input", metavar="DIR", help="Folder with the DICOM files, any layout."
+        ),
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", metavar="OUT", help="Folder for the results; made if missing."
+        ),
+    ],
     bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle of models; by default the packaged one.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Bundle of models; by default the packaged one."
+        ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Worker processes; by default as tuned, or one per usable CPU.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Worker processes; by default as tuned, or one per usable CPU.",
+        ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(metavar="N", help="CPU threads of a model; by default as tuned, or 1 (all CPUs if shared)."),
+        typer.Option(
+            metavar="N",
+            help="CPU threads of a model; by default as tuned, or 1 (all CPUs if shared).",
+        ),
     ] = None,
     schedule: Annotated[
         str,
-        typer.Option(help="study: each worker has its own models; batch: they share them (GPUs; last digits vary)."),
+        typer.Option(
+            help="study: each worker has its own models; batch: they share them (GPUs; last digits vary)."
+        ),
     ] = "auto",
     max_batch: Annotated[
-        int, typer.Option(metavar="N", help="Largest number of slices or levels in one call of a shared model.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Largest number of slices or levels in one call of a shared model.",
+        ),
     ] = 32,
-    max_delay_ms: Annotated[float, typer.Option(metavar="MS", help="Longest wait for a batch to fill up.")] = 2.0,
+    max_delay_ms: Annotated[
+        float, typer.Option(metavar="MS", help="Longest wait for a batch to fill up.")
+    ] = 2.0,
     max_memory: Annotated[
         int | None,
-        typer.Option(metavar="SIZE", parser=memory_size, help="Memory limit of all processes together, e.g. 4GiB."),
+        typer.Option(
+            metavar="SIZE",
+            parser=memory_size,
+            help="Memory limit of all processes together, e.g. 4GiB.",
+        ),
     ] = None,
-    backend: Annotated[str, typer.Option(help=f"Runtime of the models: {', '.join(BACKENDS)}.")] = "openvino",
-    device: Annotated[str, typer.Option(help="Device of the runtime; no other is used in its place.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="Precision: auto, f32, bf16, f16, or int8 (graders).")] = "auto",
+    backend: Annotated[
+        str, typer.Option(help=f"Runtime of the models: {', '.join(BACKENDS)}.")
+    ] = "openvino",
+    device: Annotated[
+        str, typer.Option(help="Device of the runtime; no other is used in its place.")
+    ] = "cpu",
+    precision: Annotated[
+        str, typer.Option(help="Precision: auto, f32, bf16, f16, or int8 (graders).")
+    ] = "auto",
     series_descriptions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Table of the series' roles; one beside the input is used by default."),
+        typer.Option(
+            metavar="CSV",
+            help="Table of the series' roles; one beside the input is used by default.",
+        ),
     ] = None,
-    timeout_s: Annotated[float, typer.Option(metavar="SECONDS", help="Time limit of one study.")] = 300.0,
+    timeout_s: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time limit of one study.")
+    ] = 300.0,
     max_attempts: Annotated[
-        int, typer.Option(metavar="N", help="Attempts at a study that kills its worker or exceeds the time limit.")
+        int,
+        typer.Option(
+            metavar="N",
+            help="Attempts at a study that kills its worker or exceeds the time limit.",
+        ),
     ] = 2,
     no_detector: Annotated[
-        bool, typer.Option("--no-detector", help="Grade with the whole-study grader alone, without finding levels.")
+        bool,
+        typer.Option(
+            "--no-detector",
+            help="Grade with the whole-study grader alone, without finding levels.",
+        ),
     ] = False,
     report: Annotated[
-        bool, typer.Option("--report", help="Also write the pages of 'spine-engine report' to OUT/report.")
+        bool,
+        typer.Option(
+            "--report",
+            help="Also write the pages of 'spine-engine report' to OUT/report.",
+        ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print run.json instead of the summary.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print run.json instead of the summary.")
+    ] = False,
 ) -> None:
     """Grade every study under a folder.
 
@@ -118,7 +179,9 @@ def run(
     if report and not summary.interrupted:
         from spine_engine.cli.report import closing_line, write_with_progress
 
-        typer.echo(closing_line(write_with_progress(output, workers=workers)), err=as_json)
+        typer.echo(
+            closing_line(write_with_progress(output, workers=workers)), err=as_json
+        )
     raise typer.Exit(summary.exit_code)
 
 
@@ -130,10 +193,16 @@ def stopping_on_signals(work: Run) -> Iterator[None]:
         if work.progress.stopped:
             work.abort()
         else:
-            typer.echo("finishing the studies in flight; interrupt again to stop at once", err=True)
+            typer.echo(
+                "finishing the studies in flight; interrupt again to stop at once",
+                err=True,
+            )
             work.stop()
 
-    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, on_signal)
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -141,7 +210,9 @@ def stopping_on_signals(work: Run) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def closing_lines(summary: RunSummary, output: Path, *, packaged: bool) -> Iterator[str]:
+def closing_lines(
+    summary: RunSummary, output: Path, *, packaged: bool
+) -> Iterator[str]:
     """Yield the summary of a run in at most eight lines."""
     from spine_engine.results import Status
 

@@ -23,20 +23,42 @@ if TYPE_CHECKING:
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(metavar="STUDY", help="Folder with the DICOM files of one study.")],
-    output: Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder for the files.")] = Path("view"),
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="STUDY", help="Folder with the DICOM files of one study."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", metavar="DIR", help="Folder for the files.")
+    ] = Path("view"),
     bundle: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Bundle of models; by default the packaged one.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Bundle of models; by default the packaged one."
+        ),
     ] = None,
     study_id: Annotated[
-        str | None, typer.Option("--study", metavar="ID", help="Id of the study, if the folder holds several.")
+        str | None,
+        typer.Option(
+            "--study",
+            metavar="ID",
+            help="Id of the study, if the folder holds several.",
+        ),
     ] = None,
     series_descriptions: Annotated[
         Path | None,
-        typer.Option(metavar="CSV", help="Table of the series' roles; one beside the input is used by default."),
+        typer.Option(
+            metavar="CSV",
+            help="Table of the series' roles; one beside the input is used by default.",
+        ),
     ] = None,
-    no_png: Annotated[bool, typer.Option("--no-png", help="Write no pictures.")] = False,
-    window: Annotated[bool, typer.Option("--window", help="Also open Open3D's window.")] = False,
+    no_png: Annotated[
+        bool, typer.Option("--no-png", help="Write no pictures.")
+    ] = False,
+    window: Annotated[
+        bool, typer.Option("--window", help="Also open Open3D's window.")
+    ] = False,
 ) -> None:
     """Write a study as a point cloud, the boxes of its levels and the voxel grids that the grader sees.
 
@@ -53,7 +75,9 @@ def view(
     open3d()
     if not no_png:
         pillow()
-    overrides = RoleOverrides.from_csv(series_descriptions) if series_descriptions else None
+    overrides = (
+        RoleOverrides.from_csv(series_descriptions) if series_descriptions else None
+    )
     study = _shown_study(folder, study_id, overrides)
     detection, entry = _detected(study, bundle)
     levels = {} if detection is None else level_results(detection)
@@ -62,15 +86,21 @@ def view(
         for line in _write(study, levels, output, pictures=not no_png):
             typer.echo(line)
         if detection is not None and entry is not None:
-            for line in _write_grids(study, detection, entry, levels, output, pictures=not no_png):
+            for line in _write_grids(
+                study, detection, entry, levels, output, pictures=not no_png
+            ):
                 typer.echo(line)
     except OSError as error:
-        raise OutputError(f"cannot write to {output}: {error.strerror}; free space or name another folder") from error
+        raise OutputError(
+            f"cannot write to {output}: {error.strerror}; free space or name another folder"
+        ) from error
     if window:
         _show(study, levels)
 
 
-def _shown_study(folder: Path, study_id: str | None, overrides: RoleOverrides | None) -> Study:
+def _shown_study(
+    folder: Path, study_id: str | None, overrides: RoleOverrides | None
+) -> Study:
     """Read the only study of a folder, or the one that is named; refuse a study without a series to show."""
     from spine_engine.dicom import read_study
     from spine_engine.report.cloud import shown_series
@@ -84,7 +114,9 @@ def _shown_study(folder: Path, study_id: str | None, overrides: RoleOverrides | 
     return study
 
 
-def _detected(study: Study, folder: Path | None) -> tuple[Detection | None, GraderEntry | None]:
+def _detected(
+    study: Study, folder: Path | None
+) -> tuple[Detection | None, GraderEntry | None]:
     """Return where the levels are, and what the bundle says of the grader; None for both, and a line, without them."""
     from spine_engine.bundle import Bundle
     from spine_engine.options import RunOptions
@@ -99,11 +131,15 @@ def _detected(study: Study, folder: Path | None) -> tuple[Detection | None, Grad
         with StudyPipeline.open(bundle, options) as pipeline:
             return pipeline.locate(study), bundle.grader
     except StudyError as error:
-        typer.echo(f"the levels were not located ({error.reason}): there are no boxes and no level grids")
+        typer.echo(
+            f"the levels were not located ({error.reason}): there are no boxes and no level grids"
+        )
         return None, None
 
 
-def _write(study: Study, levels: Mapping[Level, LevelResult], output: Path, *, pictures: bool) -> Iterator[str]:
+def _write(
+    study: Study, levels: Mapping[Level, LevelResult], output: Path, *, pictures: bool
+) -> Iterator[str]:
     """Write the page, the cloud, the boxes and the picture of the study; yield a line about each file."""
     from spine_engine.report.cloud import study_cloud
     from spine_engine.report.offscreen import PACKAGES, picture
@@ -111,7 +147,9 @@ def _write(study: Study, levels: Mapping[Level, LevelResult], output: Path, *, p
     from spine_engine.report.ply import write_cloud, write_levels
     from spine_engine.report.scene import study_scene
 
-    page = render("view.html.j2", study_id=study.study_id, scene=study_scene(study, levels))
+    page = render(
+        "view.html.j2", study_id=study.study_id, scene=study_scene(study, levels)
+    )
     (output / "view.html").write_text(page, encoding="utf-8")
     yield f"{output / 'view.html'}: the study in 3-D, for any browser"
     cloud = study_cloud(study)
@@ -146,12 +184,23 @@ def _write_grids(
     from spine_engine.study import Source
 
     grids, coverage = level_grids(study, detection.levels, entry.layout)
-    unplaced = [level for level in LEVELS if detection.levels[level].source == Source.PRIOR]
+    unplaced = [
+        level for level in LEVELS if detection.levels[level].source == Source.PRIOR
+    ]
     if unplaced:
         yield f"no grid of {', '.join(unplaced)}: only the field of view places them, and the grader skips them"
     for grid, share, level in zip(grids, coverage, LEVELS, strict=True):
         if level not in unplaced:
-            yield from _write_grid(grid, share, entry, level, detection, levels[level], output, pictures=pictures)
+            yield from _write_grid(
+                grid,
+                share,
+                entry,
+                level,
+                detection,
+                levels[level],
+                output,
+                pictures=pictures,
+            )
 
 
 def _write_grid(
@@ -176,7 +225,9 @@ def _write_grid(
     shape = " x ".join(str(size) for size in grid.shape[1:])
     yield f"{output / f'grid_{level}.ply'}: {np.count_nonzero(grid.any(axis=0)):,} of {shape} voxels hold something"
     if pictures:
-        montage(grid, coverage, entry, level, place).save(output / f"grid_{level}.png", optimize=True)
+        montage(grid, coverage, entry, level, place).save(
+            output / f"grid_{level}.png", optimize=True
+        )
         yield f"{output / f'grid_{level}.png'}: its slices, channel by channel"
 
 
@@ -187,5 +238,6 @@ def _show(study: Study, levels: Mapping[Level, LevelResult]) -> None:
     problem = window(study_cloud(study), levels)
     if problem is not None:
         typer.echo(
-            f"no window: {problem}; it needs a screen (DISPLAY or WAYLAND_DISPLAY) and a Vulkan driver", err=True
+            f"no window: {problem}; it needs a screen (DISPLAY or WAYLAND_DISPLAY) and a Vulkan driver",
+            err=True,
         )

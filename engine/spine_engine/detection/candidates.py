@@ -96,7 +96,9 @@ class Candidate:
     log_level: F64
 
 
-def peaks_from_maps(heatmaps: Iterable[F32], canvas: Canvas, series: int, spec: DetectorSpec) -> tuple[Peaks, Peaks]:
+def peaks_from_maps(
+    heatmaps: Iterable[F32], canvas: Canvas, series: int, spec: DetectorSpec
+) -> tuple[Peaks, Peaks]:
     """Return the disc peaks and the body peaks of a canvas, averaged over 5x5 pixels by squared heat.
 
     Args:
@@ -105,7 +107,10 @@ def peaks_from_maps(heatmaps: Iterable[F32], canvas: Canvas, series: int, spec: 
         series: number of the series.
         spec: what the maps hold.
     """
-    from spine_engine.detection.kernels import PEAK_COLUMNS, find_peaks  # numba: only a run should pay
+    from spine_engine.detection.kernels import (
+        PEAK_COLUMNS,
+        find_peaks,
+    )  # numba: only a run should pay
 
     tables = []
     slices_done = 0
@@ -153,7 +158,9 @@ def candidates_from_peaks(peaks: Peaks, frame: F64) -> list[Candidate]:
     if not len(peaks.height):
         return []
     place = peaks.position_mm @ frame[:2].T
-    order = np.lexsort((peaks.position_mm @ frame[2], place[:, 1], place[:, 0], -peaks.height))
+    order = np.lexsort(
+        (peaks.position_mm @ frame[2], place[:, 1], place[:, 0], -peaks.height)
+    )
     return _candidates(peaks, join_peaks(place, peaks.height, order, JOIN_MM))
 
 
@@ -168,13 +175,19 @@ def clear_candidates(candidates: Sequence[Candidate], frame: F64) -> list[Candid
     typical_mass = float(np.median(masses[:TYPICAL_OF]))
     places = (np.array([c.position_mm for c in candidates]) @ frame[:2].T).tolist()
     heaviest_first = sorted(
-        zip(candidates, places, strict=True), key=lambda pair: (-pair[0].mass_mm, *pair[0].position_mm.tolist())
+        zip(candidates, places, strict=True),
+        key=lambda pair: (-pair[0].mass_mm, *pair[0].position_mm.tolist()),
     )
     clear: list[tuple[Candidate, list[float]]] = []
     for candidate, place in heaviest_first:
-        if candidate.mass_mm < MIN_SHARE * typical_mass or len(clear) == MOST_CANDIDATES:
+        if (
+            candidate.mass_mm < MIN_SHARE * typical_mass
+            or len(clear) == MOST_CANDIDATES
+        ):
             break
-        neighbours = [other.mass_mm for other, there in clear if dist(place, there) < CROWDED_MM]
+        neighbours = [
+            other.mass_mm for other, there in clear if dist(place, there) < CROWDED_MM
+        ]
         if not neighbours or candidate.mass_mm >= CROWDED_SHARE * max(neighbours):
             clear.append((candidate, place))
     return [candidate for candidate, _ in sorted(clear, key=lambda pair: -pair[1][0])]
@@ -190,8 +203,13 @@ def _candidates(peaks: Peaks, number: NDArray[np.int64]) -> list[Candidate]:
     order = np.argsort(part, kind="stable")
     starts = np.flatnonzero(np.diff(part[order], prepend=-1))
     weight = (peaks.height**2 * peaks.share_mm)[:, None]
-    columns = np.concatenate([peaks.position_mm, peaks.direction, peaks.log_level], axis=1) * weight
-    columns = np.concatenate([columns, weight, (peaks.height * peaks.share_mm)[:, None]], axis=1)
+    columns = (
+        np.concatenate([peaks.position_mm, peaks.direction, peaks.log_level], axis=1)
+        * weight
+    )
+    columns = np.concatenate(
+        [columns, weight, (peaks.height * peaks.share_mm)[:, None]], axis=1
+    )
     sums = np.add.reduceat(columns[order], starts)  # by cluster and series
     tops = np.maximum.reduceat(peaks.height[order], starts)
     clusters = np.flatnonzero(np.diff(part[order][starts] // len(series), prepend=-1))
@@ -202,4 +220,7 @@ def _candidates(peaks: Peaks, number: NDArray[np.int64]) -> list[Candidate]:
     means = sums[:, :6] / sums[:, -2:-1]
     mass = sums[:, -1] / len(series)
     rows = zip(means, heights.tolist(), mass.tolist(), votes, strict=True)
-    return [Candidate(mean[:3], peak, mass_mm, mean[3:], vote) for mean, peak, mass_mm, vote in rows]
+    return [
+        Candidate(mean[:3], peak, mass_mm, mean[3:], vote)
+        for mean, peak, mass_mm, vote in rows
+    ]

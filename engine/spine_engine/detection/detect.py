@@ -99,12 +99,16 @@ def detect(
         for stack in stacks:
             chosen = slices_of_pair(stack.positions_mm, number) if shared else None
             canvas = canvas_from_stack(stack, low, high, spec, chosen)
-            canvas_discs, canvas_bodies = peaks_from_maps(_maps_of(canvas, backend), canvas, number, spec)
+            canvas_discs, canvas_bodies = peaks_from_maps(
+                _maps_of(canvas, backend), canvas, number, spec
+            )
             discs.append(canvas_discs)
             bodies.append(canvas_bodies)
             views[number].append(canvas)
     frame = spine_frame([stack for stacks in ordered for stack in stacks])
-    return _decode(joined(discs), joined(bodies), views, frame, options) or undetected(ordered, options)
+    return _decode(joined(discs), joined(bodies), views, frame, options) or undetected(
+        ordered, options
+    )
 
 
 def _not_empty(series: list[list[Stack]]) -> list[list[Stack]]:
@@ -126,12 +130,18 @@ def _maps_of(canvas: Canvas, backend: Model) -> Iterator[F32]:
     for n in range(len(slices)):
         maps = backend.run({"slices": slices[n : n + 1]})["heatmaps"]
         if not np.isfinite(maps).all():
-            raise StudyError(Reason.INTERNAL_ERROR, "the detector gave numbers that are not finite")
+            raise StudyError(
+                Reason.INTERNAL_ERROR, "the detector gave numbers that are not finite"
+            )
         yield maps
 
 
 def _decode(
-    discs: Peaks, bodies: Peaks, views: Sequence[Sequence[Canvas]], frame: F64, options: DetectionOptions
+    discs: Peaks,
+    bodies: Peaks,
+    views: Sequence[Sequence[Canvas]],
+    frame: F64,
+    options: DetectionOptions,
 ) -> Detection | None:
     """Turn the peaks of a study into levels, vertebrae and warnings; None if no lumbar disc was found."""
     canvases = [canvas for view in views for canvas in view]
@@ -144,17 +154,28 @@ def _decode(
     levels = complete_levels(found, frame, options.box_mm)
     series_columns: list[NamedColumn] = []
     if len(views) > 1:
-        named = (named_column(discs.of_series(n), view, frame, options.labelling) for n, view in enumerate(views))
-        series_columns = [series_column for series_column in named if series_column is not None]
-    alternative, warnings = doubts(column, series_columns, levels, frame, options.box_mm, options.labelling)
+        named = (
+            named_column(discs.of_series(n), view, frame, options.labelling)
+            for n, view in enumerate(views)
+        )
+        series_columns = [
+            series_column for series_column in named if series_column is not None
+        ]
+    alternative, warnings = doubts(
+        column, series_columns, levels, frame, options.box_mm, options.labelling
+    )
     if any(level.source == Source.INTERPOLATED for level in levels.values()):
         warnings.add(Warn.LEVEL_INTERPOLATED)
     if any(level.confidence < LOW_CONFIDENCE for level in levels.values()):
         warnings.add(Warn.LOW_CONFIDENCE)
-    return Detection(levels, _vertebrae(bodies, found, frame), tuple(sorted(warnings)), alternative)
+    return Detection(
+        levels, _vertebrae(bodies, found, frame), tuple(sorted(warnings)), alternative
+    )
 
 
-def _vertebrae(bodies: Peaks, discs: Mapping[int, Found], frame: F64) -> tuple[Vertebra, ...]:
+def _vertebrae(
+    bodies: Peaks, discs: Mapping[int, Found], frame: F64
+) -> tuple[Vertebra, ...]:
     """Return the bodies whose centre lies between two neighbouring discs that have a rank, from above."""
     vertebrae: list[Vertebra] = []
     candidates = candidates_from_peaks(bodies, frame)
@@ -167,12 +188,18 @@ def _vertebrae(bodies: Peaks, discs: Mapping[int, Found], frame: F64) -> tuple[V
         nearest = int(np.argmin(gaps))
         if gaps[nearest] < BODY_MM:
             body = candidates[nearest]
-            confidence = min(discs[rank].confidence, discs[rank + 1].confidence) * min(1.0, body.peak / 0.4)
-            vertebrae.append(Vertebra(BODY_NAMES[rank], body.position_mm, round(confidence, 6)))
+            confidence = min(discs[rank].confidence, discs[rank + 1].confidence) * min(
+                1.0, body.peak / 0.4
+            )
+            vertebrae.append(
+                Vertebra(BODY_NAMES[rank], body.position_mm, round(confidence, 6))
+            )
     return tuple(vertebrae)
 
 
-def undetected(series: Sequence[Sequence[Stack]], options: DetectionOptions | None = None) -> Detection:
+def undetected(
+    series: Sequence[Sequence[Stack]], options: DetectionOptions | None = None
+) -> Detection:
     """Place the five levels by the field of view alone, with a warning: the result if no lumbar disc was found.
 
     Args:
@@ -183,6 +210,8 @@ def undetected(series: Sequence[Sequence[Stack]], options: DetectionOptions | No
         StudyError: there is no sagittal stack.
     """
     box_mm = (options or DetectionOptions()).box_mm
-    stacks = [stack for stacks in _not_empty(in_fixed_order(series)) for stack in stacks]
+    stacks = [
+        stack for stacks in _not_empty(in_fixed_order(series)) for stack in stacks
+    ]
     levels = prior_levels(field_of_view_center(stacks), spine_frame(stacks), box_mm)
     return Detection(levels, (), (Warn.LOW_CONFIDENCE,))

@@ -16,7 +16,10 @@ LevelFinder = Callable[[Sequence[Sequence[Stack]]], Detection]
 
 
 def level_finder(
-    decoder: str, spec: DetectorSpec | None, networks: Sequence[Model], options: DetectionOptions | None = None
+    decoder: str,
+    spec: DetectorSpec | None,
+    networks: Sequence[Model],
+    options: DetectionOptions | None = None,
 ) -> LevelFinder:
     """Return the function that finds levels with the loaded networks.
 
@@ -28,6 +31,8 @@ def level_finder(
     """
     if decoder == "vfr":
         field_net, appearance_net, context_net = networks
-        return lambda series: detect_vertebra_field(series, field_net, appearance_net, context_net)
+        return lambda series: detect_vertebra_field(
+            series, field_net, appearance_net, context_net
+        )
     (network,) = networks
     return lambda series: detect(series, network, spec, options)

@@ -26,7 +26,14 @@ PEAK_COLUMNS = 7
 
 
 @njit(nogil=True, cache=True)
-def resample_slice(out: F32, pixels: NDArray[np.uint16], start: F64, row_step: F64, column_step: F64, sub: F64) -> None:
+def resample_slice(
+    out: F32,
+    pixels: NDArray[np.uint16],
+    start: F64,
+    row_step: F64,
+    column_step: F64,
+    sub: F64,
+) -> None:
     """Fill `out (H, W)` with bilinear samples of one slice, 0 outside it.
 
     Canvas pixel (r, c) is the mean over the sub-pixel offsets `sub (K, 2)` of the source at
@@ -55,19 +62,29 @@ def resample_slice(out: F32, pixels: NDArray[np.uint16], start: F64, row_step: F
 
 
 @njit(nogil=True, cache=True)
-def _add_row(line: F32, source: NDArray[np.uint16], flip: np.uint16, weight: np.float32, more: bool) -> None:
+def _add_row(
+    line: F32,
+    source: NDArray[np.uint16],
+    flip: np.uint16,
+    weight: np.float32,
+    more: bool,
+) -> None:
     """Write `weight` times a row of stored values into `line`; add it to what `line` holds if `more` is set."""
     low = np.float32(flip)
     if more:
         for c in range(len(line)):
-            line[c] += weight * (np.float32(np.int32(np.uint16(source[c] ^ flip))) - low)
+            line[c] += weight * (
+                np.float32(np.int32(np.uint16(source[c] ^ flip))) - low
+            )
     else:
         for c in range(len(line)):
             line[c] = weight * (np.float32(np.int32(np.uint16(source[c] ^ flip))) - low)
 
 
 @njit(nogil=True, cache=True)
-def _add_taps(row: F32, line: F32, at: NDArray[np.uint32], weights: F32, loaded: F32, more: bool) -> None:
+def _add_taps(
+    row: F32, line: F32, at: NDArray[np.uint32], weights: F32, loaded: F32, more: bool
+) -> None:
     """Write `weights` times `line[at]` into `row`; add it to what `row` holds if `more` is set.
 
     The values are loaded first, because LLVM does not vectorise loops with such loads in them.
@@ -83,7 +100,9 @@ def _add_taps(row: F32, line: F32, at: NDArray[np.uint32], weights: F32, loaded:
 
 
 @njit(nogil=True, cache=True)
-def _normalize(row: F32, gain: np.float32, offset: np.float32, clip: np.float32, gamma: np.float32) -> None:
+def _normalize(
+    row: F32, gain: np.float32, offset: np.float32, clip: np.float32, gamma: np.float32
+) -> None:
     """Apply `clip(gain * v + offset, 0, clip) ** gamma` in place; gamma 0.5 is a square root, twice as fast."""
     zero = np.float32(0.0)
     for b in range(len(row)):
@@ -125,12 +144,21 @@ def draw_slices(
         bend: clip and gamma.
     """
     (top, bottom), (left, right) = covered
-    line, loaded = np.empty(pixels.shape[2], np.float32), np.empty(right - left, np.float32)
+    line, loaded = (
+        np.empty(pixels.shape[2], np.float32),
+        np.empty(right - left, np.float32),
+    )
     at = first[1][left:right].astype(np.uint32)
     for n in range(len(chosen)):
         for a in range(top, bottom):
             for t in range(len(weights[0])):
-                _add_row(line, pixels[chosen[n], first[0][a] + t], flip, weights[0][t, a], t > 0)
+                _add_row(
+                    line,
+                    pixels[chosen[n], first[0][a] + t],
+                    flip,
+                    weights[0][t, a],
+                    t > 0,
+                )
             row = out[n, a, left:right]
             for t in range(len(weights[1])):
                 _add_taps(row, line[t:], at, weights[1][t, left:right], loaded, t > 0)
@@ -224,7 +252,10 @@ def join_peaks(places: F64, heights: F64, order: I64, reach_mm: float) -> I64:
     for p in order:
         nearest, least = count, reach_mm
         for k in range(count):
-            distance = np.hypot(sums[k, 0] / sums[k, 2] - places[p, 0], sums[k, 1] / sums[k, 2] - places[p, 1])
+            distance = np.hypot(
+                sums[k, 0] / sums[k, 2] - places[p, 0],
+                sums[k, 1] / sums[k, 2] - places[p, 1],
+            )
             if distance < least:
                 nearest, least = k, distance
         count = max(count, nearest + 1)
@@ -243,7 +274,15 @@ def _log_add(a: float, b: float) -> float:
 
 
 @njit(nogil=True, cache=True)
-def weigh_column(forward: F64, backward: F64, best: F64, came: I64, emit: F64, step: F64, between: F64) -> None:
+def weigh_column(
+    forward: F64,
+    backward: F64,
+    best: F64,
+    came: I64,
+    emit: F64,
+    step: F64,
+    between: F64,
+) -> None:
     """Sum the scores of every way to label a column of n candidates, in place; see `labelling.Column` for the scores.
 
     Args:
@@ -259,7 +298,9 @@ def weigh_column(forward: F64, backward: F64, best: F64, came: I64, emit: F64, s
             for k in range(1, step.shape[2]):
                 way = between[i, j] + step[i, j, k]
                 for r in range(k, ranks):
-                    forward[j, r] = _log_add(forward[j, r], forward[i, r - k] + way + emit[j, r])
+                    forward[j, r] = _log_add(
+                        forward[j, r], forward[i, r - k] + way + emit[j, r]
+                    )
                     score = best[i, r - k] + way + emit[j, r]
                     if score > best[j, r]:
                         best[j, r] = score
@@ -269,4 +310,6 @@ def weigh_column(forward: F64, backward: F64, best: F64, came: I64, emit: F64, s
             for k in range(1, step.shape[2]):
                 way = between[i, j] + step[i, j, k]
                 for r in range(k, ranks):
-                    backward[i, r - k] = _log_add(backward[i, r - k], backward[j, r] + way + emit[j, r])
+                    backward[i, r - k] = _log_add(
+                        backward[i, r - k], backward[j, r] + way + emit[j, r]
+                    )

@@ -132,11 +132,19 @@ def label_column(
     n = len(candidates)
     emit, leave = _emissions(candidates, options)
     spacing = typical_spacing_mm(places, options.spacing_mm)
-    step = _transitions(places, spacing, options) + _bends(places, directions, options)[:, :, None]
-    skipped = np.concatenate([[0.0], np.cumsum(leave)])  # cost of leaving out candidates [0, i)
+    step = (
+        _transitions(places, spacing, options)
+        + _bends(places, directions, options)[:, :, None]
+    )
+    skipped = np.concatenate(
+        [[0.0], np.cumsum(leave)]
+    )  # cost of leaving out candidates [0, i)
     between = np.triu(skipped[None, :n] - skipped[1:, None], 1)
     start = _unseen(places, -1, spacing, in_picture, options) + skipped[:n, None]
-    end = _unseen(places, 1, spacing, in_picture, options) + (skipped[n] - skipped[1:])[:, None]
+    end = (
+        _unseen(places, 1, spacing, in_picture, options)
+        + (skipped[n] - skipped[1:])[:, None]
+    )
     return labelled(Column(emit, step, between, start, end))
 
 
@@ -162,16 +170,23 @@ def shifted(labelling: Labelling, shift: int) -> Shifted:
     return Shifted(shift, float(np.exp(total - labelling.total)), best)
 
 
-def _emissions(candidates: Sequence[Candidate], options: LabellingOptions) -> tuple[F64, F64]:
+def _emissions(
+    candidates: Sequence[Candidate], options: LabellingOptions
+) -> tuple[F64, F64]:
     """Return the log scores of keeping each candidate at each rank `(n, RANKS)` and of leaving it out `(n,)`."""
     mass = np.array([c.mass_mm for c in candidates])
     typical_mass = np.median(np.sort(mass)[-5:])
     fullness = np.clip(mass / (FULL_MASS_SHARE * typical_mass), 0.0, 1.0)
     peak = np.clip(np.array([c.peak for c in candidates]) * fullness, 0.02, 0.98)
     log_level = np.array([c.log_level for c in candidates])
-    weight = options.level_weight * np.exp(-_expected_rank(log_level) / options.level_fade)
+    weight = options.level_weight * np.exp(
+        -_expected_rank(log_level) / options.level_fade
+    )
     log_level = np.maximum(log_level, np.log(options.floor) * 2)
-    emit = weight[:, None] * log_level[:, 1:] + np.log(np.clip(2.0 * peak, 0.0, 0.98))[:, None]
+    emit = (
+        weight[:, None] * log_level[:, 1:]
+        + np.log(np.clip(2.0 * peak, 0.0, 0.98))[:, None]
+    )
     sacral = np.maximum(log_level[:, 0], np.log(0.1))
     leave = np.log(1.0 - np.clip(1.3 * peak, 0.02, 0.97)) + weight * sacral
     return emit, leave
@@ -188,13 +203,17 @@ def _weighed(column: Column) -> tuple[float, F64, NDArray[np.int64]]:
     """Return the log score of all labellings, the log score `(n, RANKS)` of those that keep each candidate at each
     rank, and the ranks `(n,)` of the best one.
     """
-    from spine_engine.detection.kernels import weigh_column  # numba: only a run should pay
+    from spine_engine.detection.kernels import (
+        weigh_column,
+    )  # numba: only a run should pay
 
     forward = column.start + column.emit
     backward = column.end.copy()
     best = forward.copy()
     came = np.full((*forward.shape, 2), -1)
-    weigh_column(forward, backward, best, came, column.emit, column.step, column.between)
+    weigh_column(
+        forward, backward, best, came, column.emit, column.step, column.between
+    )
     ranks = np.full(len(best), -1)
     last, rank = divmod(int(np.argmax(best + column.end)), RANKS)
     while last >= 0:
@@ -219,8 +238,12 @@ def _transitions(places: F64, spacing: float, options: LabellingOptions) -> F64:
 def _bends(places: F64, directions: F64, options: LabellingOptions) -> F64:
     """Return the log score `(n, n)` of the angle between the line from disc i up to j and the mean of their normals."""
     length = np.linalg.norm(directions, axis=1, keepdims=True)
-    unit = np.where(length > 0.1, directions / np.maximum(length, 1e-6), np.array([0.0, 1.0]))
-    normals = np.stack([-unit[:, 1], unit[:, 0]], axis=1)  # up, where directions point back
+    unit = np.where(
+        length > 0.1, directions / np.maximum(length, 1e-6), np.array([0.0, 1.0])
+    )
+    normals = np.stack(
+        [-unit[:, 1], unit[:, 0]], axis=1
+    )  # up, where directions point back
     line = places[None, :, :] - places[:, None, :]
     mean = normals[None, :, :] + normals[:, None, :]
     lengths = np.linalg.norm(line, axis=-1) * np.linalg.norm(mean, axis=-1)
@@ -250,5 +273,7 @@ def _unseen(
     direction /= np.maximum(np.hypot(*direction.T), 1.0)[:, None]
     expected = places[:, None] + direction[:, None] * spacing * reach
     shown = in_picture(expected.reshape(-1, 2)).reshape(len(places), -1)
-    seen = np.concatenate([np.zeros((len(places), 1)), np.cumsum(shown, axis=1)], axis=1)
+    seen = np.concatenate(
+        [np.zeros((len(places), 1)), np.cumsum(shown, axis=1)], axis=1
+    )
     return np.asarray(-options.unseen_cost * np.take(seen, missing, axis=1))

@@ -18,7 +18,13 @@ from spine_engine.study import AXIS_DECIMALS, PLACE_DECIMALS, Source
 
 F64 = NDArray[np.float64]
 
-RANK_OF_LEVEL = {Level.L5_S1: 0, Level.L4_L5: 1, Level.L3_L4: 2, Level.L2_L3: 3, Level.L1_L2: 4}
+RANK_OF_LEVEL = {
+    Level.L5_S1: 0,
+    Level.L4_L5: 1,
+    Level.L3_L4: 2,
+    Level.L2_L3: 3,
+    Level.L1_L2: 4,
+}
 """Rank of each level's disc, counted upwards from the sacrum."""
 
 BODY_NAMES = ("l5", "l4", "l3", "l2", "l1", "t12", "t11", "t10", "t9")
@@ -46,7 +52,11 @@ class DiscLevel:
     source: Source
 
     def __post_init__(self) -> None:
-        for name, decimals in (("center_mm", PLACE_DECIMALS), ("axes", AXIS_DECIMALS), ("size_mm", PLACE_DECIMALS)):
+        for name, decimals in (
+            ("center_mm", PLACE_DECIMALS),
+            ("axes", AXIS_DECIMALS),
+            ("size_mm", PLACE_DECIMALS),
+        ):
             object.__setattr__(self, name, np.round(getattr(self, name), decimals))
 
 
@@ -153,7 +163,11 @@ def _inferred(rank: int, found: Mapping[int, Found], frame: F64) -> Found:
         t = (rank - low) / (high - low)
         center_mm = (1 - t) * found[low].center_mm + t * found[high].center_mm
         direction = (1 - t) * found[low].direction + t * found[high].direction
-        return Found(center_mm, direction, INTERPOLATED * min(found[low].confidence, found[high].confidence))
+        return Found(
+            center_mm,
+            direction,
+            INTERPOLATED * min(found[low].confidence, found[high].confidence),
+        )
     ends = sorted(below, reverse=True) if below else sorted(above)
     last = found[ends[0]]
     steps = abs(rank - ends[0])
@@ -168,15 +182,28 @@ def _inferred(rank: int, found: Mapping[int, Found], frame: F64) -> Found:
     normal = normal / max(float(np.linalg.norm(normal)), 1e-6)
     reach = reach + normal * (1.0 if normal @ reach >= 0 else -1.0)
     reach = reach / float(np.linalg.norm(reach))
-    return Found(last.center_mm + reach * length * steps, last.direction, last.confidence * EXTRAPOLATED**steps)
+    return Found(
+        last.center_mm + reach * length * steps,
+        last.direction,
+        last.confidence * EXTRAPOLATED**steps,
+    )
 
 
-def prior_levels(center_mm: F64, frame: F64, box_mm: tuple[float, float, float]) -> dict[Level, DiscLevel]:
+def prior_levels(
+    center_mm: F64, frame: F64, box_mm: tuple[float, float, float]
+) -> dict[Level, DiscLevel]:
     """Place the five levels by the field of view alone: evenly spaced about the middle of the sagittal pictures."""
     levels: dict[Level, DiscLevel] = {}
     for level in Level:
         offset = (PRIOR_RANK_AT_CENTER - RANK_OF_LEVEL[level]) * PRIOR_SPACING_MM
         axes = axes_from_direction(frame[1], frame)
         disc_center_mm = center_mm + frame[0] * offset
-        levels[level] = DiscLevel(level, disc_center_mm, axes, np.array(box_mm), PRIOR_CONFIDENCE, Source.PRIOR)
+        levels[level] = DiscLevel(
+            level,
+            disc_center_mm,
+            axes,
+            np.array(box_mm),
+            PRIOR_CONFIDENCE,
+            Source.PRIOR,
+        )
     return levels

@@ -12,9 +12,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import Level
-from spine_engine.detection.candidates import JOIN_MM, Candidate, Peaks, candidates_from_peaks, clear_candidates
-from spine_engine.detection.labelling import RANKS, Labelling, LabellingOptions, Shifted, label_column, shifted
-from spine_engine.detection.levels import PRIOR_SPACING_MM, Alternative, DiscLevel, Found, complete_levels
+from spine_engine.detection.candidates import (
+    JOIN_MM,
+    Candidate,
+    Peaks,
+    candidates_from_peaks,
+    clear_candidates,
+)
+from spine_engine.detection.labelling import (
+    RANKS,
+    Labelling,
+    LabellingOptions,
+    Shifted,
+    label_column,
+    shifted,
+)
+from spine_engine.detection.levels import (
+    PRIOR_SPACING_MM,
+    Alternative,
+    DiscLevel,
+    Found,
+    complete_levels,
+)
 from spine_engine.detection.slices import Canvas
 from spine_engine.errors import Warn
 
@@ -49,7 +68,11 @@ class Picture:
         inside = np.zeros(len(places), np.bool_)
         for canvas in self.canvases:
             middle = canvas.origins_mm[len(canvas.origins_mm) // 2]
-            points = places @ self.frame[:2] + (middle @ self.frame[2]) * self.frame[2] - middle
+            points = (
+                places @ self.frame[:2]
+                + (middle @ self.frame[2]) * self.frame[2]
+                - middle
+            )
             row = points @ canvas.down / canvas.pixel_mm
             column = points @ canvas.back / canvas.pixel_mm
             margin = PICTURE_MARGIN_MM / canvas.pixel_mm
@@ -74,11 +97,15 @@ class NamedColumn:
         """
         discs: dict[int, Found] = {}
         sacrum = 1.0 if self._shows_sacrum(ranks) else SACRUM_UNSEEN
-        for candidate, rank, posterior in zip(self.candidates, ranks.tolist(), self.labelling.posterior, strict=True):
+        for candidate, rank, posterior in zip(
+            self.candidates, ranks.tolist(), self.labelling.posterior, strict=True
+        ):
             if rank >= 0:
                 clarity = float(np.clip(candidate.peak / CLEAR_PEAK, 0.0, 1.0))
                 confidence = float(posterior[rank]) * clarity * sacrum
-                discs[rank] = Found(candidate.position_mm, candidate.direction, confidence)
+                discs[rank] = Found(
+                    candidate.position_mm, candidate.direction, confidence
+                )
         return discs
 
     def _shows_sacrum(self, ranks: NDArray[np.int64]) -> bool:
@@ -88,11 +115,16 @@ class NamedColumn:
             return False
         lowest = labelled[0]
         below_mm = SACRUM_MM + ranks[lowest] * PRIOR_SPACING_MM
-        place = self.picture.frame[:2] @ self.candidates[lowest].position_mm + [below_mm, 0.0]
+        place = self.picture.frame[:2] @ self.candidates[lowest].position_mm + [
+            below_mm,
+            0.0,
+        ]
         return bool(self.picture(place[None])[0])
 
 
-def named_column(peaks: Peaks, canvases: Sequence[Canvas], frame: F64, options: LabellingOptions) -> NamedColumn | None:
+def named_column(
+    peaks: Peaks, canvases: Sequence[Canvas], frame: F64, options: LabellingOptions
+) -> NamedColumn | None:
     """Join the disc peaks of one or more series and label them; None if there is only noise."""
     candidates = clear_candidates(candidates_from_peaks(peaks, frame), frame)
     if not candidates or max(c.peak for c in candidates) < MIN_PEAK:
@@ -104,7 +136,9 @@ def named_column(peaks: Peaks, canvases: Sequence[Canvas], frame: F64, options: 
     return NamedColumn(candidates, labelling, picture)
 
 
-def series_shift(column: NamedColumn, alone: NamedColumn, frame: F64, options: LabellingOptions) -> int:
+def series_shift(
+    column: NamedColumn, alone: NamedColumn, frame: F64, options: LabellingOptions
+) -> int:
     """Return by how many ranks one series `alone` names the discs of the whole study's `column` higher; 0 for none.
 
     A shift counts if the series sees at least `series_discs` of the discs, moves all of them alike, and its own names
@@ -113,14 +147,20 @@ def series_shift(column: NamedColumn, alone: NamedColumn, frame: F64, options: L
     shifts = []
     beliefs = []
     places = np.array([c.position_mm for c in alone.candidates]) @ frame[:2].T
-    for candidate, rank in zip(column.candidates, column.labelling.ranks.tolist(), strict=True):
+    for candidate, rank in zip(
+        column.candidates, column.labelling.ranks.tolist(), strict=True
+    ):
         gaps = np.hypot(*(places - frame[:2] @ candidate.position_mm).T)
         nearest = int(np.argmin(gaps))
         rank_alone = int(alone.labelling.ranks[nearest])
         if rank >= 0 and rank_alone >= 0 and gaps[nearest] < JOIN_MM:
             shifts.append(rank_alone - rank)
             beliefs.append(float(alone.labelling.posterior[nearest, rank_alone]))
-    if len(shifts) < options.series_discs or len(set(shifts)) > 1 or np.mean(beliefs) < options.series_belief:
+    if (
+        len(shifts) < options.series_discs
+        or len(set(shifts)) > 1
+        or np.mean(beliefs) < options.series_belief
+    ):
         return 0
     return int(shifts[0])
 
@@ -149,21 +189,29 @@ def doubts(
         options: thresholds.
     """
     warnings: set[Warn] = set()
-    series_shifts = {series_shift(column, series_column, frame, options) for series_column in alone} - {0}
+    series_shifts = {
+        series_shift(column, series_column, frame, options) for series_column in alone
+    } - {0}
     if series_shifts:
         warnings.add(Warn.SERIES_DISAGREE)
-    numberings = [shifted(column.labelling, shift) for shift in sorted(series_shifts | {-1, 1})]
+    numberings = [
+        shifted(column.labelling, shift) for shift in sorted(series_shifts | {-1, 1})
+    ]
     reported = [
         other
         for other in numberings
-        if other.probability > 0 and (other.probability >= options.alternative or other.shift in series_shifts)
+        if other.probability > 0
+        and (other.probability >= options.alternative or other.shift in series_shifts)
     ]
     if not reported:
         return None, warnings
     best = max(reported, key=lambda other: other.probability)
     other_levels = complete_levels(column.found(best.ranks), frame, box_mm)
     if best.probability >= options.alternative:
-        sacral_discs = [numbered[Level.L5_S1].center_mm @ frame[:2].T for numbered in (levels, other_levels)]
+        sacral_discs = [
+            numbered[Level.L5_S1].center_mm @ frame[:2].T
+            for numbered in (levels, other_levels)
+        ]
         lowest = max(sacral_discs, key=lambda place: float(place[0]))
         if column.picture(lowest[None])[0] or _halves_differ(column.labelling, best):
             warnings.add(Warn.TRANSITIONAL_ANATOMY)
@@ -175,8 +223,12 @@ def _halves_differ(labelling: Labelling, other: Shifted) -> bool:
     level bins.
     """
     moved_ranks = labelling.ranks + other.shift
-    discs = np.flatnonzero((labelling.ranks >= 0) & (moved_ranks >= 0) & (moved_ranks < RANKS))
+    discs = np.flatnonzero(
+        (labelling.ranks >= 0) & (moved_ranks >= 0) & (moved_ranks < RANKS)
+    )
     emit = labelling.column.emit
     votes = emit[discs, moved_ranks[discs]] - emit[discs, labelling.ranks[discs]]
     half = len(discs) // 2
-    return half > 0 and bool((votes[:half].sum() > 0) != (votes[len(discs) - half :].sum() > 0))
+    return half > 0 and bool(
+        (votes[:half].sum() > 0) != (votes[len(discs) - half :].sum() > 0)
+    )

@@ -54,8 +54,17 @@ def draw_slice(
     offsets = (np.arange(n) - (n - 1) / 2 for n in counts)
     sub = np.stack(np.meshgrid(*offsets, indexing="ij"), -1).reshape(-1, 2)
     values = resample_slice(shape, pixels, start, steps[0], steps[1], sub)
-    covered = resample_slice(shape, np.ones(pixels.shape, np.bool_), start, steps[0], steps[1], np.zeros((1, 2)))
-    return np.asarray(np.clip(tone[0] * values + tone[1], 0.0, clip) ** gamma * (covered > 0))
+    covered = resample_slice(
+        shape,
+        np.ones(pixels.shape, np.bool_),
+        start,
+        steps[0],
+        steps[1],
+        np.zeros((1, 2)),
+    )
+    return np.asarray(
+        np.clip(tone[0] * values + tone[1], 0.0, clip) ** gamma * (covered > 0)
+    )
 
 
 def find_peaks(maps: F32, floor: float) -> F64:
@@ -70,17 +79,30 @@ def find_peaks(maps: F32, floor: float) -> F64:
         weight = heat**2 / (heat**2).sum()
         dy, dx = (o.ravel() - 2 for o in np.mgrid[:5, :5])
         logits = window[4:].reshape(-1, 25)
-        log_level = logits - np.log(np.exp(logits - logits.max(axis=0)).sum(axis=0)) - logits.max(axis=0)
-        votes = np.concatenate([window[2:4].reshape(2, 25), log_level]) @ weight * (channel == 0)
+        log_level = (
+            logits
+            - np.log(np.exp(logits - logits.max(axis=0)).sum(axis=0))
+            - logits.max(axis=0)
+        )
+        votes = (
+            np.concatenate([window[2:4].reshape(2, 25), log_level])
+            @ weight
+            * (channel == 0)
+        )
         peaks.append((n, channel, y + weight @ dy, x + weight @ dx, heat[12], *votes))
     return np.array(peaks).reshape(-1, 3 + maps.shape[1])
 
 
-def join_peaks(places: F64, heights: F64, order: NDArray[np.int64], reach_mm: float) -> NDArray[np.int64]:
+def join_peaks(
+    places: F64, heights: F64, order: NDArray[np.int64], reach_mm: float
+) -> NDArray[np.int64]:
     """Reference of `kernels.join_peaks`."""
     members: list[list[int]] = []
     for p in order.tolist():
-        centers = [np.average(places[group], axis=0, weights=heights[group]) for group in members]
+        centers = [
+            np.average(places[group], axis=0, weights=heights[group])
+            for group in members
+        ]
         gaps = [float(np.linalg.norm(center - places[p])) for center in centers]
         if gaps and min(gaps) < reach_mm:
             members[gaps.index(min(gaps))].append(p)
@@ -92,12 +114,18 @@ def join_peaks(places: F64, heights: F64, order: NDArray[np.int64], reach_mm: fl
     return number
 
 
-def weigh_column(emit: F64, step: F64, between: F64, start: F64, end: F64) -> tuple[F64, F64, F64]:
+def weigh_column(
+    emit: F64, step: F64, between: F64, start: F64, end: F64
+) -> tuple[F64, F64, F64]:
     """Reference of `kernels.weigh_column`; returns `forward`, `backward` and `best`."""
     n, ranks = emit.shape
     rise = np.arange(ranks)[None, :] - np.arange(ranks)[:, None]
     allowed = (rise > 0) & (rise < step.shape[2])
-    way = np.where(allowed, step[:, :, np.where(allowed, rise, 0)] + between[:, :, None, None], -np.inf)
+    way = np.where(
+        allowed,
+        step[:, :, np.where(allowed, rise, 0)] + between[:, :, None, None],
+        -np.inf,
+    )
     way = way + emit[None, :, None, :]  # (from, to, rank from, rank to)
     forward = start + emit
     backward = end.copy()
@@ -105,8 +133,14 @@ def weigh_column(emit: F64, step: F64, between: F64, start: F64, end: F64) -> tu
     for j in range(1, n):
         reached = (forward[:j, :, None] + way[:j, j]).reshape(-1, ranks)
         forward[j] = np.logaddexp(forward[j], np.logaddexp.reduce(reached, axis=0))
-        best[j] = np.maximum(best[j], (best[:j, :, None] + way[:j, j]).reshape(-1, ranks).max(axis=0))
+        best[j] = np.maximum(
+            best[j], (best[:j, :, None] + way[:j, j]).reshape(-1, ranks).max(axis=0)
+        )
     for i in range(n - 2, -1, -1):
-        going = (way[i, i + 1 :] + backward[i + 1 :, None, :]).transpose(1, 0, 2).reshape(ranks, -1)
+        going = (
+            (way[i, i + 1 :] + backward[i + 1 :, None, :])
+            .transpose(1, 0, 2)
+            .reshape(ranks, -1)
+        )
         backward[i] = np.logaddexp(backward[i], np.logaddexp.reduce(going, axis=1))
     return forward, backward, best

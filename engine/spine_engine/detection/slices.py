@@ -69,10 +69,14 @@ def series_range(stacks: Sequence[Stack], spec: DetectorSpec) -> tuple[float, fl
     percentiles = np.array([spec.low_percentile, spec.high_percentile])
     if np.ptp(slopes) == 0 and np.ptp(intercepts) == 0 and slopes[0] > 0:
         stored = np.concatenate([sample.ravel() for sample in samples])
-        low, high = _counted_percentiles(stored, percentiles) * float(slopes[0]) + float(intercepts[0])
+        low, high = _counted_percentiles(stored, percentiles) * float(
+            slopes[0]
+        ) + float(intercepts[0])
     else:
         rescaled = [
-            (sample * stack.slope[:, None, None] + stack.intercept[:, None, None]).ravel()
+            (
+                sample * stack.slope[:, None, None] + stack.intercept[:, None, None]
+            ).ravel()
             for sample, stack in zip(samples, stacks, strict=True)
         ]
         low, high = np.percentile(np.concatenate(rescaled), percentiles)
@@ -82,15 +86,21 @@ def series_range(stacks: Sequence[Stack], spec: DetectorSpec) -> tuple[float, fl
 def _counted_percentiles(values: NDArray[np.integer[Any]], percentiles: F64) -> F64:
     """Return `np.percentile` of integers by counting them, in a quarter of its time."""
     lowest = int(values.min())
-    counts_up_to = np.cumsum(np.bincount(values.astype(np.int64) - lowest if lowest < 0 else values))
+    counts_up_to = np.cumsum(
+        np.bincount(values.astype(np.int64) - lowest if lowest < 0 else values)
+    )
     rank = percentiles / 100 * (len(values) - 1)
     rank_below = np.floor(rank).astype(np.int64)
     below = np.searchsorted(counts_up_to, rank_below, side="right")
-    above = np.searchsorted(counts_up_to, np.minimum(rank_below + 1, len(values) - 1), side="right")
+    above = np.searchsorted(
+        counts_up_to, np.minimum(rank_below + 1, len(values) - 1), side="right"
+    )
     return np.asarray(below + (above - below) * (rank - rank_below) + min(lowest, 0))
 
 
-def canvas_axes(stack: Stack) -> tuple[F64, F64, F64, NDArray[np.int64], NDArray[np.float64]]:
+def canvas_axes(
+    stack: Stack,
+) -> tuple[F64, F64, F64, NDArray[np.int64], NDArray[np.float64]]:
     """Return `down`, `back` and `across` of a sagittal stack.
 
     The stack axes (1 or 2) that `down` and `back` lie along and their signs `(2,)` follow.
@@ -114,10 +124,19 @@ def in_fixed_order(series: Sequence[Sequence[Stack]]) -> list[list[Stack]]:
 
     def key(stack: Stack) -> tuple[object, ...]:
         middle = stack.pixels[len(stack.pixels) // 2]
-        place = (*stack.origins_mm[0].tolist(), *stack.axes.ravel().tolist(), *stack.spacing_mm, *stack.pixels.shape)
+        place = (
+            *stack.origins_mm[0].tolist(),
+            *stack.axes.ravel().tolist(),
+            *stack.spacing_mm,
+            *stack.pixels.shape,
+        )
         return (*place, middle.tobytes())
 
-    keyed = [sorted(((key(stack), stack) for stack in stacks), key=itemgetter(0)) for stacks in series if len(stacks)]
+    keyed = [
+        sorted(((key(stack), stack) for stack in stacks), key=itemgetter(0))
+        for stacks in series
+        if len(stacks)
+    ]
     keyed.sort(key=lambda pairs: [stack_key for stack_key, _ in pairs])
     return [[stack for _, stack in pairs] for pairs in keyed]
 
@@ -129,7 +148,13 @@ def spine_frame(stacks: Sequence[Stack]) -> F64:
     """
     axes = [canvas_axes(stack) for stack in stacks]
     counts = [len(chosen_slices(stack.positions_mm)) for stack in stacks]
-    across = np.sum([across * count for (_, _, across, _, _), count in zip(axes, counts, strict=True)], axis=0)
+    across = np.sum(
+        [
+            across * count
+            for (_, _, across, _, _), count in zip(axes, counts, strict=True)
+        ],
+        axis=0,
+    )
     across = across / np.linalg.norm(across)
     down = np.sum([down for down, *_ in axes], axis=0)
     down = down - (down @ across) * across
@@ -142,7 +167,9 @@ def field_of_view_center(stacks: Sequence[Stack]) -> F64:
     return np.asarray(np.mean([stack.center_mm for stack in stacks], axis=0))
 
 
-def chosen_slices(positions_mm: F64, step_mm: float = MIN_SLICE_STEP_MM, begin_mm: float = 0.0) -> NDArray[np.int64]:
+def chosen_slices(
+    positions_mm: F64, step_mm: float = MIN_SLICE_STEP_MM, begin_mm: float = 0.0
+) -> NDArray[np.int64]:
     """Return the indices of the slices that the detector sees, at most the middle `MAX_SLICES`.
 
     Args:
@@ -164,33 +191,54 @@ def slices_of_pair(positions_mm: F64, number: int) -> NDArray[np.int64]:
 
     Every other series begins half a step later, unless its slices are so far apart that all of them are taken.
     """
-    spacing_mm = float(np.median(np.diff(positions_mm))) if len(positions_mm) > 1 else PAIR_STEP_MM
+    spacing_mm = (
+        float(np.median(np.diff(positions_mm)))
+        if len(positions_mm) > 1
+        else PAIR_STEP_MM
+    )
     later_mm = max(0.0, min(PAIR_STEP_MM / 2, PAIR_STEP_MM - spacing_mm))
-    return chosen_slices(positions_mm, PAIR_STEP_MM, begin_mm=later_mm if number % 2 else 0.0)
+    return chosen_slices(
+        positions_mm, PAIR_STEP_MM, begin_mm=later_mm if number % 2 else 0.0
+    )
 
 
 def canvas_from_stack(
-    stack: Stack, low: float, high: float, spec: DetectorSpec, chosen: NDArray[np.int64] | None = None
+    stack: Stack,
+    low: float,
+    high: float,
+    spec: DetectorSpec,
+    chosen: NDArray[np.int64] | None = None,
 ) -> Canvas:
     """Resample the `chosen` slices of one stack onto their canvas and normalise them.
 
     A value becomes ``clip((v - low) / (high - low), 0, clip) ** gamma``. By default `chosen_slices` chooses the slices.
     """
-    from spine_engine.detection.kernels import draw_slices  # numba takes a second that only a run should pay
+    from spine_engine.detection.kernels import (
+        draw_slices,
+    )  # numba takes a second that only a run should pay
 
     down, back, across, which, signs = canvas_axes(stack)
     spacing = np.array(stack.spacing_mm)
     source_shape = np.array(stack.pixels.shape[1:])
     chosen = chosen_slices(stack.positions_mm) if chosen is None else chosen
-    along = which - 1  # the canvas axis that lies along the source's rows, along its columns: its own inverse
-    extent_px = np.minimum(source_shape[along] * spacing[along], spec.max_extent_mm) / spec.pixel_mm
+    along = (
+        which - 1
+    )  # the canvas axis that lies along the source's rows, along its columns: its own inverse
+    extent_px = (
+        np.minimum(source_shape[along] * spacing[along], spec.max_extent_mm)
+        / spec.pixel_mm
+    )
     shape = np.ceil(extent_px / spec.multiple).astype(int) * spec.multiple
     middle_canvas = (shape - 1) / 2
     step = (signs * spec.pixel_mm / spacing[along])[along]
     start = (source_shape - 1) / 2 - middle_canvas[along] * step
-    sides = zip(shape[along].tolist(), source_shape.tolist(), start, step, spacing, strict=True)
+    sides = zip(
+        shape[along].tolist(), source_shape.tolist(), start, step, spacing, strict=True
+    )
     rows, columns = (_taps(*side) for side in sides)
-    tone = np.stack([stack.slope[chosen], stack.intercept[chosen] - low], axis=1) / (high - low)
+    tone = np.stack([stack.slope[chosen], stack.intercept[chosen] - low], axis=1) / (
+        high - low
+    )
     slices = np.zeros((len(chosen), *shape[along]), np.float32)
     draw_slices(
         slices,
@@ -203,7 +251,9 @@ def canvas_from_stack(
         tone.astype(np.float32),
         (np.float32(spec.clip), np.float32(spec.gamma)),
     )
-    offset = start[0] * spacing[0] * stack.axes[1] + start[1] * spacing[1] * stack.axes[2]
+    offset = (
+        start[0] * spacing[0] * stack.axes[1] + start[1] * spacing[1] * stack.axes[2]
+    )
     top, left = (middle_canvas - extent_px / 2).tolist()
     bottom, right = (middle_canvas + extent_px / 2).tolist()
     return Canvas(
@@ -231,12 +281,16 @@ class _Taps:
     covered: tuple[int, int]
 
 
-def _taps(size: int, source: int, start: float, step: float, spacing_mm: float) -> _Taps:
+def _taps(
+    size: int, source: int, start: float, step: float, spacing_mm: float
+) -> _Taps:
     """Return the bilinear taps of positions `start + i * step` among `source` pixels, averaged over `GRAIN_MM`."""
     count = int(np.clip(np.round(GRAIN_MM / spacing_mm), 1, 4))
     place = start + np.arange(size) * step
     inside = np.flatnonzero((place >= -0.5) & (place <= source - 0.5))
-    samples = np.clip(place[:, None] + np.arange(count) - (count - 1) / 2, 0.0, source - 1.0)
+    samples = np.clip(
+        place[:, None] + np.arange(count) - (count - 1) / 2, 0.0, source - 1.0
+    )
     pixel = np.minimum(samples.astype(np.int64), max(source - 2, 0))
     beside = np.minimum(pixel + 1, source - 1)
     taps = int((beside[:, -1] - pixel[:, 0]).max()) + 1

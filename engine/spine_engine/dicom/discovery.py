@@ -29,8 +29,40 @@ _PEEKED_FILES: Final = 8
 # Names that usually hold no DICOM. They are looked at all the same: a name alone decides nothing.
 _FOREIGN_SUFFIXES: Final = frozenset(
     (
-        *("csv", "tsv", "txt", "md", "json", "jsonl", "xml", "yaml", "yml", "html", "htm", "pdf", "doc", "xls", "log"),
-        *("ini", "inf", "db", "sqlite", "exe", "dll", "zip", "gz", "tar", "rar", "jpg", "jpeg", "png", "gif", "bmp"),
+        *(
+            "csv",
+            "tsv",
+            "txt",
+            "md",
+            "json",
+            "jsonl",
+            "xml",
+            "yaml",
+            "yml",
+            "html",
+            "htm",
+            "pdf",
+            "doc",
+            "xls",
+            "log",
+        ),
+        *(
+            "ini",
+            "inf",
+            "db",
+            "sqlite",
+            "exe",
+            "dll",
+            "zip",
+            "gz",
+            "tar",
+            "rar",
+            "jpg",
+            "jpeg",
+            "png",
+            "gif",
+            "bmp",
+        ),
         *("tif", "tiff", "nii", "npy", "mp4", "avi"),
     )
 )
@@ -76,13 +108,17 @@ class WorkUnit:
         """SHA-256 over the paths and sizes of the files: changes when the study's files do."""
         digest = hashlib.sha256()
         for file in self.files:
-            digest.update(f"{file.path}\0{file.size}\n".encode("utf-8", "surrogateescape"))
+            digest.update(
+                f"{file.path}\0{file.size}\n".encode("utf-8", "surrogateescape")
+            )
         return digest.hexdigest()
 
 
 def merged_unit(key: str, files: Iterable[InputFile], study_id: str | None) -> WorkUnit:
     """Return one unit of all these files, each once, sorted by path."""
-    return WorkUnit(key, tuple(sorted(set(files), key=lambda file: file.path)), study_id)
+    return WorkUnit(
+        key, tuple(sorted(set(files), key=lambda file: file.path)), study_id
+    )
 
 
 _PLAIN_UID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
@@ -90,10 +126,16 @@ _PLAIN_UID: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
 
 def printable_uid(uid: str) -> str:
     """Return a UID that is safe to print and to open in a spreadsheet as it is, and a hash of any other."""
-    return uid if _PLAIN_UID.fullmatch(uid) else f"uid-{hashlib.sha256(uid.encode()).hexdigest()[:32]}"
+    return (
+        uid
+        if _PLAIN_UID.fullmatch(uid)
+        else f"uid-{hashlib.sha256(uid.encode()).hexdigest()[:32]}"
+    )
 
 
-def discover(root: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[WorkUnit | RefusedFile]:
+def discover(
+    root: Path, limits: Limits = DEFAULT_LIMITS
+) -> Iterator[WorkUnit | RefusedFile]:
     """Yield the units of work under ``root``, and what is refused on the way, in a fixed order.
 
     Streams: the first unit comes as soon as the first study's folders are listed, and one study is held at a time.
@@ -102,7 +144,9 @@ def discover(root: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[WorkUnit |
         UsageError: ``root`` is not a readable folder.
     """
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-        raise UsageError(f"cannot read the input folder {str(root)!r}; give a folder that holds DICOM files")
+        raise UsageError(
+            f"cannot read the input folder {str(root)!r}; give a folder that holds DICOM files"
+        )
     pending: list[InputFile] = []
     pending_study = ""
     unlisted: list[str] = []
@@ -113,7 +157,9 @@ def discover(root: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[WorkUnit |
             yield found
             continue
         study = _peeked_study(root, found, limits)
-        if pending and (not study or study != pending_study or len(pending) > limits.study_files):
+        if pending and (
+            not study or study != pending_study or len(pending) > limits.study_files
+        ):
             yield _unit(pending, pending_study, unlisted)
             pending = []
         pending.extend(found)
@@ -128,11 +174,17 @@ def _unit(files: list[InputFile], study: str, unlisted: list[str]) -> WorkUnit:
     folders = {str(PurePosixPath(file.path).parent) for file in files}
     home = posixpath.commonpath(folders) if len(folders) > 1 else posixpath.dirname(key)
     within = [home] if home not in ("", ".") else sorted(folders - {"."})
-    lost = [InputFile(path, 0) for path in unlisted if any(path.startswith(f"{folder}/") for folder in within)]
+    lost = [
+        InputFile(path, 0)
+        for path in unlisted
+        if any(path.startswith(f"{folder}/") for folder in within)
+    ]
     return merged_unit(key, [*files, *lost], printable_uid(study) if study else None)
 
 
-def _folders(root: Path, relative: str, limits: Limits) -> Iterator[list[InputFile] | RefusedFile]:
+def _folders(
+    root: Path, relative: str, limits: Limits
+) -> Iterator[list[InputFile] | RefusedFile]:
     """Yield the candidate files of each folder, depth first, a folder's own files before its subfolders."""
     waiting = [relative]
     while waiting:
@@ -172,7 +224,11 @@ def _met(root: Path, path: str, limits: Limits) -> InputFile | RefusedFile | str
         check_regular(status, limits)
         _check_name(root / path, limits)
     except StudyError as error:
-        return InputFile(path, 0) if error.reason is Reason.UNREADABLE else RefusedFile(path, error.reason)
+        return (
+            InputFile(path, 0)
+            if error.reason is Reason.UNREADABLE
+            else RefusedFile(path, error.reason)
+        )
     except FileNotFoundError:  # it vanished since the folder was listed
         return RefusedFile(path, Reason.UNREADABLE)
     except OSError:
@@ -192,9 +248,14 @@ def _check_link(root: Path, path: str) -> None:
         here = (root / path).parent.resolve(strict=True)
         top = root.resolve(strict=True)
     except (OSError, RuntimeError):
-        raise StudyError(Reason.NOT_A_REGULAR_FILE, "a link that leads nowhere") from None
+        raise StudyError(
+            Reason.NOT_A_REGULAR_FILE, "a link that leads nowhere"
+        ) from None
     if not target.is_relative_to(top) or here.is_relative_to(target):
-        raise StudyError(Reason.NOT_A_REGULAR_FILE, "a link out of the input, or back to a folder it is in")
+        raise StudyError(
+            Reason.NOT_A_REGULAR_FILE,
+            "a link out of the input, or back to a folder it is in",
+        )
 
 
 def _check_name(path: Path, limits: Limits) -> None:
@@ -209,7 +270,13 @@ def _peeked_study(root: Path, files: list[InputFile], limits: Limits) -> str:
     """Return the study of a folder's first image, or "" when its first files name none."""
     for file in files[:_PEEKED_FILES]:
         try:
-            study = study_uid(parse(read_file(root / file.path, limits, limits.peek_bytes), IDENTITY, limits))
+            study = study_uid(
+                parse(
+                    read_file(root / file.path, limits, limits.peek_bytes),
+                    IDENTITY,
+                    limits,
+                )
+            )
         except StudyError:
             continue
         if study:

@@ -29,13 +29,17 @@ _SEQUENCE_END: Final = 0xFFFEE0DD
 _UNDEFINED: Final = 0xFFFFFFFF
 _META_OFFSET: Final = 132
 _LONG_VRS: Final = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_SHORT_VRS: Final = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
+_SHORT_VRS: Final = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split()
+)
 _VRS: Final = _LONG_VRS | _SHORT_VRS
 _SHORT_LENGTHS: Final = 0x10000
 """An element of a short VR is shorter than this: its length has 16 bits (PS3.5 7.1.2)."""
 # (group, number, VR, length), (group, number, length) and a length alone, by byte order.
 _FORMATS: Final = {
-    little: tuple(struct.Struct(order + code).unpack_from for code in ("HH2sH", "HHL", "L"))
+    little: tuple(
+        struct.Struct(order + code).unpack_from for code in ("HH2sH", "HHL", "L")
+    )
     for little, order in ((True, "<"), (False, ">"))
 }
 _ITEM_BYTES: Final = {True: b"\xfe\xff\x00\xe0", False: b"\xff\xfe\xe0\x00"}
@@ -93,7 +97,9 @@ class _Scope:
     depth: int
     into: Elements | None
 
-    def kept(self, wanted: Mapping[int, bytes]) -> tuple[Mapping[int, bytes], dict[int, tuple[bytes, Value]]]:
+    def kept(
+        self, wanted: Mapping[int, bytes]
+    ) -> tuple[Mapping[int, bytes], dict[int, tuple[bytes, Value]]]:
         """Return the tags to keep, none where nothing is filled, and where their values go."""
         return ({}, {}) if self.into is None else (wanted, self.into.values)
 
@@ -101,7 +107,9 @@ class _Scope:
 class _Parser:
     """Parses one buffer with one byte order."""
 
-    def __init__(self, buffer: bytes, little: bool, wanted: Mapping[int, bytes], limits: Limits) -> None:
+    def __init__(
+        self, buffer: bytes, little: bool, wanted: Mapping[int, bytes], limits: Limits
+    ) -> None:
         self.buffer = buffer
         self.little = little
         self.wanted = wanted
@@ -119,13 +127,23 @@ class _Parser:
         top = scope.depth == 0
         wanted, values = scope.kept(self.wanted)
         # What ends before this, has a short VR and comes before the pixels needs no other look than this one.
-        quick = explicit and stop_group is None and self.limits.element_bytes >= _SHORT_LENGTHS
-        quick_end = 0 if not quick else min(end, self.limits.header_bytes) if top else end
+        quick = (
+            explicit
+            and stop_group is None
+            and self.limits.element_bytes >= _SHORT_LENGTHS
+        )
+        quick_end = (
+            0 if not quick else min(end, self.limits.header_bytes) if top else end
+        )
         while at + 8 <= end:
             group, number, vr, length = unpack(buffer, at)
             tag = group << 16 | number
             start = at + 8
-            if vr in _SHORT_VRS and (stop := start + length) <= quick_end and tag < _PIXEL_DATA:
+            if (
+                vr in _SHORT_VRS
+                and (stop := start + length) <= quick_end
+                and tag < _PIXEL_DATA
+            ):
                 if tag in wanted:
                     self._check_value(length)
                     values[tag] = (vr, buffer[start:stop])
@@ -138,7 +156,9 @@ class _Parser:
             if explicit and vr in _LONG_VRS:
                 start += 4
                 length = self._long_length(at, end)
-            elif not (explicit and _is_vr(vr)):  # implicit VR, also inside explicit (PS3.5 6.2.2)
+            elif not (
+                explicit and _is_vr(vr)
+            ):  # implicit VR, also inside explicit (PS3.5 6.2.2)
                 length = self._implicit(buffer, at)[2]
                 vr = self.wanted.get(tag, b"")
             if tag == _PIXEL_DATA and top:
@@ -152,11 +172,17 @@ class _Parser:
 
     def _check_value(self, length: int) -> None:
         if length > self.limits.value_bytes:
-            raise StudyError(Reason.TOO_LARGE, f"a value of {length} bytes, at most {self.limits.value_bytes} are read")
+            raise StudyError(
+                Reason.TOO_LARGE,
+                f"a value of {length} bytes, at most {self.limits.value_bytes} are read",
+            )
 
     def _check_header(self, at: int, top: bool) -> None:
         if top and at > self.limits.header_bytes:
-            raise StudyError(Reason.TOO_LARGE, f"a header of more than {self.limits.header_bytes} bytes")
+            raise StudyError(
+                Reason.TOO_LARGE,
+                f"a header of more than {self.limits.header_bytes} bytes",
+            )
 
     def _long_length(self, at: int, end: int) -> int:
         """Return the length of an element at ``at`` whose VR has one of 32 bits."""
@@ -168,30 +194,51 @@ class _Parser:
     def _meet_pixels(self, vr: bytes, start: int, length: int, end: int) -> None:
         encapsulated = length == _UNDEFINED
         size = end - start if encapsulated else length
-        self.pixel_data = PixelData(memoryview(self.buffer), vr, start, size, encapsulated)
+        self.pixel_data = PixelData(
+            memoryview(self.buffer), vr, start, size, encapsulated
+        )
 
-    def _value(self, tag: int, vr: bytes, start: int, length: int, scope: _Scope) -> int:
+    def _value(
+        self, tag: int, vr: bytes, start: int, length: int, scope: _Scope
+    ) -> int:
         """Keep the value when it is wanted, look inside when it is a sequence; return where it ends."""
         into = scope.into
         keep = into is not None and tag in self.wanted
         items: list[Elements] | None = [] if keep else None
         if length == _UNDEFINED:
-            opaque = vr not in (b"SQ", b"UN", b"")  # fragments, as in an encapsulated icon
-            inside = _Scope(scope.end, scope.explicit and vr != b"UN", scope.depth + 1, None)
+            opaque = vr not in (
+                b"SQ",
+                b"UN",
+                b"",
+            )  # fragments, as in an encapsulated icon
+            inside = _Scope(
+                scope.end, scope.explicit and vr != b"UN", scope.depth + 1, None
+            )
             stop = self.items(start, inside, items, closed=False, opaque=opaque)
         else:
             stop = start + length
             if length > self.limits.element_bytes:
-                raise StudyError(Reason.TOO_LARGE, f"an element of {length} bytes, at most {self.limits.element_bytes}")
+                raise StudyError(
+                    Reason.TOO_LARGE,
+                    f"an element of {length} bytes, at most {self.limits.element_bytes}",
+                )
             if stop > scope.end:
                 raise _DamagedError
-            if not (vr == b"SQ" or (not vr and self.buffer[start : start + 4] == self._item_bytes)):
+            if not (
+                vr == b"SQ"
+                or (not vr and self.buffer[start : start + 4] == self._item_bytes)
+            ):
                 if into is not None and keep:
                     self._check_value(length)
                     into.values[tag] = (vr, self.buffer[start:stop])
                 return stop
             try:
-                self.items(start, _Scope(stop, scope.explicit, scope.depth + 1, None), items, closed=True)
+                self.items(
+                    start,
+                    _Scope(stop, scope.explicit, scope.depth + 1, None),
+                    items,
+                    closed=True,
+                )
             except _DamagedError:
                 if keep:
                     raise
@@ -199,11 +246,21 @@ class _Parser:
             into.values[tag] = (b"SQ", items)
         return stop
 
-    def items(self, at: int, scope: _Scope, into: list[Elements] | None, closed: bool, opaque: bool = False) -> int:
+    def items(
+        self,
+        at: int,
+        scope: _Scope,
+        into: list[Elements] | None,
+        closed: bool,
+        opaque: bool = False,
+    ) -> int:
         """Parse the items of a sequence, ``closed`` when its length is known; return where it ends."""
         end = scope.end
         if scope.depth > self.limits.nesting:
-            raise StudyError(Reason.TOO_LARGE, f"sequences nested more than {self.limits.nesting} deep")
+            raise StudyError(
+                Reason.TOO_LARGE,
+                f"sequences nested more than {self.limits.nesting} deep",
+            )
         while at + 8 <= end:
             group, number, length = self._implicit(self.buffer, at)
             tag = group << 16 | number
@@ -220,13 +277,18 @@ class _Parser:
             if into is not None and item is not None:
                 into.append(item)
                 if len(into) > self.limits.frames:
-                    raise StudyError(Reason.TOO_LARGE, f"a sequence of more than {self.limits.frames} items")
+                    raise StudyError(
+                        Reason.TOO_LARGE,
+                        f"a sequence of more than {self.limits.frames} items",
+                    )
         if not closed:
             raise _DamagedError
         return at
 
 
-def parse(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMITS) -> ParsedFile:
+def parse(
+    data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIMITS
+) -> ParsedFile:
     """Walk a whole file, or its beginning, keeping the elements whose tags are in ``wanted`` (tag -> VR).
 
     A file without preamble is taken when it begins with a plausible element of group 2 or 8.
@@ -245,17 +307,27 @@ def parse(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIM
     if data[start : start + 2] == b"\x02\x00":
         try:
             explicit = data[start + 4 : start + 6] in _VRS
-            start = meta_parser.elements(start, _Scope(len(data), explicit, 0, meta), stop_group=2)
+            start = meta_parser.elements(
+                start, _Scope(len(data), explicit, 0, meta), stop_group=2
+            )
         except _DamagedError:
             meta.damaged = True
             return ParsedFile(meta, Elements(True, damaged=True), "", None)
     syntax = meta.values.get(_TRANSFER_SYNTAX, (b"", b""))[1]
-    transfer_syntax = syntax.decode("ascii", "replace").rstrip("\0 ") if isinstance(syntax, bytes) else ""
+    transfer_syntax = (
+        syntax.decode("ascii", "replace").rstrip("\0 ")
+        if isinstance(syntax, bytes)
+        else ""
+    )
     if transfer_syntax == DEFLATED:
         data, start = _inflated(memoryview(data)[start:], limits), 0
     little, explicit = _encoding(data[start : start + 6], transfer_syntax)
     if not transfer_syntax:
-        transfer_syntax = (EXPLICIT_LITTLE if little else EXPLICIT_BIG) if explicit else IMPLICIT_LITTLE
+        transfer_syntax = (
+            (EXPLICIT_LITTLE if little else EXPLICIT_BIG)
+            if explicit
+            else IMPLICIT_LITTLE
+        )
     dataset = Elements(little)
     dataset_parser = _Parser(data, little, wanted, limits)
     refusal: StudyError | None = None
@@ -265,7 +337,9 @@ def parse(data: bytes, wanted: Mapping[int, bytes], limits: Limits = DEFAULT_LIM
         dataset.damaged = True
     except StudyError as error:
         refusal = error
-    return ParsedFile(meta, dataset, transfer_syntax, dataset_parser.pixel_data, refusal)
+    return ParsedFile(
+        meta, dataset, transfer_syntax, dataset_parser.pixel_data, refusal
+    )
 
 
 def _is_vr(code: bytes) -> bool:
@@ -298,7 +372,12 @@ def _inflated(deflated: memoryview, limits: Limits) -> bytes:
     try:
         data = inflater.decompress(deflated, most)
     except zlib.error:
-        raise StudyError(Reason.CORRUPT_FILE, "a deflated data set that does not inflate") from None
+        raise StudyError(
+            Reason.CORRUPT_FILE, "a deflated data set that does not inflate"
+        ) from None
     if inflater.unconsumed_tail:
-        raise StudyError(Reason.TOO_LARGE, f"a deflated data set that grows more than {limits.inflate_ratio} times")
+        raise StudyError(
+            Reason.TOO_LARGE,
+            f"a deflated data set that grows more than {limits.inflate_ratio} times",
+        )
     return data

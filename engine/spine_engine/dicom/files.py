@@ -24,7 +24,9 @@ _BYTES_AHEAD: Final = 8 * MIB
 """How much of a file is fetched ahead: a slice of 2048 x 2048; what is larger streams well enough."""
 
 
-_TRANSIENT: Final = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY})
+_TRANSIENT: Final = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EINTR, errno.EBUSY}
+)
 """Errors of disks and network shares that may be gone a moment later."""
 RETRY_DELAYS_S: Final = (0.05, 0.2)
 """Waits before a call is tried again: short, since a broken disk fails every file of a study."""
@@ -45,7 +47,9 @@ def patiently(call: Callable[[], T]) -> T:
             return call()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise MachineError("too many files are open: raise the limit ('ulimit -n') and run again") from None
+                raise MachineError(
+                    "too many files are open: raise the limit ('ulimit -n') and run again"
+                ) from None
             if error.errno == errno.ENOMEM:
                 raise MemoryError from None
             if delay is None or error.errno not in _TRANSIENT:
@@ -59,12 +63,17 @@ def check_regular(status: os.stat_result, limits: Limits = DEFAULT_LIMITS) -> No
     if not stat.S_ISREG(status.st_mode):
         raise StudyError(Reason.NOT_A_REGULAR_FILE)
     if status.st_size > limits.file_bytes:
-        raise StudyError(Reason.TOO_LARGE, f"a file of {status.st_size} bytes, at most {limits.file_bytes} are read")
+        raise StudyError(
+            Reason.TOO_LARGE,
+            f"a file of {status.st_size} bytes, at most {limits.file_bytes} are read",
+        )
     if status.st_size == 0:
         raise StudyError(Reason.NOT_AN_IMAGE, "an empty file")
 
 
-def read_file(path: Path | str, limits: Limits = DEFAULT_LIMITS, first_bytes: int | None = None) -> bytes:
+def read_file(
+    path: Path | str, limits: Limits = DEFAULT_LIMITS, first_bytes: int | None = None
+) -> bytes:
     """Return the content of ``path``, or its first ``first_bytes`` bytes.
 
     Raises:
@@ -92,7 +101,9 @@ class OpenFile:
         descriptors = [self.descriptor]
 
         def content() -> bytes:
-            descriptor = descriptors.pop() if descriptors else os.open(self.path, _OPEN_FLAGS)
+            descriptor = (
+                descriptors.pop() if descriptors else os.open(self.path, _OPEN_FLAGS)
+            )
             try:
                 return _content(descriptor, wanted)
             finally:
@@ -115,7 +126,9 @@ def _content(descriptor: int, wanted: int) -> bytes:
     return data
 
 
-def open_ahead(paths: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterator[OpenFile | StudyError]:
+def open_ahead(
+    paths: Iterable[str], limits: Limits = DEFAULT_LIMITS
+) -> Iterator[OpenFile | StudyError]:
     """Yield each file, opened, or why it is not opened; a few that follow are open by then, and on their way.
 
     Storage answers many requests at once sooner than one after the other, and works while slices are decoded.
@@ -143,8 +156,12 @@ def open_ahead(paths: Iterable[str], limits: Limits = DEFAULT_LIMITS) -> Iterato
 def _announce(file: OpenFile) -> None:
     """Ask the system to fetch the beginning of a file; without the call (macOS) it is fetched when it is read."""
     if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):  # advice: what is wrong with the file shows when it is read
-            os.posix_fadvise(file.descriptor, 0, min(file.size, _BYTES_AHEAD), os.POSIX_FADV_WILLNEED)
+        with suppress(
+            OSError
+        ):  # advice: what is wrong with the file shows when it is read
+            os.posix_fadvise(
+                file.descriptor, 0, min(file.size, _BYTES_AHEAD), os.POSIX_FADV_WILLNEED
+            )
 
 
 def _opened(path: Path | str, limits: Limits) -> OpenFile:
@@ -153,7 +170,9 @@ def _opened(path: Path | str, limits: Limits) -> OpenFile:
     except OSError as error:
         # ELOOP: a link stands where a file was listed. ENXIO: a socket.
         special = error.errno in (errno.ELOOP, errno.ENXIO)
-        raise StudyError(Reason.NOT_A_REGULAR_FILE if special else Reason.UNREADABLE) from None
+        raise StudyError(
+            Reason.NOT_A_REGULAR_FILE if special else Reason.UNREADABLE
+        ) from None
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):

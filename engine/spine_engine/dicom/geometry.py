@@ -64,7 +64,13 @@ class Slice:
     def recency(self) -> tuple[int, str, int, int, str]:
         """What orders two slices at one position: the greatest is the latest."""
         image = self.image
-        return (image.acquisition_number, self.frame.acquired, image.instance_number, self.frame.index, self.path)
+        return (
+            image.acquisition_number,
+            self.frame.acquired,
+            image.instance_number,
+            self.frame.index,
+            self.path,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +123,19 @@ def place(source: Slice) -> PlacedSlice:
     if frame.spacing_mm is None:
         raise StudyError(Reason.NO_PIXEL_SPACING)
     axes, key = _orthonormal(frame.orientation)
-    return PlacedSlice(source, np.array(frame.position_mm), axes, key, (*key[:3], *key[6:], *frame.position_mm))
+    return PlacedSlice(
+        source,
+        np.array(frame.position_mm),
+        axes,
+        key,
+        (*key[:3], *key[6:], *frame.position_mm),
+    )
 
 
 @lru_cache(maxsize=1024)  # the slices of a series share one orientation, or a few
-def _orthonormal(orientation: tuple[float, ...]) -> tuple[NDArray[np.float64], tuple[float, ...]]:
+def _orthonormal(
+    orientation: tuple[float, ...],
+) -> tuple[NDArray[np.float64], tuple[float, ...]]:
     """Return the axes of an orientation (normal, down, right) as an array and as nine numbers.
 
     Raises:
@@ -129,7 +143,10 @@ def _orthonormal(orientation: tuple[float, ...]) -> tuple[NDArray[np.float64], t
     """
     right, down = np.array(orientation[:3]), np.array(orientation[3:])
     lengths = np.array([np.linalg.norm(right), np.linalg.norm(down)])
-    if np.abs(lengths - 1).max() > ORTHONORMAL_TOLERANCE or abs(float(right @ down)) > ORTHONORMAL_TOLERANCE:
+    if (
+        np.abs(lengths - 1).max() > ORTHONORMAL_TOLERANCE
+        or abs(float(right @ down)) > ORTHONORMAL_TOLERANCE
+    ):
         raise StudyError(Reason.BAD_ORIENTATION)
     right = right / lengths[0]
     down = down - right * (right @ down)
@@ -146,25 +163,38 @@ def contrast_groups(slices: Sequence[Slice]) -> list[list[Slice]]:
     """
     echo_of = _echo_labels(slices)
     groups: dict[tuple[float, ...], list[Slice]] = {}
-    kind_of = {image_type: image_kind(image_type) for image_type in {s.frame.image_type for s in slices}}
+    kind_of = {
+        image_type: image_kind(image_type)
+        for image_type in {s.frame.image_type for s in slices}
+    }
     kinds = sorted(set(kind_of.values()))
     for s in slices:
         frame = s.frame
         kind = float(kinds.index(kind_of[frame.image_type]))
-        key = (echo_of[id(s)], frame.b_value or 0.0, float(frame.temporal or 0), kind, frame.inversion_time_ms or 0.0)
+        key = (
+            echo_of[id(s)],
+            frame.b_value or 0.0,
+            float(frame.temporal or 0),
+            kind,
+            frame.inversion_time_ms or 0.0,
+        )
         groups.setdefault(key, []).append(s)
     return [groups[key] for key in sorted(groups)]
 
 
 def _echo_labels(slices: Sequence[Slice]) -> dict[int, float]:
     """Label each slice with the smallest echo time of its cluster, or with minus its echo number where none is said."""
-    times = sorted({s.frame.echo_time_ms for s in slices if s.frame.echo_time_ms is not None})
+    times = sorted(
+        {s.frame.echo_time_ms for s in slices if s.frame.echo_time_ms is not None}
+    )
     label: dict[float, float] = {}
     for before, time in zip([None, *times], times, strict=False):
         close = before is not None and time - before <= ECHO_TOLERANCE_MS
         label[time] = label[before] if close and before is not None else time
     return {
-        id(s): -float(s.frame.echo_number or 0) if s.frame.echo_time_ms is None else label[s.frame.echo_time_ms]
+        id(s): -float(s.frame.echo_number or 0)
+        if s.frame.echo_time_ms is None
+        else label[s.frame.echo_time_ms]
         for s in slices
     }
 
@@ -176,8 +206,36 @@ _KINDS: Final = (
     ("projection", ("PROJECTION IMAGE", "PROJECTION", "MIP", "MNIP", "MAX_IP")),
     ("reformat", ("MPR", "REFORMATTED", "CSA MPR", "CURVED")),
     ("screen save", ("SCREEN SAVE", "CSA REPORT", "PROTOCOL", "SCREENSHOT")),
-    ("map", ("ADC", "FA", "EADC", "T2 MAP", "T1 MAP", "T2_STAR", "DIFFUSION MAP", "R2", "PERFUSION", "FIELD_MAP")),
-    ("phase", ("P", "PHASE", "PHASE MAP", "PHASE_MAP", "I", "R", "REAL", "IMAGINARY", "VELOCITY", "VELOCITY MAP")),
+    (
+        "map",
+        (
+            "ADC",
+            "FA",
+            "EADC",
+            "T2 MAP",
+            "T1 MAP",
+            "T2_STAR",
+            "DIFFUSION MAP",
+            "R2",
+            "PERFUSION",
+            "FIELD_MAP",
+        ),
+    ),
+    (
+        "phase",
+        (
+            "P",
+            "PHASE",
+            "PHASE MAP",
+            "PHASE_MAP",
+            "I",
+            "R",
+            "REAL",
+            "IMAGINARY",
+            "VELOCITY",
+            "VELOCITY MAP",
+        ),
+    ),
     ("derived", ("DERIVED",)),
     ("water", ("WATER", "W")),
     ("fat", ("FAT", "F")),
@@ -188,7 +246,10 @@ _KINDS: Final = (
 
 def image_kind(image_type: tuple[str, ...]) -> str:
     """Name what kind of image ``ImageType`` says this is; ``"slice"`` for an ordinary one."""
-    return next((kind for kind, words in _KINDS if any(word in image_type for word in words)), "slice")
+    return next(
+        (kind for kind, words in _KINDS if any(word in image_type for word in words)),
+        "slice",
+    )
 
 
 def build_stacks(slices: Sequence[Slice]) -> tuple[list[BuiltStack], Counter[Reason]]:
@@ -222,54 +283,79 @@ def _parallel_groups(placed: Sequence[PlacedSlice]) -> list[list[PlacedSlice]]:
     for key, count in Counter(p.axes_key for p in placed).items():
         orientations[tuple(turns[key].round(5).ravel().tolist())] += count
     leaders: list[NDArray[np.float64]] = []
-    for orientation, _ in sorted(orientations.items(), key=lambda item: (-item[1], item[0])):
+    for orientation, _ in sorted(
+        orientations.items(), key=lambda item: (-item[1], item[0])
+    ):
         axes = np.array(orientation).reshape(2, 3)
         if all((axes * leader).sum(axis=1).min() < least for leader in leaders):
             leaders.append(axes)
     nearest = {
-        key: int(np.argmax([float((turn * leader).sum(axis=1).min()) for leader in leaders]))
+        key: int(
+            np.argmax([float((turn * leader).sum(axis=1).min()) for leader in leaders])
+        )
         for key, turn in turns.items()
     }
     groups: list[list[PlacedSlice]] = [[] for _ in leaders]
     for p in sorted(placed, key=lambda p: p.spatial_key):
         groups[nearest[p.axes_key]].append(p)
     ids = sorted({p.source.frame.stack_id for p in placed})
-    by_id = [[p for p in group if p.source.frame.stack_id == stack_id] for group in groups for stack_id in ids]
+    by_id = [
+        [p for p in group if p.source.frame.stack_id == stack_id]
+        for group in groups
+        for stack_id in ids
+    ]
     return [group for group in by_id if group]
 
 
 def _largest_consistent(parallel: list[PlacedSlice]) -> tuple[list[PlacedSlice], int]:
     """Keep the largest group of one matrix, spacing and signedness; also return how many slices that leaves out."""
-    groups: dict[tuple[int, int, bool], dict[tuple[float, float], list[PlacedSlice]]] = {}
+    groups: dict[
+        tuple[int, int, bool], dict[tuple[float, float], list[PlacedSlice]]
+    ] = {}
     for p in parallel:
         image = p.source.image
         by_spacing = groups.setdefault((image.rows, image.columns, image.signed), {})
-        spacing = next((s for s in by_spacing if _same_spacing(s, p.spacing_mm)), p.spacing_mm)
+        spacing = next(
+            (s for s in by_spacing if _same_spacing(s, p.spacing_mm)), p.spacing_mm
+        )
         by_spacing.setdefault(spacing, []).append(p)
-    candidates = [(len(g), shape, spacing, g) for shape, by in groups.items() for spacing, g in by.items()]
+    candidates = [
+        (len(g), shape, spacing, g)
+        for shape, by in groups.items()
+        for spacing, g in by.items()
+    ]
     best = max(candidates, key=lambda c: c[:3])
     return best[3], len(parallel) - best[0]
 
 
 def _same_spacing(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    return all(abs(a - b) <= ROUNDING_MM + SPACING_TOLERANCE * b for a, b in zip(one, other, strict=True))
+    return all(
+        abs(a - b) <= ROUNDING_MM + SPACING_TOLERANCE * b
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _blocks(consistent: list[PlacedSlice]) -> list[list[PlacedSlice]]:
     """Split parallel slices that share positions along the normal yet lie side by side in the plane."""
     axes = consistent[0].axes
-    placed = sorted(((float(p.origin_mm @ axes[0]), p.spatial_key, p) for p in consistent), key=lambda item: item[:2])
+    placed = sorted(
+        ((float(p.origin_mm @ axes[0]), p.spatial_key, p) for p in consistent),
+        key=lambda item: item[:2],
+    )
     along, ordered = [item[0] for item in placed], [item[2] for item in placed]
     in_plane = [axes[1:] @ p.origin_mm for p in ordered]
     side_by_side = any(
-        b - a < SAME_POSITION_MM and np.abs(in_plane[i + 1] - in_plane[i]).max() > SAME_BLOCK_MM
+        b - a < SAME_POSITION_MM
+        and np.abs(in_plane[i + 1] - in_plane[i]).max() > SAME_BLOCK_MM
         for i, (a, b) in enumerate(pairwise(along))
     )
     if not side_by_side:
         return _split_where_tilt_changes(ordered, along, in_plane)
     blocks: list[tuple[NDArray[np.float64], list[PlacedSlice]]] = []
     for p, where in zip(ordered, in_plane, strict=True):
-        near = [(float(np.abs(last - where).max()), i) for i, (last, _) in enumerate(blocks)]
+        near = [
+            (float(np.abs(last - where).max()), i) for i, (last, _) in enumerate(blocks)
+        ]
         distance, nearest = min(near, default=(np.inf, -1))
         if distance <= SAME_BLOCK_MM:
             blocks[nearest][1].append(p)
@@ -290,7 +376,10 @@ def _split_where_tilt_changes(
     blocks = [[ordered[0]]]
     for i in range(1, len(ordered)):
         before, p = ordered[i - 1 : i + 1]
-        if p.axes is not before.axes and (p.axes * before.axes).sum(axis=1).min() < least:
+        if (
+            p.axes is not before.axes
+            and (p.axes * before.axes).sum(axis=1).min() < least
+        ):
             aside = np.abs(in_plane[i] - in_plane[i - 1]).max() > SAME_BLOCK_MM
             if aside or along[i] - along[i - 1] > GAP_FACTOR * usual:
                 blocks.append([])
@@ -302,7 +391,9 @@ def _stack(block: list[PlacedSlice], left_out: int) -> BuiltStack:
     """Build one stack from ordered, consistent slices, after duplicates at one position are settled."""
     axes = Counter(p.axes_key for p in block)
     leader = np.array(max(axes, key=lambda a: (axes[a], a))).reshape(3, 3)
-    block = sorted(block, key=lambda p: (float(p.origin_mm @ leader[0]), p.source.recency))
+    block = sorted(
+        block, key=lambda p: (float(p.origin_mm @ leader[0]), p.source.recency)
+    )
     kept, warnings, notes = _without_duplicates(block, leader[0])
     warnings |= _spacing_warnings([float(p.origin_mm @ leader[0]) for p in kept])
     if left_out:
@@ -316,7 +407,9 @@ def _stack(block: list[PlacedSlice], left_out: int) -> BuiltStack:
         axes=leader,
         spacing_mm=kept[0].spacing_mm,
     )
-    return BuiltStack(stack, tuple(p.source for p in kept), frozenset(warnings), tuple(notes))
+    return BuiltStack(
+        stack, tuple(p.source for p in kept), frozenset(warnings), tuple(notes)
+    )
 
 
 def _without_duplicates(
@@ -331,7 +424,9 @@ def _without_duplicates(
         if len(same) == 1:
             kept.append(same[0])
             continue
-        distinct = {_pixel_hash(p): p for p in same}  # the last of equal ones is the latest
+        distinct = {
+            _pixel_hash(p): p for p in same
+        }  # the last of equal ones is the latest
         copies += len(same) - len(distinct)
         latest = max(distinct.values(), key=lambda p: p.source.recency)
         kept.append(latest)
@@ -368,11 +463,17 @@ def _spacing_warnings(positions_mm: list[float]) -> set[Warn]:
     return warnings
 
 
-def _positions(block: list[PlacedSlice], normal: NDArray[np.float64]) -> list[list[PlacedSlice]]:
+def _positions(
+    block: list[PlacedSlice], normal: NDArray[np.float64]
+) -> list[list[PlacedSlice]]:
     """Gather ordered slices that lie at one position along the normal."""
     positions: list[list[PlacedSlice]] = []
     for p in block:
-        if positions and float((p.origin_mm - positions[-1][0].origin_mm) @ normal) < SAME_POSITION_MM:
+        if (
+            positions
+            and float((p.origin_mm - positions[-1][0].origin_mm) @ normal)
+            < SAME_POSITION_MM
+        ):
             positions[-1].append(p)
         else:
             positions.append([p])

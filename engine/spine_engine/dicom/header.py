@@ -79,13 +79,24 @@ WANTED: Final[dict[int, bytes]] = {
 """Tag -> VR (PS3.6) of everything that is read; the VR serves implicit-VR data sets."""
 
 IDENTITY: Final = {0x0020000D: b"UI"}
-_BINARY: Final = {b"US": "H", b"SS": "h", b"UL": "L", b"SL": "l", b"FL": "f", b"FD": "d"}
+_BINARY: Final = {
+    b"US": "H",
+    b"SS": "h",
+    b"UL": "L",
+    b"SL": "l",
+    b"FL": "f",
+    b"FD": "d",
+}
 _REMEMBERED_BYTES: Final = 128
 """Longer than six decimal strings of 16 bytes (PS3.5 6.2), and short enough to remember some thousand of."""
 _MAX_UID_BYTES: Final = 64  # PS3.5 9.1
-_LARGEST_SPACING_MM: Final = 100.0  # of pixels: a localizer has 2 mm, nonsense has 10 million
+_LARGEST_SPACING_MM: Final = (
+    100.0  # of pixels: a localizer has 2 mm, nonsense has 10 million
+)
 _LARGEST_POSITION_MM: Final = 100_000.0  # a scanner is 2 m long
-_LARGEST_NUMBER: Final = 1e12  # nothing that is read comes near; keeps later arithmetic finite
+_LARGEST_NUMBER: Final = (
+    1e12  # nothing that is read comes near; keeps later arithmetic finite
+)
 
 # Objects that hold no image: SOP class UIDs (PS3.4 B.5) and Modality values (PS3.3 C.7.3.1.1.1).
 _NOT_IMAGE_CLASSES: Final = (
@@ -99,7 +110,22 @@ _NOT_IMAGE_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.481.",  # radiotherapy
 )
 _NOT_IMAGE_MODALITIES: Final = frozenset(
-    ("SR", "PR", "KO", "SEG", "DOC", "REG", "FID", "PLAN", "RTSTRUCT", "RTPLAN", "RTDOSE", "ECG", "HD", "AU")
+    (
+        "SR",
+        "PR",
+        "KO",
+        "SEG",
+        "DOC",
+        "REG",
+        "FID",
+        "PLAN",
+        "RTSTRUCT",
+        "RTPLAN",
+        "RTDOSE",
+        "ECG",
+        "HD",
+        "AU",
+    )
 )
 
 
@@ -177,7 +203,9 @@ def _numbers(elements: Elements, tag: int) -> tuple[float, ...]:
     vr, value = found
     if not isinstance(value, bytes) or not value:
         return ()
-    return (_parsed if len(value) > _REMEMBERED_BYTES else _remembered)(vr, value, elements.little)
+    return (_parsed if len(value) > _REMEMBERED_BYTES else _remembered)(
+        vr, value, elements.little
+    )
 
 
 def _parsed(vr: bytes, value: bytes, little: bool) -> tuple[float, ...]:
@@ -185,15 +213,28 @@ def _parsed(vr: bytes, value: bytes, little: bool) -> tuple[float, ...]:
         if vr in _BINARY:
             code = _BINARY[vr]
             count = len(value) // struct.calcsize("<" + code)
-            numbers = [float(n) for n in struct.unpack_from(f"{'<' if little else '>'}{count}{code}", value)]
+            numbers = [
+                float(n)
+                for n in struct.unpack_from(
+                    f"{'<' if little else '>'}{count}{code}", value
+                )
+            ]
         else:
-            numbers = [float(part) for part in value.decode("latin-1").strip("\0 ").split("\\")]
+            numbers = [
+                float(part) for part in value.decode("latin-1").strip("\0 ").split("\\")
+            ]
     except (ValueError, struct.error):
         return ()
-    return tuple(numbers) if all(abs(number) < _LARGEST_NUMBER for number in numbers) else ()
+    return (
+        tuple(numbers)
+        if all(abs(number) < _LARGEST_NUMBER for number in numbers)
+        else ()
+    )
 
 
-_remembered = lru_cache(maxsize=4096)(_parsed)  # the slices of a series repeat nearly all of their numbers
+_remembered = lru_cache(maxsize=4096)(
+    _parsed
+)  # the slices of a series repeat nearly all of their numbers
 
 
 def _integer(elements: Elements, tag: int, default: int) -> int:
@@ -205,7 +246,9 @@ def _exactly(numbers: tuple[float, ...], count: int) -> tuple[float, ...] | None
     return numbers if len(numbers) == count else None
 
 
-def _within(numbers: tuple[float, ...] | None, largest: float) -> tuple[float, ...] | None:
+def _within(
+    numbers: tuple[float, ...] | None, largest: float
+) -> tuple[float, ...] | None:
     """Return lengths in mm unless one of them is beyond anything that a scanner measures."""
     return None if numbers is None or max(map(abs, numbers)) > largest else numbers
 
@@ -228,15 +271,25 @@ def check_is_image(parsed: ParsedFile) -> None:
     """
     dataset = parsed.dataset
     sop_class = _text(dataset, 0x00080016) or _text(parsed.meta, 0x00020002)
-    if sop_class.startswith(_NOT_IMAGE_CLASSES) or _text(dataset, 0x00080060).upper() in _NOT_IMAGE_MODALITIES:
+    if (
+        sop_class.startswith(_NOT_IMAGE_CLASSES)
+        or _text(dataset, 0x00080060).upper() in _NOT_IMAGE_MODALITIES
+    ):
         raise StudyError(Reason.NOT_AN_IMAGE, "a DICOM object that is not an image")
     if parsed.refusal is not None:
         raise parsed.refusal
     if dataset.damaged or parsed.meta.damaged:
-        raise StudyError(Reason.CORRUPT_FILE, "the header is cut short or contradicts itself")
+        raise StudyError(
+            Reason.CORRUPT_FILE, "the header is cut short or contradicts itself"
+        )
     if parsed.pixel_data is None:
-        cut_short = _text(dataset, 0x00080060).upper() == "MR" or {0x00200032, 0x00280010} & dataset.values.keys()
-        raise StudyError(Reason.CORRUPT_FILE if cut_short else Reason.NOT_AN_IMAGE, "no pixel data")
+        cut_short = (
+            _text(dataset, 0x00080060).upper() == "MR"
+            or {0x00200032, 0x00280010} & dataset.values.keys()
+        )
+        raise StudyError(
+            Reason.CORRUPT_FILE if cut_short else Reason.NOT_AN_IMAGE, "no pixel data"
+        )
 
 
 def read_image(parsed: ParsedFile, limits: Limits = DEFAULT_LIMITS) -> ImageHeader:
@@ -256,13 +309,25 @@ def read_image(parsed: ParsedFile, limits: Limits = DEFAULT_LIMITS) -> ImageHead
             f"{declared_frames} frames of {rows} x {columns}; at most {limits.frames} of {limits.matrix} are read",
         )
     samples = _integer(dataset, 0x00280002, 1)
-    if rows * columns * max(samples, 1) * max(bits_allocated, 16) // 8 > limits.frame_bytes:
-        raise StudyError(Reason.TOO_LARGE, f"a frame of {rows} x {columns}, at most {limits.frame_bytes} bytes decoded")
+    if (
+        rows * columns * max(samples, 1) * max(bits_allocated, 16) // 8
+        > limits.frame_bytes
+    ):
+        raise StudyError(
+            Reason.TOO_LARGE,
+            f"a frame of {rows} x {columns}, at most {limits.frame_bytes} bytes decoded",
+        )
     options = (*_words(dataset, 0x00180022), *_words(dataset, 0x00180024))
-    texts = tuple(_text(dataset, tag).upper() for tag in (0x0008103E, 0x00181030, 0x00180024))
+    texts = tuple(
+        _text(dataset, tag).upper() for tag in (0x0008103E, 0x00181030, 0x00180024)
+    )
     return ImageHeader(
         series_uid=series_uid(parsed),
-        patient=(_text(dataset, 0x00100020), _text(dataset, 0x00100030), _text(dataset, 0x00100010)),
+        patient=(
+            _text(dataset, 0x00100020),
+            _text(dataset, 0x00100030),
+            _text(dataset, 0x00100010),
+        ),
         modality=_text(dataset, 0x00080060).upper(),
         rows=rows,
         columns=columns,
@@ -277,7 +342,9 @@ def read_image(parsed: ParsedFile, limits: Limits = DEFAULT_LIMITS) -> ImageHead
         frame_of_reference=_text(dataset, 0x00200052),
         scanning_sequence=_words(dataset, 0x00180020) or _echo_pulse_sequence(dataset),
         contrast_agent=bool(_text(dataset, 0x00180010)),
-        fat_suppressed=any(option in ("FS", "FAT_SAT", "SPIR", "SPAIR", "SFS") for option in options),
+        fat_suppressed=any(
+            option in ("FS", "FAT_SAT", "SPIR", "SPAIR", "SFS") for option in options
+        ),
         texts=texts,
         series_number=_integer(dataset, 0x00200011, 0),
         acquisition_number=_integer(dataset, 0x00200012, 0),
@@ -308,7 +375,12 @@ def _frames(dataset: Elements, declared_frames: int) -> tuple[FrameHeader, ...]:
     frames = []
     for index in range(declared_frames):
         groups = [*per_frame[index : index + 1], *shared]
-        nested = [item for group in groups for tag in group.values for item in _items(group, tag)[:1]]
+        nested = [
+            item
+            for group in groups
+            for tag in group.values
+            for item in _items(group, tag)[:1]
+        ]
         frames.append(_frame(index, [*nested, dataset]))
     return tuple(frames)
 
@@ -335,7 +407,9 @@ def _frame(index: int, sources: list[Elements]) -> FrameHeader:
     slope = number(0x00281053)
     return FrameHeader(
         index=index,
-        position_mm=_within(_exactly(_numbers(*source(0x00200032)), 3), _LARGEST_POSITION_MM),
+        position_mm=_within(
+            _exactly(_numbers(*source(0x00200032)), 3), _LARGEST_POSITION_MM
+        ),
         orientation=_exactly(_numbers(*source(0x00200037)), 6),
         spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
         slope=slope if slope else 1.0,
@@ -348,5 +422,6 @@ def _frame(index: int, sources: list[Elements]) -> FrameHeader:
         temporal=integer(0x00209128, 0x00200100),
         stack_id=_text(*source(0x00209056)),
         image_type=_words(*source(0x00089007, 0x00080008)),
-        acquired=_text(*source(0x00189074)) or _text(sources[-1], 0x00080022) + _text(sources[-1], 0x00080032),
+        acquired=_text(*source(0x00189074))
+        or _text(sources[-1], 0x00080022) + _text(sources[-1], 0x00080032),
     )

@@ -11,7 +11,9 @@ I16 = NDArray[np.int16]
 
 
 @njit(nogil=True, cache=True)
-def count_bits(codes: U8, most: int, dc: I16, dc_long: I16, ac: I16, ac_long: I16, count: int) -> int:
+def count_bits(
+    codes: U8, most: int, dc: I16, dc_long: I16, ac: I16, ac_long: I16, count: int
+) -> int:
     """Return how many bits the codes of ``count`` pixels or blocks take; more than ``most`` where they do not end well.
 
     Args:

@@ -16,7 +16,12 @@ _LISTED: Final = 10
 """How many studies an error lists: more fill a terminal."""
 
 
-def read_study(folder: str | Path, study_id: str | None = None, *, overrides: RoleOverrides | None = None) -> Study:
+def read_study(
+    folder: str | Path,
+    study_id: str | None = None,
+    *,
+    overrides: RoleOverrides | None = None,
+) -> Study:
     """Read the one study of a folder and its subfolders.
 
     Args:
@@ -48,7 +53,9 @@ def read_study(folder: str | Path, study_id: str | None = None, *, overrides: Ro
     if not studies:
         known = f"; it has {_listed(ids)}" if study_id is not None and any(ids) else ""
         which = "MR study" if study_id is None else f"study {study_id!r}"
-        raise UsageError(f"there is no {which} in {str(root)!r}{known}: 'spine-engine inspect' says what lies there")
+        raise UsageError(
+            f"there is no {which} in {str(root)!r}{known}: 'spine-engine inspect' says what lies there"
+        )
     if len(studies) > 1:
         raise UsageError(_several(root, sorted(studies)))
     (study,) = studies.values()
@@ -67,12 +74,16 @@ def _merged_units(root: Path) -> list[WorkUnit]:
     return list(by_study.values())
 
 
-def _studies(root: Path, unit: WorkUnit, wanted: str | None, overrides: RoleOverrides) -> Iterator[Study]:
+def _studies(
+    root: Path, unit: WorkUnit, wanted: str | None, overrides: RoleOverrides
+) -> Iterator[Study]:
     """Yield the studies of a unit; of several only the one that is wanted, or an error that lists them."""
     reading = read_unit(root, unit, overrides)
     yield from reading.studies
     if reading.split and wanted is None:
-        raise UsageError(_several(root, sorted(part.study_id or "" for part in reading.split)))
+        raise UsageError(
+            _several(root, sorted(part.study_id or "" for part in reading.split))
+        )
     for part in reading.split:
         if part.study_id == wanted:
             yield from read_unit(root, part, overrides).studies
@@ -80,7 +91,8 @@ def _studies(root: Path, unit: WorkUnit, wanted: str | None, overrides: RoleOver
 
 def _several(root: Path, ids: list[str]) -> str:
     return (
-        f"{str(root)!r} holds {len(ids)} studies and one is wanted: give --study (study_id) with one of {_listed(ids)}"
+        f"{str(root)!r} holds {len(ids)} studies and one is wanted: "
+        f"give --study (study_id) with one of {_listed(ids)}"
     )
 
 

@@ -60,11 +60,18 @@ class RoleOverrides:
         try:
             text = read_file(path.resolve(), _LIMITS).decode("utf-8-sig")
         except (StudyError, UnicodeDecodeError, OSError):
-            raise UsageError(f"cannot read the series table {path.name!r}; give a UTF-8 CSV file") from None
+            raise UsageError(
+                f"cannot read the series table {path.name!r}; give a UTF-8 CSV file"
+            ) from None
         try:
-            return cls(_roles(path.name, csv.DictReader(io.StringIO(text, newline=""))), (path.name,))
+            return cls(
+                _roles(path.name, csv.DictReader(io.StringIO(text, newline=""))),
+                (path.name,),
+            )
         except csv.Error as error:
-            raise UsageError(f"the series table {path.name!r} is no CSV file: {error}") from None
+            raise UsageError(
+                f"the series table {path.name!r} is no CSV file: {error}"
+            ) from None
 
     @classmethod
     def find(cls, root: Path) -> RoleOverrides:
@@ -87,7 +94,9 @@ class RoleOverrides:
                 roles.update(found)
                 used.append(table.name)
             else:
-                left_out[table.name] = f"{table.name} lies beside the input and names none of its studies"
+                left_out[table.name] = (
+                    f"{table.name} lies beside the input and names none of its studies"
+                )
         return cls(roles, tuple(used), left_out)
 
     def role(self, study_id: str, series_uid: str, series_path: str) -> Role | None:
@@ -105,7 +114,9 @@ class RoleOverrides:
 def _roles(name: str, rows: csv.DictReader[str]) -> dict[tuple[str, str], Role]:
     """Return the roles that the rows of a table state; errors are those of ``from_csv``."""
     columns = set(rows.fieldnames or ())
-    described = next((one for one in ("role", "series_description") if one in columns), None)
+    described = next(
+        (one for one in ("role", "series_description") if one in columns), None
+    )
     if described is None or not {"study_id", "series_id"} <= columns:
         raise UsageError(
             f"the series table {name!r} lacks a column; it needs study_id, series_id and series_description"
@@ -118,14 +129,20 @@ def _roles(name: str, rows: csv.DictReader[str]) -> dict[tuple[str, str], Role]:
                 f"line {rows.line_num} of the series table {name!r} names no role; "
                 "write Sagittal T1, Sagittal T2/STIR or Axial T2"
             )
-        roles[(row["study_id"] or "").strip(), (row["series_id"] or "").strip()] = _MEANINGS[words]
+        roles[(row["study_id"] or "").strip(), (row["series_id"] or "").strip()] = (
+            _MEANINGS[words]
+        )
     return roles
 
 
 def _tables(folder: Path) -> list[Path]:
     """Return the series tables in a folder that are regular files, sorted by name."""
     try:
-        return [table for table in sorted(folder.glob(_PATTERN)) if table.is_file() and not table.is_symlink()]
+        return [
+            table
+            for table in sorted(folder.glob(_PATTERN))
+            if table.is_file() and not table.is_symlink()
+        ]
     except OSError:
         return []
 

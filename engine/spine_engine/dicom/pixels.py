@@ -18,7 +18,13 @@ import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.dicom.elements import DEFLATED, EXPLICIT_BIG, EXPLICIT_LITTLE, IMPLICIT_LITTLE, PixelData
+from spine_engine.dicom.elements import (
+    DEFLATED,
+    EXPLICIT_BIG,
+    EXPLICIT_LITTLE,
+    IMPLICIT_LITTLE,
+    PixelData,
+)
 from spine_engine.dicom.header import ImageHeader
 from spine_engine.dicom.whole import is_whole_jpeg, is_whole_jpeg_2000, without_padding
 from spine_engine.errors import Reason, StudyError
@@ -50,7 +56,9 @@ _DECODERS: Final[dict[str, Any]] = {
     "1.2.840.10008.1.2.4.203": imagecodecs.htj2k_decode,
 }
 JPEG_2000: Final = frozenset(
-    uid for uid, decode in _DECODERS.items() if decode in (imagecodecs.jpeg2k_decode, imagecodecs.htj2k_decode)
+    uid
+    for uid, decode in _DECODERS.items()
+    if decode in (imagecodecs.jpeg2k_decode, imagecodecs.htj2k_decode)
 )
 SUPPORTED: Final = NATIVE | {RLE} | set(_DECODERS)
 _RLE_SLACK: Final = 64
@@ -70,9 +78,15 @@ def check_decodable(image: ImageHeader) -> None:
     if image.transfer_syntax not in SUPPORTED:
         raise StudyError(Reason.UNSUPPORTED_TRANSFER_SYNTAX)
     bits = (image.bits_allocated, image.bits_stored, image.high_bit)
-    sound = bits[0] in (8, 16, 32) and 1 <= bits[1] <= 16 and bits[1] - 1 <= bits[2] < bits[0]
+    sound = (
+        bits[0] in (8, 16, 32)
+        and 1 <= bits[1] <= 16
+        and bits[1] - 1 <= bits[2] < bits[0]
+    )
     if not sound or min(image.rows, image.columns) < 1:
-        raise StudyError(Reason.CORRUPT_PIXELS, f"bits {bits}, matrix {image.rows} x {image.columns}")
+        raise StudyError(
+            Reason.CORRUPT_PIXELS, f"bits {bits}, matrix {image.rows} x {image.columns}"
+        )
 
 
 def frames(image: ImageHeader, pixel_data: PixelData) -> Iterator[Pixels | StudyError]:
@@ -80,7 +94,11 @@ def frames(image: ImageHeader, pixel_data: PixelData) -> Iterator[Pixels | Study
 
     They may be a read-only view of ``pixel_data.buffer`` where that holds little else.
     """
-    source = _encapsulated(image, pixel_data) if pixel_data.encapsulated else _native(image, pixel_data)
+    source = (
+        _encapsulated(image, pixel_data)
+        if pixel_data.encapsulated
+        else _native(image, pixel_data)
+    )
     count = 0
     try:
         for raw in source:
@@ -103,7 +121,9 @@ def _native(image: ImageHeader, pixel_data: PixelData) -> Iterator[NDArray[Any]]
     big = image.transfer_syntax == EXPLICIT_BIG
     dtype = np.dtype(f"{'>' if big else '<'}u{size}")
     end = min(pixel_data.start + pixel_data.length, len(pixel_data.buffer))
-    in_place = len(pixel_data.buffer) <= _VIEW_FACTOR * pixels * size * image.declared_frames
+    in_place = (
+        len(pixel_data.buffer) <= _VIEW_FACTOR * pixels * size * image.declared_frames
+    )
     for start in range(pixel_data.start, end, pixels * size):
         if start + pixels * size > end:
             return
@@ -113,13 +133,19 @@ def _native(image: ImageHeader, pixel_data: PixelData) -> Iterator[NDArray[Any]]
         yield (raw if in_place else raw.copy()).reshape(image.rows, image.columns)
 
 
-def _encapsulated(image: ImageHeader, pixel_data: PixelData) -> Iterator[NDArray[Any] | StudyError]:
+def _encapsulated(
+    image: ImageHeader, pixel_data: PixelData
+) -> Iterator[NDArray[Any] | StudyError]:
     """Yield the decoded frames of encapsulated pixel data (PS3.5 A.4)."""
     if image.transfer_syntax in NATIVE:
         raise StudyError(Reason.CORRUPT_PIXELS)
     data = pixel_data.buffer[pixel_data.start : pixel_data.start + pixel_data.length]
     only = _only_fragment(data)
-    for frame in (only,) if only is not None else _frames_of_fragments(bytes(data), image.declared_frames):
+    for frame in (
+        (only,)
+        if only is not None
+        else _frames_of_fragments(bytes(data), image.declared_frames)
+    ):
         try:
             yield _decoded(frame, image)
         except MemoryError:
@@ -138,14 +164,20 @@ def _only_fragment(data: memoryview) -> bytes | None:
         return None
     item, length = _FRAGMENT(data, at)
     stop = at + 8 + length
-    if item != _ITEM or stop + 4 > len(data) or bytes(data[stop : stop + 4]) != _SEQUENCE_END:
+    if (
+        item != _ITEM
+        or stop + 4 > len(data)
+        or bytes(data[stop : stop + 4]) != _SEQUENCE_END
+    ):
         return None
     return bytes(data[at + 8 : stop])
 
 
 def _frames_of_fragments(data: bytes, declared_frames: int) -> Iterator[bytes]:
     """Yield the encoded frames of any sequence of fragments."""
-    from pydicom.encaps import generate_frames  # here, because importing it takes longer than reading a study
+    from pydicom.encaps import (
+        generate_frames,
+    )  # here, because importing it takes longer than reading a study
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's warnings may repeat header values
@@ -161,11 +193,16 @@ def _decoded(frame: bytes, image: ImageHeader) -> NDArray[Any]:
             raise ValueError("segments and bits allocated disagree")
         pixels = shape[0] * shape[1]
         values = bytearray(pixels * size + _RLE_SLACK)
-        if len(imagecodecs.dicomrle_decode(frame, f"<u{size}", out=values)) < pixels * size:
+        if (
+            len(imagecodecs.dicomrle_decode(frame, f"<u{size}", out=values))
+            < pixels * size
+        ):
             raise ValueError("too few pixels")
         return np.frombuffer(values, f"<u{size}", pixels).reshape(shape)
     frame = without_padding(frame)
-    if _declared_shape(frame, image.transfer_syntax) != shape or not frame.endswith(b"\xff\xd9"):
+    if _declared_shape(frame, image.transfer_syntax) != shape or not frame.endswith(
+        b"\xff\xd9"
+    ):
         raise ValueError("the code stream is cut short or of another size")
     jpeg_2000 = image.transfer_syntax in JPEG_2000
     if not (is_whole_jpeg_2000(frame) if jpeg_2000 else is_whole_jpeg(frame)):
@@ -200,13 +237,19 @@ def _declared_shape(frame: bytes, transfer_syntax: str) -> tuple[int, int] | Non
         if not frame.startswith(b"\xff\x4f\xff\x51"):
             return None
         width, height, left, top = struct.unpack_from(">4L", frame, 8)
-        return (height - top, width - left) if struct.unpack_from(">H", frame, 40)[0] == 1 else None
+        return (
+            (height - top, width - left)
+            if struct.unpack_from(">H", frame, 40)[0] == 1
+            else None
+        )
     if not frame.startswith(b"\xff\xd8"):
         return None
     at = 2
     while at + 9 < len(frame) and frame[at] == 0xFF:
         marker, length = frame[at + 1], struct.unpack_from(">H", frame, at + 2)[0]
-        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+        if marker == 0xF7 or (
+            0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)
+        ):
             rows, columns, components = struct.unpack_from(">HHB", frame, at + 5)
             return (rows, columns) if components == 1 else None
         at += 1 if marker == 0xFF else 2 + length
@@ -225,7 +268,11 @@ def _stored_values(raw: NDArray[Any], image: ImageHeader) -> Pixels:
     if bits < 16:
         values &= (1 << bits) - 1
     if not image.signed:
-        return np.subtract((1 << bits) - 1, values, dtype=np.uint16) if image.monochrome1 else values
+        return (
+            np.subtract((1 << bits) - 1, values, dtype=np.uint16)
+            if image.monochrome1
+            else values
+        )
     signed = values.view(np.int16)
     if bits < 16:
         signed = (values ^ (1 << (bits - 1))).view(np.int16) - np.int16(1 << (bits - 1))
@@ -234,4 +281,7 @@ def _stored_values(raw: NDArray[Any], image: ImageHeader) -> Pixels:
 
 def _within(values: Pixels, bits: int) -> bool:
     """Tell whether all values are below ``2**bits`` and, where signed, not below ``-2**bits``."""
-    return bool(values.max() < 1 << bits and (values.dtype == np.uint16 or values.min() >= -(1 << bits)))
+    return bool(
+        values.max() < 1 << bits
+        and (values.dtype == np.uint16 or values.min() >= -(1 << bits))
+    )

@@ -19,11 +19,25 @@ from typing import Final
 import numpy as np
 
 from spine_engine.dicom import pixels
-from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit, merged_unit, printable_uid
+from spine_engine.dicom.discovery import (
+    InputFile,
+    RefusedFile,
+    WorkUnit,
+    merged_unit,
+    printable_uid,
+)
 from spine_engine.dicom.elements import ParsedFile, parse
 from spine_engine.dicom.files import OpenFile, open_ahead
 from spine_engine.dicom.geometry import Slice
-from spine_engine.dicom.header import IDENTITY, WANTED, ImageHeader, check_is_image, read_image, series_uid, study_uid
+from spine_engine.dicom.header import (
+    IDENTITY,
+    WANTED,
+    ImageHeader,
+    check_is_image,
+    read_image,
+    series_uid,
+    study_uid,
+)
 from spine_engine.dicom.limits import DEFAULT_LIMITS, Limits
 from spine_engine.dicom.overrides import RoleOverrides
 from spine_engine.dicom.roles import ineligible
@@ -84,7 +98,10 @@ class _Reading:
 
 
 def read_unit(
-    root: Path, unit: WorkUnit, overrides: RoleOverrides | None = None, limits: Limits = DEFAULT_LIMITS
+    root: Path,
+    unit: WorkUnit,
+    overrides: RoleOverrides | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> UnitReading:
     """Read the files of ``unit`` under ``root`` into its study.
 
@@ -113,8 +130,13 @@ def read_unit(
     if len(reading.files_of) > 1:
         again = {file.path for files in reading.files_of.values() for file in files}
         refused = tuple(file for file in refused if file.path not in again)
-        split = [_part(unit, study, [*files, *reading.unreadable]) for study, files in reading.files_of.items()]
-        return UnitReading((), tuple(sorted(split, key=lambda part: part.files[0].path)), refused)
+        split = [
+            _part(unit, study, [*files, *reading.unreadable])
+            for study, files in reading.files_of.items()
+        ]
+        return UnitReading(
+            (), tuple(sorted(split, key=lambda part: part.files[0].path)), refused
+        )
     study = _study(unit, reading, overrides or RoleOverrides())
     return UnitReading(() if study is None else (study,), (), refused)
 
@@ -130,7 +152,11 @@ def _study(unit: WorkUnit, reading: _Reading, overrides: RoleOverrides) -> Study
     warnings = (Warn.FILE_UNREADABLE,) if reading.unreadable else ()
     if not reading.files_of:
         known = unit.study_id is not None and reading.unreadable
-        return Study(str(unit.study_id), (), warnings, Reason.UNREADABLE) if known else None
+        return (
+            Study(str(unit.study_id), (), warnings, Reason.UNREADABLE)
+            if known
+            else None
+        )
     study_id = printable_uid(next(iter(reading.files_of)))
     if reading.failed is None and _contradict(reading.patients):
         reading.give_up(Reason.UID_COLLISION)
@@ -148,7 +174,11 @@ def _drop_noise(series: ReadSeries) -> None:
 
     A hole in the code stream shifts all that follows; the decoder takes that for coefficients and does not complain.
     """
-    spreads = [float(one.pixels.std()) for one in series.slices if one.image.transfer_syntax in pixels.JPEG_2000]
+    spreads = [
+        float(one.pixels.std())
+        for one in series.slices
+        if one.image.transfer_syntax in pixels.JPEG_2000
+    ]
     if not spreads:
         return
     strong = _STRONG_NOISE * float(np.median(spreads))
@@ -159,11 +189,18 @@ def _drop_noise(series: ReadSeries) -> None:
 
 
 def _is_noise(one: Slice, strong: float) -> bool:
-    if one.image.transfer_syntax not in pixels.JPEG_2000 or min(one.pixels.shape) < _NOISE_SIDE:
+    if (
+        one.image.transfer_syntax not in pixels.JPEG_2000
+        or min(one.pixels.shape) < _NOISE_SIDE
+    ):
         return False
     spread = float(one.pixels.std())
     steps = np.diff(one.pixels[::4].astype(np.int32), axis=1)
-    return spread >= strong and bool(steps.size) and float(np.abs(steps).mean()) > _NOISE_STEP * spread
+    return (
+        spread >= strong
+        and bool(steps.size)
+        and float(np.abs(steps).mean()) > _NOISE_STEP * spread
+    )
 
 
 def _read(reading: _Reading, entry: InputFile, file: OpenFile) -> None:
@@ -199,7 +236,10 @@ def _read(reading: _Reading, entry: InputFile, file: OpenFile) -> None:
     reading.bytes_read += entry.size
     reading.bytes_decoded += image.rows * image.columns * 2 * image.declared_frames
     files = len(reading.files_of[study])
-    if files > limits.study_files or max(reading.bytes_read, reading.bytes_decoded) > limits.study_bytes:
+    if (
+        files > limits.study_files
+        or max(reading.bytes_read, reading.bytes_decoded) > limits.study_bytes
+    ):
         reading.give_up(Reason.TOO_LARGE)
         return None
     _decode(series, entry.path, image, parsed, file_deadline)
@@ -214,7 +254,9 @@ def _folder(path: str) -> str:
 
 def _belongs(reading: _Reading, entry: InputFile, study: str) -> bool:
     """Note which study a file belongs to; return False when it has none, or when there are several by now."""
-    if not study or (reading.part_of is not None and printable_uid(study) != reading.part_of):
+    if not study or (
+        reading.part_of is not None and printable_uid(study) != reading.part_of
+    ):
         return False
     reading.files_of.setdefault(study, []).append(entry)
     if len(reading.files_of) > 1:
@@ -226,12 +268,20 @@ def _belongs(reading: _Reading, entry: InputFile, study: str) -> bool:
 def _series_of(reading: _Reading, parsed: ParsedFile, folder: str) -> ReadSeries:
     """Return the series a file belongs to: by its SeriesInstanceUID, else by its folder."""
     uid = series_uid(parsed)
-    series = reading.series.setdefault(uid or f"folder {folder}", ReadSeries(uid, folder))
+    series = reading.series.setdefault(
+        uid or f"folder {folder}", ReadSeries(uid, folder)
+    )
     series.path = min(series.path, folder)
     return series
 
 
-def _decode(series: ReadSeries, path: str, image: ImageHeader, parsed: ParsedFile, deadline: float) -> None:
+def _decode(
+    series: ReadSeries,
+    path: str,
+    image: ImageHeader,
+    parsed: ParsedFile,
+    deadline: float,
+) -> None:
     """Add a file's slices to its series, unless nothing of the series could ever play a role.
 
     Raises:
@@ -246,7 +296,9 @@ def _decode(series: ReadSeries, path: str, image: ImageHeader, parsed: ParsedFil
         assert parsed.pixel_data is not None
         good = 0
         last: StudyError | None = None
-        for frame, values in zip(image.frames, pixels.frames(image, parsed.pixel_data), strict=True):
+        for frame, values in zip(
+            image.frames, pixels.frames(image, parsed.pixel_data), strict=True
+        ):
             if isinstance(values, StudyError):
                 last = values
                 series.failures[values.reason] += 1
@@ -267,7 +319,9 @@ def _decode(series: ReadSeries, path: str, image: ImageHeader, parsed: ParsedFil
 def _identify(reading: _Reading, entry: InputFile, file: OpenFile) -> None:
     """Find out which study a file belongs to, from its beginning."""
     data = file.read(reading.limits.peek_bytes)
-    parsed = parse(data, {**IDENTITY, 0x00080016: b"UI", 0x00080060: b"CS"}, reading.limits)
+    parsed = parse(
+        data, {**IDENTITY, 0x00080016: b"UI", 0x00080060: b"CS"}, reading.limits
+    )
     study = study_uid(parsed)
     if not study:
         raise StudyError(Reason.CORRUPT_FILE, "no StudyInstanceUID")
@@ -281,6 +335,8 @@ def _contradict(patients: set[tuple[str, str, str]]) -> bool:
     """
     if not patients:
         return False
-    ids, births, names = ({value for value in values if value} for values in zip(*patients, strict=True))
+    ids, births, names = (
+        {value for value in values if value} for values in zip(*patients, strict=True)
+    )
     letters = {re.sub(r"[\W_]+", "", name.casefold()) for name in names}
     return len(ids) > 1 or len(births) > 1 or (not ids and len(letters) > 1)

@@ -30,7 +30,12 @@ LEVEL_MM: Final = 35.0
 """Height of one lumbar level: coverage is compared in whole levels."""
 
 _ELIGIBLE_KINDS: Final = ("slice", "water", "in phase")
-_CONTRAST_NAMES: Final = {"t1": "T1", "t2": "T2", "stir": "STIR", "pd": "proton density"}
+_CONTRAST_NAMES: Final = {
+    "t1": "T1",
+    "t2": "T2",
+    "stir": "STIR",
+    "pd": "proton density",
+}
 _STIR: Final = re.compile(r"STIR|TIRM")
 _T1: Final = re.compile(r"(?<!\d)T1(?!\d)")
 _T2: Final = re.compile(r"(?<!\d)T2(?!\d|\s*\*|[\s_-]*STAR)")
@@ -50,7 +55,11 @@ _ROLE_NAMES: Final = {
     Role.SAGITTAL_T2: "sagittal T2/STIR",
     Role.AXIAL_T2: "axial T2",
 }
-_ROLE_PLANES: Final = {Role.SAGITTAL_T1: "sagittal", Role.SAGITTAL_T2: "sagittal", Role.AXIAL_T2: "axial"}
+_ROLE_PLANES: Final = {
+    Role.SAGITTAL_T1: "sagittal",
+    Role.SAGITTAL_T2: "sagittal",
+    Role.AXIAL_T2: "axial",
+}
 
 
 @dataclass(frozen=True)
@@ -101,7 +110,12 @@ def plane_of(stack: Stack, texts: Sequence[str]) -> str | None:
         return "axial"
     if y >= CORONAL_Y:
         return "coronal"
-    return _first_match(texts, lambda text: {plane for plane, pattern in _PLANES.items() if pattern.search(text)})
+    return _first_match(
+        texts,
+        lambda text: {
+            plane for plane, pattern in _PLANES.items() if pattern.search(text)
+        },
+    )
 
 
 def contrast_of_numbers(frame: FrameHeader) -> str | None:
@@ -130,7 +144,9 @@ def contrast_of_text(texts: Sequence[str]) -> str | None:
     def named(text: str) -> set[str]:
         if _STIR.search(text):
             return {"stir"}
-        return {name for name, pattern in (("t1", _T1), ("t2", _T2)) if pattern.search(text)}
+        return {
+            name for name, pattern in (("t1", _T1), ("t2", _T2)) if pattern.search(text)
+        }
 
     return _first_match(texts, named)
 
@@ -172,7 +188,9 @@ def decide(parts: Sequence[Part]) -> list[Decision]:
             if i != best:
                 why = f"; another series is the better {_ROLE_NAMES[role]}"
                 old = decisions[i]
-                decisions[i] = Decision(None, old.contrast, old.evidence + why, old.overridden)
+                decisions[i] = Decision(
+                    None, old.contrast, old.evidence + why, old.overridden
+                )
     return decisions
 
 
@@ -187,7 +205,13 @@ def _decide(part: Part) -> Decision:
         why = f"override says {name}, but slices are {part.plane}; {by_rule.evidence}"
         scout = max(len(built.slices) for built in part.stacks) < MIN_SLICES
         return Decision(by_rule.role, by_rule.contrast, why, overridden=not scout)
-    contrast = "t1" if part.stated is Role.SAGITTAL_T1 else "stir" if by_rule.contrast == "stir" else "t2"
+    contrast = (
+        "t1"
+        if part.stated is Role.SAGITTAL_T1
+        else "stir"
+        if by_rule.contrast == "stir"
+        else "t2"
+    )
     contradicted = by_rule.role not in (None, part.stated)
     return Decision(part.stated, contrast, f"override says {name}", contradicted)
 
@@ -198,7 +222,9 @@ def _by_rules(part: Part) -> Decision:
     if why := ineligible(part.image, part.frame):
         return Decision(None, None, why)
     if longest < MIN_SLICES:
-        return Decision(None, None, f"{longest} slices a stack at most, {MIN_SLICES} are needed")
+        return Decision(
+            None, None, f"{longest} slices a stack at most, {MIN_SLICES} are needed"
+        )
     x, y, z = np.abs(part.stacks[0].stack.axes[0]).tolist()
     where = f"{part.plane or 'oblique'} (normal {x:.2f} {y:.2f} {z:.2f})"
     contrast, because = _contrast(part.frame, part.image.texts)
@@ -230,7 +256,9 @@ def _contrast(frame: FrameHeader, texts: Sequence[str]) -> tuple[str | None, str
     return None, f"{said}, no telling text"
 
 
-def _preference(part: Part, decision: Decision, role: Role) -> tuple[float | str | bool, ...]:
+def _preference(
+    part: Part, decision: Decision, role: Role
+) -> tuple[float | str | bool, ...]:
     """Rank equals (rule 7): the greatest plays the role. T2 goes before STIR where both cover as many levels."""
     heights = [z for built in part.stacks for z in _height_range_mm(built.stack)]
     levels = math.floor(min(max(heights) - min(heights), LUMBAR_MM) / LEVEL_MM)
@@ -255,5 +283,10 @@ def _height_range_mm(stack: Stack) -> tuple[float, float]:
     rows, columns = stack.pixels.shape[1:]
     down = stack.axes[1, 2] * stack.spacing_mm[0] * (rows - 1)
     right = stack.axes[2, 2] * stack.spacing_mm[1] * (columns - 1)
-    corners = [z + a + b for z in stack.origins_mm[[0, -1], 2].tolist() for a in (0.0, down) for b in (0.0, right)]
+    corners = [
+        z + a + b
+        for z in stack.origins_mm[[0, -1], 2].tolist()
+        for a in (0.0, down)
+        for b in (0.0, right)
+    ]
     return float(min(corners)), float(max(corners))

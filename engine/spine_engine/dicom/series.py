@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 
 from spine_engine.dicom.geometry import BuiltStack, Slice, build_stacks, contrast_groups
 from spine_engine.dicom.overrides import RoleOverrides
-from spine_engine.dicom.roles import MIN_SLICES, Decision, Part, decide, ineligible, plane_of
+from spine_engine.dicom.roles import (
+    MIN_SLICES,
+    Decision,
+    Part,
+    decide,
+    ineligible,
+    plane_of,
+)
 from spine_engine.errors import Reason, Warn
 from spine_engine.study import Role, Series, Study
 
@@ -45,9 +52,14 @@ class _Draft:
     refusal: Series | None = None
 
 
-def assemble(study_id: str, read: Sequence[ReadSeries], overrides: RoleOverrides) -> Study:
+def assemble(
+    study_id: str, read: Sequence[ReadSeries], overrides: RoleOverrides
+) -> Study:
     """Build the study from its series."""
-    drafts = [_draft(study_id, series, overrides) for series in sorted(read, key=lambda s: (s.path, s.series_uid))]
+    drafts = [
+        _draft(study_id, series, overrides)
+        for series in sorted(read, key=lambda s: (s.path, s.series_uid))
+    ]
     parts = [part for draft in drafts for part in draft.parts]
     decisions = dict(zip(map(id, parts), decide(parts), strict=True))
     warnings: set[Warn] = set()
@@ -63,8 +75,14 @@ def assemble(study_id: str, read: Sequence[ReadSeries], overrides: RoleOverrides
             if decision.overridden:
                 warnings.add(Warn.ROLE_OVERRIDDEN)
             if decision.role is not None:
-                warnings |= {warning for built in part.stacks for warning in built.warnings}
-                frames_of_reference |= {s.image.frame_of_reference for built in part.stacks for s in built.slices}
+                warnings |= {
+                    warning for built in part.stacks for warning in built.warnings
+                }
+                frames_of_reference |= {
+                    s.image.frame_of_reference
+                    for built in part.stacks
+                    for s in built.slices
+                }
     roles = {s.role for s in series}
     for role, warning in (
         (Role.SAGITTAL_T1, Warn.NO_SAGITTAL_T1),
@@ -88,13 +106,23 @@ def _draft(study_id: str, read: ReadSeries, overrides: RoleOverrides) -> _Draft:
         built, refused = build_stacks(contrast)
         failures += refused
         groups.append(built)
-    notes = [f"{sum(failures.values())} slices dropped ({_counts(failures)})"] if failures else []
+    notes = (
+        [f"{sum(failures.values())} slices dropped ({_counts(failures)})"]
+        if failures
+        else []
+    )
     draft = _Draft(read, [], set(), notes)
     usable = [built for group in groups for built in group if len(built.slices) > 1]
     if not usable:
-        reason = _common(failures) if failures and not any(groups) else Reason.NOT_A_VOLUME
-        lost_kind = next((why for s in read.slices if (why := ineligible(s.image, s.frame))), None)
-        kind = next(iter(sorted(read.unread)), None) or (lost_kind if stated is None else None)
+        reason = (
+            _common(failures) if failures and not any(groups) else Reason.NOT_A_VOLUME
+        )
+        lost_kind = next(
+            (why for s in read.slices if (why := ineligible(s.image, s.frame))), None
+        )
+        kind = next(iter(sorted(read.unread)), None) or (
+            lost_kind if stated is None else None
+        )
         if kind is not None:
             draft.refusal = Series(read.path, None, kind, (), read.images)
         else:
@@ -109,7 +137,9 @@ def _draft(study_id: str, read: ReadSeries, overrides: RoleOverrides) -> _Draft:
     return draft
 
 
-def _parts(read: ReadSeries, group: list[BuiltStack], stated: Role | None) -> Iterable[Part]:
+def _parts(
+    read: ReadSeries, group: list[BuiltStack], stated: Role | None
+) -> Iterable[Part]:
     """Sort one contrast's stacks by plane; stacks too short for a role stand apart, unless an override names them."""
     least = MIN_SLICES if stated is None else 2
     by_plane: dict[tuple[bool, str | None], list[BuiltStack]] = {}
@@ -117,15 +147,27 @@ def _parts(read: ReadSeries, group: list[BuiltStack], stated: Role | None) -> It
         long_enough = len(built.slices) >= least
         plane = plane_of(built.stack, built.slices[0].image.texts)
         by_plane.setdefault((not long_enough, plane), []).append(built)
-    for (short, plane), stacks in sorted(by_plane.items(), key=lambda item: (item[0][0], item[0][1] or "")):
-        yield Part(read.path, read.series_uid, plane, tuple(stacks), None if short else stated)
+    for (short, plane), stacks in sorted(
+        by_plane.items(), key=lambda item: (item[0][0], item[0][1] or "")
+    ):
+        yield Part(
+            read.path, read.series_uid, plane, tuple(stacks), None if short else stated
+        )
 
 
 def _series(part: Part, decision: Decision, notes: list[str]) -> Series:
     """Build the series record of one part."""
-    evidence = "; ".join([decision.evidence, *notes, *(note for built in part.stacks for note in built.notes)])
+    evidence = "; ".join(
+        [
+            decision.evidence,
+            *notes,
+            *(note for built in part.stacks for note in built.notes),
+        ]
+    )
     stacks = tuple(built.stack for built in part.stacks)
-    return Series(part.path, decision.role, evidence, stacks, part.slices, decision.contrast)
+    return Series(
+        part.path, decision.role, evidence, stacks, part.slices, decision.contrast
+    )
 
 
 def _study_reason(series: list[Series]) -> Reason | None:
@@ -134,7 +176,12 @@ def _study_reason(series: list[Series]) -> Reason | None:
         return None
     reasons = {s.reason for s in series}
     if series and None not in reasons:
-        geometry = {Reason.NO_ORIENTATION, Reason.NO_POSITION, Reason.NO_PIXEL_SPACING, Reason.BAD_ORIENTATION}
+        geometry = {
+            Reason.NO_ORIENTATION,
+            Reason.NO_POSITION,
+            Reason.NO_PIXEL_SPACING,
+            Reason.BAD_ORIENTATION,
+        }
         if len(reasons) == 1:
             return next(iter(reasons))
         if reasons <= geometry:
@@ -148,4 +195,6 @@ def _common(failures: Counter[Reason]) -> Reason:
 
 
 def _counts(failures: Counter[Reason]) -> str:
-    return ", ".join(f"{reason} {failures[reason]}" for reason in Reason if failures[reason])
+    return ", ".join(
+        f"{reason} {failures[reason]}" for reason in Reason if failures[reason]
+    )

@@ -70,9 +70,13 @@ def is_whole_jpeg(frame: bytes) -> bool:
     return lossless is None
 
 
-def _holds(scan: bytes, tables: tuple[I16, I16, I16, I16], count: int, interval: int) -> bool:
+def _holds(
+    scan: bytes, tables: tuple[I16, I16, I16, I16], count: int, interval: int
+) -> bool:
     """Tell whether a scan holds the codes of ``count`` pixels or blocks, ``interval`` between two restart markers."""
-    from spine_engine.dicom.kernels import count_bits  # numba takes longer to load than most studies to read
+    from spine_engine.dicom.kernels import (
+        count_bits,
+    )  # numba takes longer to load than most studies to read
 
     parts = _RESTART.split(scan) if interval else [scan]
     if len(parts) != (-(-count // interval) if interval else 1):

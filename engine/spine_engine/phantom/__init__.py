@@ -4,7 +4,11 @@ from spine_engine.phantom.dicom_out import write_study
 from spine_engine.phantom.protocol import Protocol
 from spine_engine.phantom.render import PhantomSeries, PhantomStudy, render
 from spine_engine.phantom.rsna import truth_of, write_studies
-from spine_engine.phantom.severity import best_predictions, official_metric, reader_probabilities
+from spine_engine.phantom.severity import (
+    best_predictions,
+    official_metric,
+    reader_probabilities,
+)
 from spine_engine.phantom.spine import PhantomSpine, draw_spine
 
 __all__ = [

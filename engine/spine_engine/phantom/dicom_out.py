@@ -17,7 +17,11 @@ from spine_engine.study import Stack
 
 IMPLEMENTATION_UID: Final = UID("2.25.251874017234880113")
 
-_SCANNING: Final = {"t1": ("SE", "SK"), "t2": ("SE", "SK"), "stir": (["SE", "IR"], "SK")}
+_SCANNING: Final = {
+    "t1": ("SE", "SK"),
+    "t2": ("SE", "SK"),
+    "stir": (["SE", "IR"], "SK"),
+}
 """ScanningSequence and SequenceVariant of each contrast."""
 
 _SAME_IN_ALL: Final = {
@@ -56,7 +60,9 @@ _SAME_IN_ALL: Final = {
 """Elements that are the same in all phantom images; everything about the patient is plainly synthetic."""
 
 
-def write_study(study: PhantomStudy, root: Path, *, shuffled: bool = False, rle: bool = False) -> Path:
+def write_study(
+    study: PhantomStudy, root: Path, *, shuffled: bool = False, rle: bool = False
+) -> Path:
     """Write ``<root>/<StudyInstanceUID>/<SeriesInstanceUID>/<instance number>.dcm`` and return the study's folder.
 
     Args:
@@ -73,7 +79,9 @@ def write_study(study: PhantomStudy, root: Path, *, shuffled: bool = False, rle:
         for instance, stack, index in numbered_slices(study, series, shuffled=shuffled):
             dataset = _instance(shared, study, series, stack, index, instance)
             if rle:
-                dataset.compress(RLELossless, encoding_plugin="pydicom", generate_instance_uid=False)
+                dataset.compress(
+                    RLELossless, encoding_plugin="pydicom", generate_instance_uid=False
+                )
             dataset.save_as(target / f"{instance}.dcm", enforce_file_format=True)
     return folder
 
@@ -87,7 +95,9 @@ def numbered_slices(
     numbers = np.arange(1, len(slices) + 1)
     if shuffled:
         numbers = rng.permutation(numbers)
-    elif rng.random() < 0.36:  # the share of RSNA's sagittal T1 series that run right to left
+    elif (
+        rng.random() < 0.36
+    ):  # the share of RSNA's sagittal T1 series that run right to left
         numbers = numbers[::-1]
     for number, (stack, k) in zip(numbers, slices, strict=True):
         yield int(number), stack, k
@@ -106,7 +116,9 @@ def _entropy(*parts: str) -> int:
     return int.from_bytes(hashlib.sha256("|".join(parts).encode()).digest()[:15], "big")
 
 
-def _series_elements(study: PhantomStudy, series: PhantomSeries, number: int) -> Dataset:
+def _series_elements(
+    study: PhantomStudy, series: PhantomSeries, number: int
+) -> Dataset:
     """Return the elements that all images of a series share."""
     sequence = series.sequence
     ds = Dataset()
@@ -131,13 +143,20 @@ def _series_elements(study: PhantomStudy, series: PhantomSeries, number: int) ->
 
 
 def _instance(
-    shared: Dataset, study: PhantomStudy, series: PhantomSeries, stack: Stack, index: int, number: int
+    shared: Dataset,
+    study: PhantomStudy,
+    series: PhantomSeries,
+    stack: Stack,
+    index: int,
+    number: int,
 ) -> Dataset:
     """Return one image: the shared elements, its place (PS3.3 C.7.6.2.1.1) and its pixels."""
     pixels: NDArray[np.uint16] = stack.pixels[index].astype("<u2", copy=False)
     ds = Dataset()
     ds.update(shared)
-    ds.SOPInstanceUID = _uid(study.study_id, series.name, f"{stack.origins_mm[index].round(3).tolist()}")
+    ds.SOPInstanceUID = _uid(
+        study.study_id, series.name, f"{stack.origins_mm[index].round(3).tolist()}"
+    )
     ds.InstanceNumber = number
     ds.AcquisitionNumber = 1
     ds.ImagePositionPatient = [f"{v:.6f}" for v in stack.origins_mm[index]]

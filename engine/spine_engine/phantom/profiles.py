@@ -97,10 +97,16 @@ def field_of(spine: PhantomSpine) -> Field:
     rng = np.random.default_rng([shape.texture_seed, 3])
     lattice = rng.standard_normal((NOISE_SIZE,) * 3, dtype=np.float32)
     bowel, haze, fill = rng.uniform(0, 1, 3)
-    bladder = curve.frame_at(float(curve.tops[12]))[0] + rng.normal(0, 6, 3) - [0.0, 62.0, 18.0]
+    bladder = (
+        curve.frame_at(float(curve.tops[12]))[0]
+        + rng.normal(0, 6, 3)
+        - [0.0, 62.0, 18.0]
+    )
     radius = 18 + 26 * fill if fill > 0.35 else 0.0
     scalars = np.array([shape.muscle_fat, bowel, haze, *bladder, radius], np.float32)
-    return Field(_along(spine).astype(np.float32), plane, _soft(spine), lattice, scalars)
+    return Field(
+        _along(spine).astype(np.float32), plane, _soft(spine), lattice, scalars
+    )
 
 
 def _along(spine: PhantomSpine) -> FloatArray:
@@ -110,7 +116,9 @@ def _along(spine: PhantomSpine) -> FloatArray:
     middles = (curve.tops + curve.bottoms) / 2
     disc = np.argmin(np.abs(s[:, None] - curve.discs), axis=1)
     body = np.argmin(np.abs(s[:, None] - middles), axis=1)
-    waist = np.clip(1 - ((s - middles[body]) / (shape.body_height[body] / 2)) ** 2, 0, 1)
+    waist = np.clip(
+        1 - ((s - middles[body]) / (shape.body_height[body] / 2)) ** 2, 0, 1
+    )
     conus = middles[5] + shape.conus_mm
     columns = {
         Column.DISC_S: curve.discs[disc],
@@ -126,10 +134,14 @@ def _along(spine: PhantomSpine) -> FloatArray:
         Column.SIN_TURN: np.sin(curve.turn),
         Column.CANAL_WIDTH: np.interp(s, middles, shape.canal_half_width),
         Column.CANAL_DEPTH: np.interp(s, middles, shape.canal_depth),
-        Column.PSOAS: np.interp(s, middles[[4, 6, 8, 9, 10, 12]], [2, 12, 19, 20, 17, 12]),
+        Column.PSOAS: np.interp(
+            s, middles[[4, 6, 8, 9, 10, 12]], [2, 12, 19, 20, 17, 12]
+        ),
         Column.CORD: 4.6 * np.clip((conus - s) / 28, 0, 1) ** 0.6,
         Column.SAC: np.clip((middles[11] + 12 - s) / 20, 0, 1),
-        Column.SACRUM: np.interp(s, [curve.tops[10] - 2, *middles[10:]], [0, 52, 45, 34, 24, 12]),
+        Column.SACRUM: np.interp(
+            s, [curve.tops[10] - 2, *middles[10:]], [0, 52, 45, 34, 24, 12]
+        ),
         Column.BODY_S: middles[body],
         Column.MARROW: shape.marrow[body],
         Column.AORTA: np.interp(s, [middles[8], middles[8] + 14], [9, 5.5]),
@@ -154,10 +166,15 @@ def _add_narrowing(out: FloatArray, spine: PhantomSpine, s: FloatArray) -> None:
     }
     for column, (condition, below_disc_mm, half_mm) in reach.items():
         for level in range(len(LEVELS)):
-            away = np.abs(s - spine.curve.discs[FIRST_DISC + level] - below_disc_mm) / half_mm
+            away = (
+                np.abs(s - spine.curve.discs[FIRST_DISC + level] - below_disc_mm)
+                / half_mm
+            )
             ramp = np.clip((1 - away) / 0.55, 0, 1)
             window = ramp * ramp * (3 - 2 * ramp)
-            out[:, column] = np.maximum(out[:, column], narrowing[level, CONDITIONS.index(condition)] * window)
+            out[:, column] = np.maximum(
+                out[:, column], narrowing[level, CONDITIONS.index(condition)] * window
+            )
 
 
 def _posterior(
@@ -176,9 +193,13 @@ def _posterior(
         Column.PEDICLE: np.minimum(s - (top + 0.04 * height), top + 0.50 * height - s),
         Column.LAMINA: np.where(body >= 10, 3.0, lamina),
         Column.SPINOUS: spinous * np.where(body >= 10, 0.6, 1.0),
-        Column.FACET: np.where(disc >= 10, -9.0, np.minimum(s - (center - 15), center + 11 - s)),
+        Column.FACET: np.where(
+            disc >= 10, -9.0, np.minimum(s - (center - 15), center + 11 - s)
+        ),
         Column.ROOT_S: curve.bottoms[above] - 0.30 * spine.shape.body_height[above],
-        Column.SPINOUS_LENGTH: np.interp(s, middles[[0, 4, 6, 8, 9, 10, 11]], [20, 26, 31, 30, 24, 11, 6]),
+        Column.SPINOUS_LENGTH: np.interp(
+            s, middles[[0, 4, 6, 8, 9, 10, 11]], [20, 26, 31, 30, 24, 11, 6]
+        ),
     }
 
 
@@ -190,10 +211,16 @@ def _soft(spine: PhantomSpine) -> Float32Array:
     order = np.argsort(curve.z)
     line = np.interp(z, curve.z[order], curve.y[order])
     sacrum = float(np.interp(curve.tops[10], curve.s, curve.z))
-    reach = np.interp(z, [sacrum - 60, sacrum - 15, sacrum + 25, sacrum + 120], [24, 34, 56, 62])
+    reach = np.interp(
+        z, [sacrum - 60, sacrum - 15, sacrum + 25, sacrum + 120], [24, 34, 56, 62]
+    )
     kernel = np.hanning(23)
-    back = np.convolve(np.pad(line + reach, 11, mode="edge"), kernel / kernel.sum(), mode="valid")
-    fat = shape.back_fat_mm * np.interp(z, [sacrum - 70, sacrum - 10, sacrum + 60, sacrum + 140], [2.6, 2.0, 1.0, 0.7])
+    back = np.convolve(
+        np.pad(line + reach, 11, mode="edge"), kernel / kernel.sum(), mode="valid"
+    )
+    fat = shape.back_fat_mm * np.interp(
+        z, [sacrum - 70, sacrum - 10, sacrum + 60, sacrum + 140], [2.6, 2.0, 1.0, 0.7]
+    )
     wide = np.hanning(61)
     smooth = np.convolve(np.pad(line, 30, mode="edge"), wide / wide.sum(), mode="valid")
     inner = smooth - 17 - shape.front_mm * (1 + 0.12 * np.sin((z - sacrum) / 60))
@@ -203,7 +230,12 @@ def _soft(spine: PhantomSpine) -> Float32Array:
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fill_plane(
-    y: FloatArray, z: FloatArray, tilt: FloatArray, start_mm: float, step_mm: float, plane: Float32Array
+    y: FloatArray,
+    z: FloatArray,
+    tilt: FloatArray,
+    start_mm: float,
+    step_mm: float,
+    plane: Float32Array,
 ) -> None:
     """Store (s, h) of every node: find the closest point of the curve, refined below the curve's sampling step."""
     for i in range(plane.shape[0]):

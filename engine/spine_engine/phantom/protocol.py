@@ -59,9 +59,25 @@ class Protocol:
     def __post_init__(self) -> None:
         if not set(self.sagittal) <= {"t1", "t2", "stir"}:
             raise ValueError(f"sagittal must hold t1, t2, stir, got {self.sagittal}")
-        if min(self.sagittal_slices, self.sagittal_matrix, self.axial_slices, self.axial_matrix) < 1:
+        if (
+            min(
+                self.sagittal_slices,
+                self.sagittal_matrix,
+                self.axial_slices,
+                self.axial_matrix,
+            )
+            < 1
+        ):
             raise ValueError("slices and matrices must be positive")
-        if min(self.sagittal_step_mm, self.sagittal_fov_mm, self.axial_step_mm, self.axial_fov_mm) <= 0:
+        if (
+            min(
+                self.sagittal_step_mm,
+                self.sagittal_fov_mm,
+                self.axial_step_mm,
+                self.axial_fov_mm,
+            )
+            <= 0
+        ):
             raise ValueError("steps and fields of view must be positive")
 
     @classmethod
@@ -71,7 +87,13 @@ class Protocol:
         fov = float(rng.uniform(220, 340))
         matrix = int(np.clip(32 * round(fov / rng.uniform(0.68, 0.95) / 32), 256, 448))
         chance = rng.random()
-        contrasts = ("t1", "t2") if chance < 0.82 else ("t1", "stir") if chance < 0.92 else ("t1", "t2", "stir")
+        contrasts = (
+            ("t1", "t2")
+            if chance < 0.82
+            else ("t1", "stir")
+            if chance < 0.92
+            else ("t1", "t2", "stir")
+        )
         axial_fov = float(rng.uniform(150, 220))
         return cls(
             sagittal=contrasts,
@@ -84,7 +106,9 @@ class Protocol:
             axial_slices=int(rng.integers(5, 7)),
             axial_step_mm=float(rng.uniform(3.8, 4.6)),
             axial_fov_mm=axial_fov,
-            axial_matrix=int(np.clip(32 * round(axial_fov / rng.uniform(0.62, 0.85) / 32), 192, 320)),
+            axial_matrix=int(
+                np.clip(32 * round(axial_fov / rng.uniform(0.62, 0.85) / 32), 192, 320)
+            ),
             noise=float(rng.uniform(0.008, 0.035)),
             coil_falloff=float(rng.uniform(0.0, 1.0)),
             saturation=1.0 if rng.random() < 0.45 else float(rng.uniform(0.15, 0.8)),
@@ -135,19 +159,35 @@ def plan(spine: PhantomSpine, protocol: Protocol, seed: int) -> list[SeriesPlan]
     if protocol.sagittal:
         down = np.array([0.0, 0, -1])
         right = np.array([0.0, 1, 0])
-        axes = np.stack([np.cross(right, down), down, right]) @ _small_rotation(tilts[0]).T @ upright.T
+        axes = (
+            np.stack([np.cross(right, down), down, right])
+            @ _small_rotation(tilts[0]).T
+            @ upright.T
+        )
         step = protocol.sagittal_fov_mm / protocol.sagittal_matrix
-        shift = np.array([rng.normal(0, 1.2), rng.normal(-5, 8), -protocol.sagittal_center_mm])
+        shift = np.array(
+            [rng.normal(0, 1.2), rng.normal(-5, 8), -protocol.sagittal_center_mm]
+        )
         planes = Planes(
             middle + upright @ shift,
             axes,
-            (protocol.sagittal_slices, protocol.sagittal_matrix, protocol.sagittal_matrix),
+            (
+                protocol.sagittal_slices,
+                protocol.sagittal_matrix,
+                protocol.sagittal_matrix,
+            ),
             (protocol.sagittal_step_mm, step, step),
         )
         sequences = tuple(_sequence(contrast, rng) for contrast in protocol.sagittal)
         plans.append(SeriesPlan("sagittal", (planes,), sequences))
     if protocol.axial != "none":
-        plans.append(SeriesPlan("axial", _axial_planes(spine, protocol, tilts, upright, rng), (_axial_t2(rng),)))
+        plans.append(
+            SeriesPlan(
+                "axial",
+                _axial_planes(spine, protocol, tilts, upright, rng),
+                (_axial_t2(rng),),
+            )
+        )
     return plans
 
 
@@ -159,36 +199,62 @@ def role_of(prefix: str, contrast: str) -> Role:
 
 
 def _axial_planes(
-    spine: PhantomSpine, protocol: Protocol, tilts: FloatArray, upright: FloatArray, rng: np.random.Generator
+    spine: PhantomSpine,
+    protocol: Protocol,
+    tilts: FloatArray,
+    upright: FloatArray,
+    rng: np.random.Generator,
 ) -> tuple[Planes, ...]:
     step = protocol.axial_fov_mm / protocol.axial_matrix
     matrix = protocol.axial_matrix
-    frames = [spine.curve.frame_at(float(s)) for s in spine.curve.discs[FIRST_DISC : FIRST_DISC + 5]]
+    frames = [
+        spine.curve.frame_at(float(s))
+        for s in spine.curve.discs[FIRST_DISC : FIRST_DISC + 5]
+    ]
     if protocol.axial == "block":
         centers = [center for center, _ in frames]
         height_mm = float(centers[0][2] - centers[-1][2])
-        groups = [(np.mean(centers, axis=0), 0.0, int(height_mm / protocol.axial_step_mm) + 6)]
+        groups = [
+            (np.mean(centers, axis=0), 0.0, int(height_mm / protocol.axial_step_mm) + 6)
+        ]
     else:
         groups = [
-            (center, float(np.arctan2(-axes[0][1], -axes[0][2])), protocol.axial_slices) for center, axes in frames
+            (center, float(np.arctan2(-axes[0][1], -axes[0][2])), protocol.axial_slices)
+            for center, axes in frames
         ]
     planes = []
     for k, (center, tilt, slices) in enumerate(groups):
         down = np.array([0.0, np.cos(tilt), -np.sin(tilt)])
         right = np.array([1.0, 0.0, 0.0])
-        axes = np.stack([np.cross(right, down), down, right]) @ _small_rotation(tilts[1 + k]).T
+        axes = (
+            np.stack([np.cross(right, down), down, right])
+            @ _small_rotation(tilts[1 + k]).T
+        )
         if not protocol.follow_patient:
             axes = axes @ upright.T
-        shift = np.array([rng.normal(0, 2), 12 + rng.normal(0, 4), 0.0]) @ axes[[2, 1, 0]]
+        shift = (
+            np.array([rng.normal(0, 2), 12 + rng.normal(0, 4), 0.0]) @ axes[[2, 1, 0]]
+        )
         shift += axes[0] * rng.normal(0, 1.0)
-        planes.append(Planes(center + shift, axes, (slices, matrix, matrix), (protocol.axial_step_mm, step, step)))
+        planes.append(
+            Planes(
+                center + shift,
+                axes,
+                (slices, matrix, matrix),
+                (protocol.axial_step_mm, step, step),
+            )
+        )
     return tuple(planes)
 
 
 def _sequence(contrast: str, rng: np.random.Generator) -> Sequence:
     """Draw times of a sagittal sequence as clinical 1.5 T protocols have them."""
     if contrast == "t1":
-        return Sequence(contrast="t1", tr_ms=float(rng.integers(450, 720)), te_ms=float(rng.integers(8, 15)))
+        return Sequence(
+            contrast="t1",
+            tr_ms=float(rng.integers(450, 720)),
+            te_ms=float(rng.integers(8, 15)),
+        )
     if contrast == "stir":
         return Sequence(
             contrast="stir",
@@ -196,11 +262,19 @@ def _sequence(contrast: str, rng: np.random.Generator) -> Sequence:
             te_ms=float(rng.integers(45, 80)),
             ti_ms=float(rng.integers(150, 181)),
         )
-    return Sequence(contrast="t2", tr_ms=float(rng.integers(2600, 4600)), te_ms=float(rng.integers(85, 122)))
+    return Sequence(
+        contrast="t2",
+        tr_ms=float(rng.integers(2600, 4600)),
+        te_ms=float(rng.integers(85, 122)),
+    )
 
 
 def _axial_t2(rng: np.random.Generator) -> Sequence:
-    return Sequence(contrast="t2", tr_ms=float(rng.integers(3000, 5200)), te_ms=float(rng.integers(88, 122)))
+    return Sequence(
+        contrast="t2",
+        tr_ms=float(rng.integers(3000, 5200)),
+        te_ms=float(rng.integers(88, 122)),
+    )
 
 
 def _small_rotation(angles: FloatArray) -> FloatArray:

@@ -11,13 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.phantom.profiles import Field, field_of
-from spine_engine.phantom.protocol import SLICE_THICKNESS_SHARE, Planes, Protocol, SeriesPlan, plan, role_of
+from spine_engine.phantom.protocol import (
+    SLICE_THICKNESS_SHARE,
+    Planes,
+    Protocol,
+    SeriesPlan,
+    plan,
+    role_of,
+)
 from spine_engine.phantom.sampling import SUPERSAMPLING, sample
 from spine_engine.phantom.signal import TEXTURE, Sequence
 from spine_engine.phantom.spine import CURVE_MARGIN_MM, PhantomSpine
 from spine_engine.study import Role, Series, Stack, Study
 
-# Compiled in from other files: f7c95ed690ac
+# Compiled in from other files: 810c5c937653
 
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
@@ -42,7 +49,9 @@ class PhantomSeries:
     def as_series(self) -> Series:
         """Return the series as the reader would return it, without writing files."""
         slices = sum(len(stack.pixels) for stack in self.stacks)
-        return Series(self.name, self.role, "phantom", self.stacks, slices, self.sequence.contrast)
+        return Series(
+            self.name, self.role, "phantom", self.stacks, slices, self.sequence.contrast
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,11 +64,16 @@ class PhantomStudy:
 
     def as_study(self) -> Study:
         """Return the study as the reader would return it, without writing files."""
-        series = sorted((rendered.as_series() for rendered in self.series), key=lambda series: series.path)
+        series = sorted(
+            (rendered.as_series() for rendered in self.series),
+            key=lambda series: series.path,
+        )
         return Study(self.study_id, tuple(series))
 
 
-def render(spine: PhantomSpine, *, seed: int, protocol: Protocol | None = None) -> PhantomStudy:
+def render(
+    spine: PhantomSpine, *, seed: int, protocol: Protocol | None = None
+) -> PhantomStudy:
     """Scan a phantom.
 
     Args:
@@ -74,18 +88,28 @@ def render(spine: PhantomSpine, *, seed: int, protocol: Protocol | None = None) 
     series: list[PhantomSeries] = []
     for group in plan(spine, protocol, seed):
         signals = np.stack([sequence.signal() for sequence in group.sequences])
-        signals *= np.exp(rng.normal(0, SIGNAL_SPREAD, signals.shape)).astype(np.float32)
-        clean = [render_clean(anatomy, planes, signals, saturation=protocol.saturation) for planes in group.planes]
+        signals *= np.exp(rng.normal(0, SIGNAL_SPREAD, signals.shape)).astype(
+            np.float32
+        )
+        clean = [
+            render_clean(anatomy, planes, signals, saturation=protocol.saturation)
+            for planes in group.planes
+        ]
         for k, sequence in enumerate(group.sequences):
             bright = float(np.percentile(clean[0][k, ::3, ::7, ::7], 99))
-            images = [_oriented(planes, image[k], spine) for planes, image in zip(group.planes, clean, strict=True)]
+            images = [
+                _oriented(planes, image[k], spine)
+                for planes, image in zip(group.planes, clean, strict=True)
+            ]
             stacks = _acquire(images, bright, protocol, normals, rng)
             series.append(_named(group, sequence, stacks))
     series.sort(key=lambda rendered: rendered.name)
     return PhantomStudy(_study_id(spine, seed, protocol), spine, tuple(series))
 
 
-def render_clean(anatomy: Field, planes: Planes, signals: Float32Array, *, saturation: float = 1.0) -> Float32Array:
+def render_clean(
+    anatomy: Field, planes: Planes, signals: Float32Array, *, saturation: float = 1.0
+) -> Float32Array:
     """Return the noise-free images ``(sequences, slices, rows, columns)`` on planes of the canonical frame.
 
     ``signals (sequences, tissues)`` holds the brightness of each tissue; ``saturation`` is the share of the signal in
@@ -100,7 +124,9 @@ def render_clean(anatomy: Field, planes: Planes, signals: Float32Array, *, satur
     return out
 
 
-def _oriented(planes: Planes, image: Float32Array, spine: PhantomSpine) -> tuple[Planes, Float32Array]:
+def _oriented(
+    planes: Planes, image: Float32Array, spine: PhantomSpine
+) -> tuple[Planes, Float32Array]:
     """Place planes in the patient; a mirror flips columns (axial) or slices (sagittal), so axes stay right-handed."""
     axes = planes.axes @ spine.rotation.T
     center = spine.rotation @ planes.center_mm + spine.translation_mm
@@ -108,7 +134,9 @@ def _oriented(planes: Planes, image: Float32Array, spine: PhantomSpine) -> tuple
         across = int(np.argmax(np.abs(planes.axes[:, 0])))
         axes[across] = -axes[across]
         image = np.flip(image, axis=across)
-    return Planes(center, axes, planes.shape, planes.step_mm), np.ascontiguousarray(image)
+    return Planes(center, axes, planes.shape, planes.step_mm), np.ascontiguousarray(
+        image
+    )
 
 
 def _acquire(
@@ -130,14 +158,28 @@ def _acquire(
             protocol.ghost, ghost_shift, normals, start + 7919 * index,
         )  # fmt: skip
         count = len(pixels)
-        origins = planes.origin_mm + np.arange(count)[:, None] * planes.step_mm[0] * planes.axes[0]
+        origins = (
+            planes.origin_mm
+            + np.arange(count)[:, None] * planes.step_mm[0] * planes.axes[0]
+        )
         slope = np.ones(count, np.float32)
         intercept = np.zeros(count, np.float32)
-        stacks.append(Stack(pixels, slope, intercept, origins, planes.axes, (planes.step_mm[1], planes.step_mm[2])))
+        stacks.append(
+            Stack(
+                pixels,
+                slope,
+                intercept,
+                origins,
+                planes.axes,
+                (planes.step_mm[1], planes.step_mm[2]),
+            )
+        )
     return tuple(stacks)
 
 
-def _named(group: SeriesPlan, sequence: Sequence, stacks: tuple[Stack, ...]) -> PhantomSeries:
+def _named(
+    group: SeriesPlan, sequence: Sequence, stacks: tuple[Stack, ...]
+) -> PhantomSeries:
     return PhantomSeries(
         name=f"{group.role_prefix}_{sequence.contrast}",
         description=f"{group.role_prefix.capitalize()} {sequence.contrast.upper()}",
@@ -170,21 +212,47 @@ def _finish(
         for r in range(rows):
             above, below = max(r - 1, 0), min(r + 1, rows - 1)
             for c in range(columns):
-                line[c] = 0.22 * (image[k, above, c] + image[k, below, c]) + 0.56 * image[k, r, c]
+                line[c] = (
+                    0.22 * (image[k, above, c] + image[k, below, c])
+                    + 0.56 * image[k, r, c]
+                )
             for c in range(columns):
-                blurred[r, c] = 0.22 * (line[max(c - 1, 0)] + line[min(c + 1, columns - 1)]) + 0.56 * line[c]
+                blurred[r, c] = (
+                    0.22 * (line[max(c - 1, 0)] + line[min(c + 1, columns - 1)])
+                    + 0.56 * line[c]
+                )
         for r in range(rows):
             v = 2.0 * r / rows - 1
             for c in range(columns):
                 u = 2.0 * c / columns - 1
                 depth = (rows - r if axis == 1 else columns - c) * step_mm
-                coil = 1 + waves[0] * u + waves[1] * v + waves[2] * u * v + waves[3] * u * u + waves[4] * v * v
+                coil = (
+                    1
+                    + waves[0] * u
+                    + waves[1] * v
+                    + waves[2] * u * v
+                    + waves[3] * u * u
+                    + waves[4] * v * v
+                )
                 coil *= 1 - falloff + falloff * 2.2 / (1 + (depth / 85.0) ** 2)
                 value = blurred[r, c]
                 if ghost > 0:
-                    other = (r + ghost_shift) % rows if axis == 1 else (c + ghost_shift) % columns
-                    value += ghost * (blurred[other, c] if axis == 1 else blurred[r, other])
-                state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-                real = value * coil * gain + noise * normals[(state >> np.uint64(40)) & np.uint64(mask)]
+                    other = (
+                        (r + ghost_shift) % rows
+                        if axis == 1
+                        else (c + ghost_shift) % columns
+                    )
+                    value += ghost * (
+                        blurred[other, c] if axis == 1 else blurred[r, other]
+                    )
+                state = state * np.uint64(6364136223846793005) + np.uint64(
+                    1442695040888963407
+                )
+                real = (
+                    value * coil * gain
+                    + noise * normals[(state >> np.uint64(40)) & np.uint64(mask)]
+                )
                 imaginary = noise * normals[(state >> np.uint64(20)) & np.uint64(mask)]
-                pixels[k, r, c] = min(int(np.sqrt(real * real + imaginary * imaginary) + 0.5), 4095)
+                pixels[k, r, c] = min(
+                    int(np.sqrt(real * real + imaginary * imaginary) + 0.5), 4095
+                )

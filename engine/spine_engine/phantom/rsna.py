@@ -47,11 +47,19 @@ READER_POINTS: Final = {
 
 def study_seeds(count: int, seed: int) -> list[int]:
     """Return the seeds of a set's studies; sets of different seeds share none, a longer set begins as a shorter one."""
-    return [int(np.random.default_rng([seed, 21, k]).integers(2**31)) for k in range(count)]
+    return [
+        int(np.random.default_rng([seed, 21, k]).integers(2**31)) for k in range(count)
+    ]
 
 
 def write_studies(
-    root: Path, count: int, seed: int, *, protocol: Protocol | None = None, shuffled: bool = False, rle: bool = False
+    root: Path,
+    count: int,
+    seed: int,
+    *,
+    protocol: Protocol | None = None,
+    shuffled: bool = False,
+    rle: bool = False,
 ) -> Iterator[str]:
     """Write ``count`` studies and RSNA's files, and yield each study's id when it is written.
 
@@ -61,13 +69,23 @@ def write_studies(
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
         tables = {
-            name: csv.writer(files.enter_context((root / f"{name}.csv").open("w", newline="")))
-            for name in ("train", "train_series_descriptions", "train_label_coordinates")
+            name: csv.writer(
+                files.enter_context((root / f"{name}.csv").open("w", newline=""))
+            )
+            for name in (
+                "train",
+                "train_series_descriptions",
+                "train_label_coordinates",
+            )
         }
         truth = files.enter_context((root / "truth.json").open("w"))
-        columns = [f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS]
+        columns = [
+            f"{condition}_{level}" for condition in CONDITIONS for level in LEVELS
+        ]
         tables["train"].writerow(["study_id", *columns])
-        tables["train_series_descriptions"].writerow(["study_id", "series_id", "series_description"])
+        tables["train_series_descriptions"].writerow(
+            ["study_id", "series_id", "series_description"]
+        )
         tables["train_label_coordinates"].writerow(
             ["study_id", "series_id", "instance_number", "condition", "level", "x", "y"]
         )
@@ -78,7 +96,11 @@ def write_studies(
             grades = [GRADE_NAMES[grade] for grade in study.spine.grades.T.ravel()]
             tables["train"].writerow([study.study_id, *grades])
             for series in study.series:
-                row = [study.study_id, series_uid(study, series), SERIES_NAMES[series.role]]
+                row = [
+                    study.study_id,
+                    series_uid(study, series),
+                    SERIES_NAMES[series.role],
+                ]
                 tables["train_series_descriptions"].writerow(row)
             tables["train_label_coordinates"].writerows(_coordinates(study, shuffled))
             _write_truth(truth, study, first=k == 0)
@@ -115,7 +137,9 @@ def _write_truth(file: IO[str], study: PhantomStudy, *, first: bool) -> None:
 
 def _coordinates(study: PhantomStudy, shuffled: bool) -> Iterator[list[object]]:
     """Yield RSNA's rows of points: each condition where a reader would mark it, on the nearest slice of its series."""
-    discs = list(zip(LEVELS, study.spine.disc_center_mm, study.spine.disc_axes, strict=True))
+    discs = list(
+        zip(LEVELS, study.spine.disc_center_mm, study.spine.disc_axes, strict=True)
+    )
     for condition in CONDITIONS:
         role, offset = READER_POINTS[condition]
         series = next((s for s in study.series if s.role is role), None)
@@ -123,8 +147,16 @@ def _coordinates(study: PhantomStudy, shuffled: bool) -> Iterator[list[object]]:
             continue
         name = condition.replace("_", " ").title()
         for level, center, axes in discs:
-            number, x, y = _pixel_of(study, series, center + np.array(offset) @ axes, shuffled)
-            row = [study.study_id, series_uid(study, series), number, name, level.replace("_", "/").upper()]
+            number, x, y = _pixel_of(
+                study, series, center + np.array(offset) @ axes, shuffled
+            )
+            row = [
+                study.study_id,
+                series_uid(study, series),
+                number,
+                name,
+                level.replace("_", "/").upper(),
+            ]
             yield [*row, f"{x:.3f}", f"{y:.3f}"]
 
 

@@ -35,7 +35,12 @@ def phantom_samples(count: int = PHANTOMS, *, start: int = 0) -> list[Sample]:
     box_mm = np.array(BOX_MM)
     for seed in range(UNSEEN_SEED + start, UNSEEN_SEED + start + count):
         phantom = render(draw_spine(seed), seed=seed)
-        discs = zip(LEVELS, phantom.spine.disc_center_mm, phantom.spine.disc_axes, strict=True)
-        levels = {level: DiscLevel(level, center, axes, box_mm, 1.0, Source.DETECTOR) for level, center, axes in discs}
+        discs = zip(
+            LEVELS, phantom.spine.disc_center_mm, phantom.spine.disc_axes, strict=True
+        )
+        levels = {
+            level: DiscLevel(level, center, axes, box_mm, 1.0, Source.DETECTOR)
+            for level, center, axes in discs
+        }
         samples.append(Sample(phantom.as_study(), levels))
     return samples

@@ -16,13 +16,25 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from spine_engine.phantom.tissue import noise_at, outline_at, plane_at, shell_at, tissue_at
+from spine_engine.phantom.tissue import (
+    noise_at,
+    outline_at,
+    plane_at,
+    shell_at,
+    tissue_at,
+)
 
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
 
 SUPERSAMPLING: Final = np.array(
-    [[0.0, -0.10, 0.30], [-0.40, -0.30, 0.10], [0.40, -0.05, 0.05], [-0.20, 0.15, -0.35], [0.20, 0.35, -0.15]],
+    [
+        [0.0, -0.10, 0.30],
+        [-0.40, -0.30, 0.10],
+        [0.40, -0.05, 0.05],
+        [-0.20, 0.15, -0.35],
+        [0.20, 0.35, -0.15],
+    ],
     np.float32,
 )
 """Offsets of a voxel's samples near the spine: through the slice (share of its thickness), down and along (pixels).
@@ -47,7 +59,9 @@ def _add(
     """Add one sample's signal, with its tissue's grain, to the contrasts' sums."""
     grain = 1 + texture[first] * (0.8 * fine + 0.5 * coarse)
     for m in range(total.shape[0]):
-        total[m] += grain * ((1 - share) * signals[m, first] + share * signals[m, second])
+        total[m] += grain * (
+            (1 - share) * signals[m, first] + share * signals[m, second]
+        )
 
 
 def _stamped(stamp: int) -> Callable[..., None]:
@@ -80,8 +94,12 @@ def _stamped(stamp: int) -> Callable[..., None]:
                     h = plane_at(plane, y, z)[1]
                     if y > back or y < belly + 8:
                         streak = noise_at(lattice, x / 4.5 + 3.3, y / 3.5, z / 24.0)
-                        first, second, share = shell_at(x, y, streak, back, back_skin, belly, belly_skin)
-                        _add(total, signals, first, second, share, texture, fine, coarse)
+                        first, second, share = shell_at(
+                            x, y, streak, back, back_skin, belly, belly_skin
+                        )
+                        _add(
+                            total, signals, first, second, share, texture, fine, coarse
+                        )
                         samples = 1
                     else:
                         near = h > -28 and h < 48 and abs(x) < 46
@@ -92,7 +110,11 @@ def _stamped(stamp: int) -> Callable[..., None]:
                         for n in range(offsets.shape[0] if near else 1):
                             if n == 3 and alike:
                                 break
-                            u, v, t = offsets[n, 0] * thickness, offsets[n, 1], offsets[n, 2]
+                            u, v, t = (
+                                offsets[n, 0] * thickness,
+                                offsets[n, 1],
+                                offsets[n, 2],
+                            )
                             if not near:
                                 u, v, t = 0.0, 0.0, 0.0
                             first, second, share = tissue_at(
@@ -101,7 +123,16 @@ def _stamped(stamp: int) -> Callable[..., None]:
                                 z + u * steps[0, 2] + v * steps[1, 2] + t * steps[2, 2],
                                 fine, coarse, streak, belly, along, start_mm, plane, scalars,
                             )  # fmt: skip
-                            _add(total, signals, first, second, share, texture, fine, coarse)
+                            _add(
+                                total,
+                                signals,
+                                first,
+                                second,
+                                share,
+                                texture,
+                                fine,
+                                coarse,
+                            )
                             samples += 1
                             if n == 0:
                                 middle, middle_share = first, share

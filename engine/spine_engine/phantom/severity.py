@@ -31,12 +31,36 @@ GRADE_WEIGHTS: Final = (1.0, 2.0, 4.0)
 """Row weights of the official RSNA 2024 metric by true grade."""
 
 # RSNA 2024 training labels: normal-mild, moderate, severe for l1_l2 .. l5_s1; left and right pooled.
-_CANAL_COUNTS = ((1886, 67, 21), (1770, 151, 53), (1622, 230, 122), (1482, 237, 255), (1904, 51, 19))
-_FORAMINAL_COUNTS = ((3799, 126, 15), (3584, 339, 17), (3044, 825, 81), (2412, 1258, 270), (2528, 1016, 396))
-_SUBARTICULAR_COUNTS = ((3370, 203, 52), (3132, 498, 156), (2646, 908, 391), (1778, 1246, 921), (2807, 805, 320))
+_CANAL_COUNTS = (
+    (1886, 67, 21),
+    (1770, 151, 53),
+    (1622, 230, 122),
+    (1482, 237, 255),
+    (1904, 51, 19),
+)
+_FORAMINAL_COUNTS = (
+    (3799, 126, 15),
+    (3584, 339, 17),
+    (3044, 825, 81),
+    (2412, 1258, 270),
+    (2528, 1016, 396),
+)
+_SUBARTICULAR_COUNTS = (
+    (3370, 203, 52),
+    (3132, 498, 156),
+    (2646, 908, 391),
+    (1778, 1246, 921),
+    (2807, 805, 320),
+)
 
-_FORAMINAL = (Condition.LEFT_NEURAL_FORAMINAL_NARROWING, Condition.RIGHT_NEURAL_FORAMINAL_NARROWING)
-_SUBARTICULAR = (Condition.LEFT_SUBARTICULAR_STENOSIS, Condition.RIGHT_SUBARTICULAR_STENOSIS)
+_FORAMINAL = (
+    Condition.LEFT_NEURAL_FORAMINAL_NARROWING,
+    Condition.RIGHT_NEURAL_FORAMINAL_NARROWING,
+)
+_SUBARTICULAR = (
+    Condition.LEFT_SUBARTICULAR_STENOSIS,
+    Condition.RIGHT_SUBARTICULAR_STENOSIS,
+)
 _CANAL = Condition.SPINAL_CANAL_STENOSIS
 
 # Shares of variance of the factors: patient, level (all conditions), level's pair of sides, this place alone.
@@ -58,19 +82,26 @@ def grade_frequencies() -> FloatArray:
             table = _FORAMINAL_COUNTS
         elif condition in _SUBARTICULAR:
             table = _SUBARTICULAR_COUNTS
-        frequencies[:, c] = np.array(table, float) / np.sum(table, axis=1, keepdims=True)
+        frequencies[:, c] = np.array(table, float) / np.sum(
+            table, axis=1, keepdims=True
+        )
     return frequencies
 
 
 def reader_probabilities(narrowing: FloatArray) -> FloatArray:
     """Return P(grade | narrowing) of the noisy reader, ``narrowing.shape + (3,)``: Bayes probabilities."""
-    above = [_normal_cdf((np.asarray(narrowing, float) - cut) / READER_NOISE) for cut in READER_THRESHOLDS]
+    above = [
+        _normal_cdf((np.asarray(narrowing, float) - cut) / READER_NOISE)
+        for cut in READER_THRESHOLDS
+    ]
     return np.stack([1 - above[0], above[0] - above[1], above[1]], axis=-1)
 
 
 def read_grades(narrowing: FloatArray, seed: int) -> NDArray[np.int64]:
     """Return the noisy reader's grades (0 normal-mild, 1 moderate, 2 severe) in the shape of ``narrowing``."""
-    noise = np.random.default_rng([seed, _READER_STREAM]).normal(0.0, READER_NOISE, np.shape(narrowing))
+    noise = np.random.default_rng([seed, _READER_STREAM]).normal(
+        0.0, READER_NOISE, np.shape(narrowing)
+    )
     reading = np.asarray(narrowing, float) + noise
     return np.searchsorted(READER_THRESHOLDS, reading, side="right").astype(np.int64)
 
@@ -85,7 +116,10 @@ def draw_narrowing(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
     """
     patient = rng.normal()
     level = rng.normal(size=len(LEVELS))
-    pair = {_FORAMINAL: rng.normal(size=len(LEVELS)), _SUBARTICULAR: rng.normal(size=len(LEVELS))}
+    pair = {
+        _FORAMINAL: rng.normal(size=len(LEVELS)),
+        _SUBARTICULAR: rng.normal(size=len(LEVELS)),
+    }
     latent = np.empty((len(LEVELS), len(CONDITIONS)))
     for c, condition in enumerate(CONDITIONS):
         own = rng.normal(size=len(LEVELS))
@@ -98,9 +132,18 @@ def draw_narrowing(rng: np.random.Generator) -> tuple[FloatArray, FloatArray]:
             shares = _SUBARTICULAR_SHARES
             sides = pair[_SUBARTICULAR]
         loadings = np.sqrt(shares)
-        latent[:, c] = loadings[0] * patient + loadings[1] * level + loadings[2] * sides + loadings[3] * own
+        latent[:, c] = (
+            loadings[0] * patient
+            + loadings[1] * level
+            + loadings[2] * sides
+            + loadings[3] * own
+        )
     mean, spread = _latent_parameters()
-    wear = np.sqrt(0.35) * patient + np.sqrt(0.35) * level + np.sqrt(0.3) * rng.normal(size=len(LEVELS))
+    wear = (
+        np.sqrt(0.35) * patient
+        + np.sqrt(0.35) * level
+        + np.sqrt(0.3) * rng.normal(size=len(LEVELS))
+    )
     return 1.0 / (1.0 + np.exp(-(mean + spread * latent))), wear
 
 
@@ -128,7 +171,9 @@ def official_metric(predictions: FloatArray, grades: NDArray[np.int64]) -> Float
     parts = []
     for group in ((_CANAL,), _FORAMINAL, _SUBARTICULAR):
         columns = [CONDITIONS.index(condition) for condition in group]
-        parts.append(float((loss * weights)[..., columns].sum() / weights[..., columns].sum()))
+        parts.append(
+            float((loss * weights)[..., columns].sum() / weights[..., columns].sum())
+        )
     canal = CONDITIONS.index(_CANAL)
     severe = (grades[..., canal] == 2).any(axis=1)
     chance = np.clip(predictions[..., canal, 2].max(axis=1), 1e-15, 1 - 1e-15)
@@ -156,7 +201,9 @@ def _fit(frequency: FloatArray) -> tuple[float, float]:
         error = _logit(_exceedance(point)) - target
         step = 1e-4
         moved = [_logit(_exceedance(point + step * axis)) for axis in np.eye(2)]
-        slopes = np.stack([(logits - target - error) / step for logits in moved], axis=1)
+        slopes = np.stack(
+            [(logits - target - error) / step for logits in moved], axis=1
+        )
         point = point - np.clip(np.linalg.solve(slopes, error), -0.4, 0.4)
         point[1] = max(point[1], 0.2)
         if np.abs(error).max() < 1e-9:
@@ -168,7 +215,14 @@ def _exceedance(point: FloatArray) -> FloatArray:
     """Return P(grade >= moderate) and P(severe) of narrowings with ``point = (mean, spread)`` of their logit."""
     narrowing = 1.0 / (1.0 + np.exp(-(point[0] + point[1] * _NODES)))
     grades = reader_probabilities(narrowing)
-    return np.asarray(np.array([_NODE_WEIGHTS @ (grades[:, 1] + grades[:, 2]), _NODE_WEIGHTS @ grades[:, 2]]))
+    return np.asarray(
+        np.array(
+            [
+                _NODE_WEIGHTS @ (grades[:, 1] + grades[:, 2]),
+                _NODE_WEIGHTS @ grades[:, 2],
+            ]
+        )
+    )
 
 
 def _logit(p: FloatArray) -> FloatArray:
@@ -176,4 +230,6 @@ def _logit(p: FloatArray) -> FloatArray:
 
 
 def _normal_cdf(z: FloatArray) -> FloatArray:
-    return np.asarray(0.5 * (1.0 + np.vectorize(erf, otypes=[float])(np.asarray(z) / np.sqrt(2.0))))
+    return np.asarray(
+        0.5 * (1.0 + np.vectorize(erf, otypes=[float])(np.asarray(z) / np.sqrt(2.0)))
+    )

@@ -51,7 +51,9 @@ _RELAXATION: Final = {
     Tissue.VEIN: (0.90, 1300, 160, 0.10),
 }
 
-TEXTURE: Final[NDArray[np.float32]] = np.array([_RELAXATION[t][3] for t in Tissue], np.float32)
+TEXTURE: Final[NDArray[np.float32]] = np.array(
+    [_RELAXATION[t][3] for t in Tissue], np.float32
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, MIRRORED_CONDITION
-from spine_engine.phantom.severity import draw_narrowing, read_grades, reader_probabilities
+from spine_engine.phantom.severity import (
+    draw_narrowing,
+    read_grades,
+    reader_probabilities,
+)
 
 FloatArray = NDArray[np.float64]
 Number = TypeVar("Number", np.float64, np.int64)
 
-VERTEBRAE: Final = ("T8", "T9", "T10", "T11", "T12", "L1", "L2", "L3", "L4", "L5", "S1", "S2", "S3", "S4", "S5")
+VERTEBRAE: Final = (
+    "T8",
+    "T9",
+    "T10",
+    "T11",
+    "T12",
+    "L1",
+    "L2",
+    "L3",
+    "L4",
+    "L5",
+    "S1",
+    "S2",
+    "S3",
+    "S4",
+    "S5",
+)
 FIRST_DISC: Final = 5
 """Index of the L1/L2 disc; disc ``j`` lies between vertebrae ``j`` and ``j + 1``."""
 
@@ -31,7 +51,23 @@ CURVE_MARGIN_MM: Final = 60.0
 # Adult means, mm, by vertebra T8 .. S5 (rounded from published lumbar morphometry: Panjabi et al., Spine 17 (1992) 299
 # for bodies, canals and pedicles) and segmental sagittal tilt for about 55 degrees of lordosis over 40 of sacral slope.
 _BODY_HEIGHT = (20, 21, 22, 23, 25, 26, 27, 28, 27.5, 27, 29, 24, 20, 17, 15)
-_HALF_DEPTH = (14.5, 15, 15.5, 16, 16.5, 16.5, 17, 17.3, 17.5, 17.5, 13.5, 9.5, 7.5, 6, 5)
+_HALF_DEPTH = (
+    14.5,
+    15,
+    15.5,
+    16,
+    16.5,
+    16.5,
+    17,
+    17.3,
+    17.5,
+    17.5,
+    13.5,
+    9.5,
+    7.5,
+    6,
+    5,
+)
 _HALF_WIDTH = (15, 15.5, 16.5, 18, 19.5, 20.5, 22, 23.5, 25, 26.5, 26, 20, 17, 14, 10)
 _TILT_DEG = (6, 2, -4, -10, -15, -18, -17, -11, -2, 14, 38, 50, 47, 25, -8)
 _CANAL_DEPTH = (15.5, 15.5, 16, 16.5, 17, 17.5, 17.2, 17, 17, 17, 15, 11, 8, 6, 4)
@@ -107,11 +143,14 @@ class CenterCurve:
     def frame_at(self, s_mm: float) -> tuple[FloatArray, FloatArray]:
         """Return position ``(3,)`` and axes ``(3, 3)`` (down the curve, to the back, to the left) at an arc length."""
         x, y, z, tilt, lean, turn = (
-            float(np.interp(s_mm, self.s, v)) for v in (self.x, self.y, self.z, self.tilt, self.lean, self.turn)
+            float(np.interp(s_mm, self.s, v))
+            for v in (self.x, self.y, self.z, self.tilt, self.lean, self.turn)
         )
         down = np.array([lean, np.sin(tilt), -np.cos(tilt)])
         down /= np.linalg.norm(down)
-        left = np.array([np.cos(turn), np.sin(turn) * np.cos(tilt), np.sin(turn) * np.sin(tilt)])
+        left = np.array(
+            [np.cos(turn), np.sin(turn) * np.cos(tilt), np.sin(turn) * np.sin(tilt)]
+        )
         left -= (left @ down) * down
         left /= np.linalg.norm(left)
         return np.array([x, y, z]), np.stack([down, np.cross(left, down), left])
@@ -169,7 +208,12 @@ class PhantomSpine:
     @property
     def vertebra_center_mm(self) -> FloatArray:
         """The centres of the vertebral bodies T8 .. S5 ``(15, 3)``, patient LPS mm, as named in ``VERTEBRAE``."""
-        return np.stack([self._placed_frame(s)[0] for s in (self.curve.tops + self.curve.bottoms) / 2])
+        return np.stack(
+            [
+                self._placed_frame(s)[0]
+                for s in (self.curve.tops + self.curve.bottoms) / 2
+            ]
+        )
 
     def mirrored(self) -> Self:
         """Return the exact reflection of the patient in the plane x = 0, with left and right severities swapped."""
@@ -189,7 +233,10 @@ class PhantomSpine:
             ValueError: ``rotation`` is not a proper ``(3, 3)`` rotation.
         """
         rotation = np.asarray(rotation, float)
-        if rotation.shape != (3, 3) or np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-6:
+        if (
+            rotation.shape != (3, 3)
+            or np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-6
+        ):
             raise ValueError("rotation must be an orthonormal (3, 3) matrix")
         if np.linalg.det(rotation) < 0:
             raise ValueError("rotation must not reflect; use mirrored()")
@@ -200,8 +247,12 @@ class PhantomSpine:
         """Return the same patient with other narrowings ``(5, 5)`` in [0, 1], read again by the same reader."""
         narrowing = np.clip(np.asarray(narrowing, float), 0.0, 1.0)
         if narrowing.shape != (len(LEVELS), len(CONDITIONS)):
-            raise ValueError(f"narrowing must be (5 levels, 5 conditions), got {narrowing.shape}")
-        return replace(self, narrowing=narrowing, grades=read_grades(narrowing, self.seed))
+            raise ValueError(
+                f"narrowing must be (5 levels, 5 conditions), got {narrowing.shape}"
+            )
+        return replace(
+            self, narrowing=narrowing, grades=read_grades(narrowing, self.seed)
+        )
 
     @property
     def _graded_discs(self) -> FloatArray:
@@ -215,7 +266,9 @@ class PhantomSpine:
         return self.rotation @ position + self.translation_mm, placed
 
 
-def draw_spine(seed: int, *, narrowing: FloatArray | None = None, scoliosis: bool = True) -> PhantomSpine:
+def draw_spine(
+    seed: int, *, narrowing: FloatArray | None = None, scoliosis: bool = True
+) -> PhantomSpine:
     """Draw a patient: anatomy, narrowings with RSNA's frequencies, and the noisy reader's grades.
 
     Args:
@@ -236,21 +289,38 @@ def draw_spine(seed: int, *, narrowing: FloatArray | None = None, scoliosis: boo
     return spine if narrowing is None else spine.with_narrowing(narrowing)
 
 
-def _draw_shape(rng: np.random.Generator, wear: FloatArray, scoliosis: bool) -> SpineShape:
+def _draw_shape(
+    rng: np.random.Generator, wear: FloatArray, scoliosis: bool
+) -> SpineShape:
     """Draw the anatomy; ``wear (5,)`` dries and flattens the graded discs."""
     scale = float(np.clip(rng.normal(1.0, 0.07), 0.85, 1.18))
 
     def vary(mean: tuple[float, ...], spread: float) -> FloatArray:
-        return np.array(mean, float) * scale * (1 + rng.normal(0, spread)) * (1 + rng.normal(0, spread / 2, len(mean)))
+        return (
+            np.array(mean, float)
+            * scale
+            * (1 + rng.normal(0, spread))
+            * (1 + rng.normal(0, spread / 2, len(mean)))
+        )
 
-    worn = np.concatenate([rng.normal(-0.3, 0.7, FIRST_DISC), wear, rng.normal(0, 1, 4)])
-    hydration = np.clip(0.62 - 0.27 * worn + rng.normal(0, 0.10, 14) - rng.normal(0, 0.15), 0.02, 1.0)
+    worn = np.concatenate(
+        [rng.normal(-0.3, 0.7, FIRST_DISC), wear, rng.normal(0, 1, 4)]
+    )
+    hydration = np.clip(
+        0.62 - 0.27 * worn + rng.normal(0, 0.10, 14) - rng.normal(0, 0.15), 0.02, 1.0
+    )
     loss = np.clip(0.16 * (worn - 0.5), 0, 0.45)
     tilt = np.array(_TILT_DEG, float)
     lordosis = rng.normal(1, 0.22)
     sacral_slope = rng.normal(0, 6)
     kyphosis = rng.normal(0, 3)
-    tilt = np.concatenate([tilt[:5] * lordosis + kyphosis, tilt[5:10] * lordosis, tilt[10:] + sacral_slope])
+    tilt = np.concatenate(
+        [
+            tilt[:5] * lordosis + kyphosis,
+            tilt[5:10] * lordosis,
+            tilt[10:] + sacral_slope,
+        ]
+    )
     tilt += rng.normal(0, 1.2, len(tilt)) + rng.normal(0, 3)
     body_height = vary(_BODY_HEIGHT, 0.04)
     if rng.random() < 0.10:
@@ -275,7 +345,9 @@ def _draw_shape(rng: np.random.Generator, wear: FloatArray, scoliosis: bool) -> 
         front_mm=float(rng.uniform(70, 115)),
         front_fat_mm=float(rng.uniform(8, 40)),
         muscle_fat=float(rng.beta(1.6, 5.0)),
-        center_mm=np.array([rng.normal(0, 4), rng.normal(0, 8), rng.normal(0, 8)]) if scoliosis else np.zeros(3),
+        center_mm=np.array([rng.normal(0, 4), rng.normal(0, 8), rng.normal(0, 8)])
+        if scoliosis
+        else np.zeros(3),
         texture_seed=int(rng.integers(2**31)),
     )
 
@@ -292,11 +364,19 @@ def _center_curve(shape: SpineShape) -> CenterCurve:
     s = np.arange(-CURVE_MARGIN_MM, bottoms[-1] + CURVE_MARGIN_MM, CURVE_STEP_MM)
 
     bend = np.diff(shape.tilt_deg)
-    knots = np.concatenate([[-CURVE_MARGIN_MM], np.stack([tops, bottoms], axis=1).ravel(), [s[-1]]])
+    knots = np.concatenate(
+        [[-CURVE_MARGIN_MM], np.stack([tops, bottoms], axis=1).ravel(), [s[-1]]]
+    )
     at_tops = shape.tilt_deg - 0.2 * np.concatenate([[0.0], bend])
     at_bottoms = shape.tilt_deg + 0.2 * np.concatenate([bend, [0.0]])
     first = shape.tilt_deg[0] + 8
-    angles = np.concatenate([[first], np.stack([at_tops, at_bottoms], axis=1).ravel(), [shape.tilt_deg[-1] - 30]])
+    angles = np.concatenate(
+        [
+            [first],
+            np.stack([at_tops, at_bottoms], axis=1).ravel(),
+            [shape.tilt_deg[-1] - 30],
+        ]
+    )
     kernel = np.hanning(25)
     padded = np.pad(np.interp(s, knots, angles), 12, mode="edge")
     tilt = np.radians(np.convolve(padded, kernel / kernel.sum(), mode="valid"))
@@ -309,7 +389,10 @@ def _center_curve(shape: SpineShape) -> CenterCurve:
     x = shape.scoliosis_mm * np.sin(wave * (s - middle) + shape.scoliosis_phase) * fade
     turn = np.radians(shape.rotation_deg_per_mm * x)
     lean = np.gradient(x, CURVE_STEP_MM)
-    x, y, z = (v - np.interp(middle, s, v) + c for v, c in zip((x, y, z), shape.center_mm, strict=True))
+    x, y, z = (
+        v - np.interp(middle, s, v) + c
+        for v, c in zip((x, y, z), shape.center_mm, strict=True)
+    )
     return CenterCurve(float(s[0]), s, x, y, z, tilt, lean, turn, tops, bottoms, discs)
 
 

@@ -29,9 +29,24 @@ from spine_engine.phantom.spine import CURVE_STEP_MM
 Float32Array = NDArray[np.float32]
 Mix = tuple[int, int, float]
 
-AIR, FAT, MUSCLE, MARROW = int(Tissue.AIR), int(Tissue.FAT), int(Tissue.MUSCLE), int(Tissue.MARROW)
-CORTEX, NUCLEUS, ANNULUS, CSF = int(Tissue.CORTEX), int(Tissue.NUCLEUS), int(Tissue.ANNULUS), int(Tissue.CSF)
-NERVE, LIGAMENT, VESSEL, BOWEL = int(Tissue.NERVE), int(Tissue.LIGAMENT), int(Tissue.VESSEL), int(Tissue.BOWEL)
+AIR, FAT, MUSCLE, MARROW = (
+    int(Tissue.AIR),
+    int(Tissue.FAT),
+    int(Tissue.MUSCLE),
+    int(Tissue.MARROW),
+)
+CORTEX, NUCLEUS, ANNULUS, CSF = (
+    int(Tissue.CORTEX),
+    int(Tissue.NUCLEUS),
+    int(Tissue.ANNULUS),
+    int(Tissue.CSF),
+)
+NERVE, LIGAMENT, VESSEL, BOWEL = (
+    int(Tissue.NERVE),
+    int(Tissue.LIGAMENT),
+    int(Tissue.VESSEL),
+    int(Tissue.BOWEL),
+)
 SKIN, URINE, VEIN = int(Tissue.SKIN), int(Tissue.URINE), int(Tissue.VEIN)
 
 CANAL_FRONT_MM: Final = 5.0
@@ -56,9 +71,17 @@ _ROOTS: Final = np.array(
 def noise_at(lattice: Float32Array, x: float, y: float, z: float) -> float:
     """Return trilinear value noise: unit lattice spacing, period ``NOISE_SIZE``, standard normal at the nodes."""
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
-    i, j, k = int(fx) & (NOISE_SIZE - 1), int(fy) & (NOISE_SIZE - 1), int(fz) & (NOISE_SIZE - 1)
+    i, j, k = (
+        int(fx) & (NOISE_SIZE - 1),
+        int(fy) & (NOISE_SIZE - 1),
+        int(fz) & (NOISE_SIZE - 1),
+    )
     u, v, t = x - fx, y - fy, z - fz
-    i1, j1, k1 = (i + 1) & (NOISE_SIZE - 1), (j + 1) & (NOISE_SIZE - 1), (k + 1) & (NOISE_SIZE - 1)
+    i1, j1, k1 = (
+        (i + 1) & (NOISE_SIZE - 1),
+        (j + 1) & (NOISE_SIZE - 1),
+        (k + 1) & (NOISE_SIZE - 1),
+    )
     a = lattice[i, j, k] * (1 - t) + lattice[i, j, k1] * t
     b = lattice[i, j1, k] * (1 - t) + lattice[i, j1, k1] * t
     c = lattice[i1, j, k] * (1 - t) + lattice[i1, j, k1] * t
@@ -97,7 +120,9 @@ def _row(along: Float32Array, s: float, start_mm: float) -> int:
 
 
 @numba.njit(nogil=True, error_model="numpy", inline="always")
-def outline_at(soft: Float32Array, x: float, z: float) -> tuple[float, float, float, float]:
+def outline_at(
+    soft: Float32Array, x: float, z: float
+) -> tuple[float, float, float, float]:
     """Return y of the back muscles' surface, the back's skin, the inner abdominal wall, the belly's skin, mm."""
     f = min(max((z - PLANE_START_MM[0]) / SOFT_STEP_MM, 0.0), soft.shape[0] - 1.001)
     i = int(f)
@@ -111,7 +136,15 @@ def outline_at(soft: Float32Array, x: float, z: float) -> tuple[float, float, fl
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def shell_at(x: float, y: float, streak: float, back: float, back_skin: float, belly: float, belly_skin: float) -> Mix:
+def shell_at(
+    x: float,
+    y: float,
+    streak: float,
+    back: float,
+    back_skin: float,
+    belly: float,
+    belly_skin: float,
+) -> Mix:
     """Return the tissue outside the muscles' surface and the abdominal cavity: skin, fat, belly wall."""
     if y > back_skin - 1.6 or y < belly_skin + 1.6:
         return SKIN, SKIN, 0.0
@@ -169,7 +202,12 @@ def _front(
             return URINE, URINE, 0.0
         if d < (radius + 3) ** 2:
             return MUSCLE, FAT, 0.1
-    value = coarse + 0.12 * fine + 1.4 * (scalars[1] - 0.7) + min(0.02 * max(-x - 25.0, 0.0), 0.8)
+    value = (
+        coarse
+        + 0.12 * fine
+        + 1.4 * (scalars[1] - 0.7)
+        + min(0.02 * max(-x - 25.0, 0.0), 0.8)
+    )
     haze = 0.15 + 0.45 * scalars[2]
     if value > 1.7:
         return BOWEL, AIR, min((value - 1.7) * 4, 0.9)
@@ -200,7 +238,9 @@ def _column(
         front += FORAMEN_FRONT_MM * foramen * _hill((side - 17.5) / 9.0)
     if h < front and q < 1.2:
         girth = np.sqrt(q + (h / row[Column.A]) ** 2) if h < 0 else np.sqrt(q)
-        inside = (1 - girth) * row[Column.A] if h < 0 else min(face - h, (1 - girth) * b)
+        inside = (
+            (1 - girth) * row[Column.A] if h < 0 else min(face - h, (1 - girth) * b)
+        )
         if h < 0 and inside < -2.2:
             return _lateral(s, h, side, fine, coarse, streak, row, muscle_fat)
         return _body(s, h, w, inside, front - face, fine, coarse, row)
@@ -220,13 +260,34 @@ def _column(
     # Behind the canal nothing is graded: warp it so that no two vertebrae look alike.
     s, h, side = s + 1.4 * coarse, h - 0.7 * coarse, abs(side + 0.5 * coarse)
     if h > facet - 6 and side < wide + 18:
-        return _posterior(s, h, side, back, roof, facet, fine, coarse, streak, row, along, start_mm, muscle_fat)
+        return _posterior(
+            s,
+            h,
+            side,
+            back,
+            roof,
+            facet,
+            fine,
+            coarse,
+            streak,
+            row,
+            along,
+            start_mm,
+            muscle_fat,
+        )
     return _lateral(s, h, side, fine, coarse, streak, row, muscle_fat)
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def _body(
-    s: float, h: float, w: float, inside: float, bulge: float, fine: float, coarse: float, row: Float32Array
+    s: float,
+    h: float,
+    w: float,
+    inside: float,
+    bulge: float,
+    fine: float,
+    coarse: float,
+    row: Float32Array,
 ) -> Mix:
     """Return the tissue of a vertebral body, its endplates, the disc, or the disc's bulge behind them."""
     a, b = row[Column.A], row[Column.B]
@@ -244,15 +305,24 @@ def _body(
     if away < half:
         if inside < 1.2:
             return LIGAMENT, ANNULUS, 0.4
-        soft = min(max((inside - 3.5) / 4.0, 0.0), 1.0) * min(max((half - away) / 1.5, 0.0), 1.0)
+        soft = min(max((inside - 3.5) / 4.0, 0.0), 1.0) * min(
+            max((half - away) / 1.5, 0.0), 1.0
+        )
         cleft = 1 - 0.35 * _hill(from_disc / 1.6)
-        return ANNULUS, NUCLEUS, max(soft * row[Column.HYDRATION] * cleft, 0.12 + 0.04 * fine)
+        return (
+            ANNULUS,
+            NUCLEUS,
+            max(soft * row[Column.HYDRATION] * cleft, 0.12 + 0.04 * fine),
+        )
     if away < half + 0.95 or inside < 0.85:
         return CORTEX, MARROW, 0.15
     vein = abs(s - row[Column.BODY_S]) < 2.4 * h / a + 0.4 * coarse
     if vein and h > 0.2 * a and abs(w) < 4 and row[Column.SACRUM] < 1:
         return MARROW, VEIN, 0.5
-    share = min(max(0.12 + 0.13 * coarse + 0.05 * fine + 0.5 * (row[Column.MARROW] - 1), 0.0), 0.6)
+    share = min(
+        max(0.12 + 0.13 * coarse + 0.05 * fine + 0.5 * (row[Column.MARROW] - 1), 0.0),
+        0.6,
+    )
     if away < half + 5.0 and row[Column.HYDRATION] < 0.25:
         share += 0.25
     return MARROW, FAT, share
@@ -260,7 +330,14 @@ def _body(
 
 @numba.njit(nogil=True, error_model="numpy")
 def _canal(
-    s: float, h: float, w: float, front: float, back: float, recess: float, fine: float, row: Float32Array
+    s: float,
+    h: float,
+    w: float,
+    front: float,
+    back: float,
+    recess: float,
+    fine: float,
+    row: Float32Array,
 ) -> Mix:
     """Return the tissue of the canal: sac with cord or roots, epidural fat, the traversing root in the recess."""
     a, depth, wide = row[Column.WALL], row[Column.CANAL_DEPTH], row[Column.CANAL_WIDTH]
@@ -277,7 +354,12 @@ def _canal(
         if e > 0.86:
             return CSF, LIGAMENT, 0.4
         cord = row[Column.CORD]
-        if cord > 0.4 and (w / (cord * 1.12)) ** 2 + ((h - middle - 0.1 * half) / (cord * 0.9)) ** 2 < 1:
+        if (
+            cord > 0.4
+            and (w / (cord * 1.12)) ** 2
+            + ((h - middle - 0.1 * half) / (cord * 0.9)) ** 2
+            < 1
+        ):
             return NERVE, CSF, 0.05
         crowd = 0.08 + 0.62 * canal
         for k in range(_ROOTS.shape[0]):
@@ -289,13 +371,19 @@ def _canal(
     if side > 5 and row[Column.PEDICLE] > -22 and row[Column.SACRUM] < 40:
         gap = max(back - front, 0.2)
         rh = min(1.9, 0.42 * gap)
-        if ((side - 8.7) / 2.0) ** 2 + ((h - front - min(2.6, 0.5 * gap)) / rh) ** 2 < 1:
+        if ((side - 8.7) / 2.0) ** 2 + (
+            (h - front - min(2.6, 0.5 * gap)) / rh
+        ) ** 2 < 1:
             return NERVE, LIGAMENT, 0.3 * recess
     if h < front + 0.7 or h > back - 0.6:
         return LIGAMENT, FAT, 0.2
     if side > 5:
         return FAT, LIGAMENT, min(0.15 + 0.9 * recess * _hill((side - 9) / 8.0), 0.95)
-    return FAT, LIGAMENT, min(0.15 + 0.05 * fine + (0.7 * canal if h < middle else 0.3 * canal), 0.9)
+    return (
+        FAT,
+        LIGAMENT,
+        min(0.15 + 0.05 * fine + (0.7 * canal if h < middle else 0.3 * canal), 0.9),
+    )
 
 
 @numba.njit(nogil=True, error_model="numpy")
@@ -337,7 +425,9 @@ def _posterior(
     depth = h - back
     sacral = row[Column.SACRUM] > 0
     if side < wide + 2 and h < roof + 7.5:
-        tilted = along[_row(along, s - 0.5 * max(h - roof, 0.0), start_mm)][Column.LAMINA]
+        tilted = along[_row(along, s - 0.5 * max(h - roof, 0.0), start_mm)][
+            Column.LAMINA
+        ]
         if tilted > 0 and h > roof - 0.2:
             edge = min(tilted, h - roof, roof + 6.5 - h)
             return (CORTEX, MARROW, 0.25) if edge < 1.0 else (MARROW, FAT, 0.15)
@@ -353,17 +443,25 @@ def _posterior(
             end = max(1 - joint / 13.0, 0.0)
             edge = min((1 - girth - end**3) * 5.0, depth)
             if edge > 0:
-                return (CORTEX, MARROW, 0.35) if abs(line) < 1.8 or edge < 1.0 else (MARROW, FAT, 0.15)
+                return (
+                    (CORTEX, MARROW, 0.35)
+                    if abs(line) < 1.8 or edge < 1.0
+                    else (MARROW, FAT, 0.15)
+                )
         pars = facet + 9.5 - 0.06 * (row[Column.PEDICLE] - 4.0) ** 2 - h
         if row[Column.PEDICLE] > -6 and pars > 0:
-            return (CORTEX, MARROW, 0.35) if min(depth, pars) < 1.0 else (MARROW, FAT, 0.1)
+            return (
+                (CORTEX, MARROW, 0.35) if min(depth, pars) < 1.0 else (MARROW, FAT, 0.1)
+            )
     if side < 4.2:
         behind = h - roof - 5.0
         length = row[Column.SPINOUS_LENGTH]
         if behind > -1 and behind < length:
             spine = along[_row(along, s - 0.35 * behind, start_mm)][Column.SPINOUS]
             round_off = 0.02 * (behind - 0.45 * length) ** 2
-            edge = min(min(spine - round_off, 3.4 + 0.05 * behind - side), length - behind)
+            edge = min(
+                min(spine - round_off, 3.4 + 0.05 * behind - side), length - behind
+            )
             if edge > 0:
                 return (CORTEX, MARROW, 0.4) if edge < 0.8 else (MARROW, FAT, 0.15)
             return LIGAMENT, FAT, min(max(0.55 + 0.25 * streak, 0.0), 1.0)
@@ -371,14 +469,25 @@ def _posterior(
             return LIGAMENT, LIGAMENT, 0.0
     if sacral and h < roof + 9:
         return MARROW, FAT, 0.2
-    share = muscle_fat + (0.04 + 0.36 * muscle_fat) * (0.8 * streak + 0.3 * fine + 0.5 * coarse)
-    share += 0.55 * _hill(side / 10.0) + 0.45 * _hill((h - facet - 13.0) / 9.0) * max(0.5 + coarse, 0.0)
+    share = muscle_fat + (0.04 + 0.36 * muscle_fat) * (
+        0.8 * streak + 0.3 * fine + 0.5 * coarse
+    )
+    share += 0.55 * _hill(side / 10.0) + 0.45 * _hill((h - facet - 13.0) / 9.0) * max(
+        0.5 + coarse, 0.0
+    )
     return MUSCLE, FAT, min(max(share, 0.03), 1.0)
 
 
 @numba.njit(nogil=True, error_model="numpy")
 def _lateral(
-    s: float, h: float, side: float, fine: float, coarse: float, streak: float, row: Float32Array, muscle_fat: float
+    s: float,
+    h: float,
+    side: float,
+    fine: float,
+    coarse: float,
+    streak: float,
+    row: Float32Array,
+    muscle_fat: float,
 ) -> Mix:
     """Return the tissue beside the spine: psoas, transverse processes, sacral wings, back muscles, fat."""
     a, b = row[Column.A], row[Column.B]
@@ -390,17 +499,33 @@ def _lateral(
     d = np.sqrt((side - b - 0.72 * r) ** 2 + (0.85 * (h - 3)) ** 2)
     if d < r:
         return MUSCLE, FAT, min(max(0.4 * muscle_fat + 0.08 * streak, 0.02), 1.0)
-    if row[Column.PEDICLE] > 1.5 and side < b + 14 and abs(h - a - 6 - 0.15 * (side - b)) < 4.5:
-        return (CORTEX, MARROW, 0.2) if abs(h - a - 6 - 0.15 * (side - b)) > 3.2 else (MARROW, FAT, 0.1)
+    if (
+        row[Column.PEDICLE] > 1.5
+        and side < b + 14
+        and abs(h - a - 6 - 0.15 * (side - b)) < 4.5
+    ):
+        return (
+            (CORTEX, MARROW, 0.2)
+            if abs(h - a - 6 - 0.15 * (side - b)) > 3.2
+            else (MARROW, FAT, 0.1)
+        )
     seam = h - a - 9 + 0.10 * (side - b) - 2.0 * coarse
     if abs(seam) < 1.0:
         return FAT, MUSCLE, 0.3
-    share = muscle_fat + (0.04 + 0.36 * muscle_fat) * (0.8 * streak + 0.3 * fine + 0.5 * coarse)
+    share = muscle_fat + (0.04 + 0.36 * muscle_fat) * (
+        0.8 * streak + 0.3 * fine + 0.5 * coarse
+    )
     if seam > 0:
         return MUSCLE, FAT, min(max(share, 0.03), 1.0)
-    if row[Column.SACRUM] == 0 and r < 15 and (side - 60 - 4 * coarse) ** 2 / 600 + (h + 6) ** 2 / 750 < 1:
+    if (
+        row[Column.SACRUM] == 0
+        and r < 15
+        and (side - 60 - 4 * coarse) ** 2 / 600 + (h + 6) ** 2 / 750 < 1
+    ):
         return BOWEL, MUSCLE, 0.4
-    lumborum = (side - b - 1.5 * r - 14) ** 2 / 330 + (h - a + 6 - 2 * coarse) ** 2 / 110
+    lumborum = (side - b - 1.5 * r - 14) ** 2 / 330 + (
+        h - a + 6 - 2 * coarse
+    ) ** 2 / 110
     if lumborum < 1 and d > r + 1.2:
         return MUSCLE, FAT, min(max(share, 0.03), 1.0)
     return FAT, MUSCLE, min(max(0.10 + 0.10 * coarse, 0.0), 0.6)

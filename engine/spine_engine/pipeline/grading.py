@@ -99,12 +99,18 @@ def grade(
     shown = _shown(coverage >= MIN_COVERAGE, entry) & located[:, None]
 
     def answer() -> NDArray[np.float64]:
-        return checked(backend.run({entry.inputs[0].name: grids})[entry.outputs[0].name], _SHAPE)
+        return checked(
+            backend.run({entry.inputs[0].name: grids})[entry.outputs[0].name], _SHAPE
+        )
 
-    return _grades(study, entry, answer, coverage=coverage, shown=shown, located=located)
+    return _grades(
+        study, entry, answer, coverage=coverage, shown=shown, located=located
+    )
 
 
-def grade_whole_study(study: Study, backend: Backend, entry: GraderEntry) -> GradedLevels:
+def grade_whole_study(
+    study: Study, backend: Backend, entry: GraderEntry
+) -> GradedLevels:
     """Grade the five levels of a study from one grid of the whole of it, without knowing where they are.
 
     The model finds the levels by itself, so nothing says which of them a series covers: a condition counts as shown at
@@ -124,17 +130,25 @@ def grade_whole_study(study: Study, backend: Backend, entry: GraderEntry) -> Gra
     def answer() -> NDArray[np.float64]:
         raw = backend.run({entry.inputs[0].name: grid[None]})[entry.outputs[0].name]
         heads = checked(raw, (1, len(CONDITIONS) * len(LEVELS), len(SEVERITIES)))
-        return heads.reshape(len(CONDITIONS), len(LEVELS), len(SEVERITIES)).transpose(1, 0, 2)
+        return heads.reshape(len(CONDITIONS), len(LEVELS), len(SEVERITIES)).transpose(
+            1, 0, 2
+        )
 
     shown, located = _shown(coverage > 0, entry), np.ones(len(LEVELS), np.bool_)
-    return _grades(study, entry, answer, coverage=coverage, shown=shown, located=located)
+    return _grades(
+        study, entry, answer, coverage=coverage, shown=shown, located=located
+    )
 
 
 def _shown(covered: NDArray[np.bool_], entry: GraderEntry) -> NDArray[np.bool_]:
     """Return ``(5 levels, 5 conditions)``: whether a channel that can show the condition is ``covered (5, C)``."""
     shown = np.zeros((len(LEVELS), len(CONDITIONS)), np.bool_)
     for c, condition in enumerate(CONDITIONS):
-        views = [channel for channel, role in enumerate(entry.channels) if role in ASSESSABLE[condition]]
+        views = [
+            channel
+            for channel, role in enumerate(entry.channels)
+            if role in ASSESSABLE[condition]
+        ]
         shown[:, c] = covered[:, views].any(axis=1)
     return shown
 
@@ -155,21 +169,38 @@ def _grades(
         if entry.calibration is not None:
             graded = calibrated(graded, entry.calibration)
         probabilities[shown] = graded[shown]
-    present = {role for role in Role if role in entry.channels and any(s.stacks for s in study.with_role(role))}
-    hidden = [condition for condition in CONDITIONS if present.isdisjoint(ASSESSABLE[condition])]
-    expected = np.array([condition not in hidden for condition in CONDITIONS]) & located[:, None]
+    present = {
+        role
+        for role in Role
+        if role in entry.channels and any(s.stacks for s in study.with_role(role))
+    }
+    hidden = [
+        condition
+        for condition in CONDITIONS
+        if present.isdisjoint(ASSESSABLE[condition])
+    ]
+    expected = (
+        np.array([condition not in hidden for condition in CONDITIONS])
+        & located[:, None]
+    )
     return GradedLevels(
         probabilities=probabilities,
         assessed=shown,
         coverage=coverage,
-        not_assessed=tuple((condition, MISSING[ASSESSABLE[condition][0]]) for condition in hidden),
-        not_covered=tuple(LEVELS[k] for k in np.flatnonzero((expected & ~shown).any(axis=1))),
+        not_assessed=tuple(
+            (condition, MISSING[ASSESSABLE[condition][0]]) for condition in hidden
+        ),
+        not_covered=tuple(
+            LEVELS[k] for k in np.flatnonzero((expected & ~shown).any(axis=1))
+        ),
     )
 
 
 def prior_probabilities() -> NDArray[np.float64]:
     """Return the weighted priors ``(5 levels, 5 conditions, 3 severities)``."""
-    return np.array([[prior(condition, level) for condition in CONDITIONS] for level in LEVELS])
+    return np.array(
+        [[prior(condition, level) for condition in CONDITIONS] for level in LEVELS]
+    )
 
 
 def checked(raw: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -179,26 +210,43 @@ def checked(raw: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.floa
         StudyError: a wrong shape, a value that is no number, outside 0..1, or rows that do not sum to 1.
     """
     if raw.shape != shape:
-        raise StudyError(Reason.INTERNAL_ERROR, f"the grader gave the shape {raw.shape}, not {shape}")
+        raise StudyError(
+            Reason.INTERNAL_ERROR, f"the grader gave the shape {raw.shape}, not {shape}"
+        )
     values = raw.astype(np.float64)
     total = values.sum(axis=-1, keepdims=True)
-    off = max(float(-values.min()), float(values.max()) - 1.0, float(np.abs(total - 1.0).max()))
+    off = max(
+        float(-values.min()),
+        float(values.max()) - 1.0,
+        float(np.abs(total - 1.0).max()),
+    )
     if not off <= LINK_TOLERANCE:
-        raise StudyError(Reason.INTERNAL_ERROR, "the grader's output is not probabilities")
+        raise StudyError(
+            Reason.INTERNAL_ERROR, "the grader's output is not probabilities"
+        )
     values = np.clip(values, 0.0, None)
     normalised: NDArray[np.float64] = values / values.sum(axis=-1, keepdims=True)
     return normalised
 
 
-def calibrated(probabilities: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
+def calibrated(
+    probabilities: NDArray[np.float64], calibration: Calibration
+) -> NDArray[np.float64]:
     """Return ``(5 levels, 5 conditions, 3)`` with each cumulative logit divided by its temperature, then shifted.
 
     ``P(y <= k) = sigmoid(logit(P0(y <= k)) / T + b)`` for both cut-points, so a rising T flattens and a rising b lowers
     the severity; the order of grades is kept.
     """
-    temperature, shift = (np.asarray(table).T[..., None] for table in (calibration.temperature, calibration.shift))
-    cumulative = np.cumsum(probabilities, axis=-1)[..., : len(SEVERITIES) - 1].clip(_LOGIT_LIMIT, 1 - _LOGIT_LIMIT)
+    temperature, shift = (
+        np.asarray(table).T[..., None]
+        for table in (calibration.temperature, calibration.shift)
+    )
+    cumulative = np.cumsum(probabilities, axis=-1)[..., : len(SEVERITIES) - 1].clip(
+        _LOGIT_LIMIT, 1 - _LOGIT_LIMIT
+    )
     logit = np.log(cumulative) - np.log1p(-cumulative)
     moved = 1.0 / (1.0 + np.exp(-(logit / temperature + shift)))
-    edges = np.concatenate([np.zeros_like(moved[..., :1]), moved, np.ones_like(moved[..., :1])], axis=-1)
+    edges = np.concatenate(
+        [np.zeros_like(moved[..., :1]), moved, np.ones_like(moved[..., :1])], axis=-1
+    )
     return np.diff(edges, axis=-1)

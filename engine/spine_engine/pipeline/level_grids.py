@@ -9,7 +9,11 @@ from numpy.typing import NDArray
 
 from spine_engine.anatomy import LEVELS, Level
 from spine_engine.detection.levels import DiscLevel
-from spine_engine.detection.slices import field_of_view_center, in_fixed_order, spine_frame
+from spine_engine.detection.slices import (
+    field_of_view_center,
+    in_fixed_order,
+    spine_frame,
+)
 from spine_engine.errors import Reason, StudyError
 from spine_engine.study import Source, Study
 from spine_engine.voxels import (
@@ -48,13 +52,19 @@ def level_grids(
             grids[place] = 0.0
             continue
         pose = layout.pose(disc.center_mm, disc.axes)
-        coverage[place] = voxelize(channels, layout.spec, pose, out=grids[place]).coverage
+        coverage[place] = voxelize(
+            channels, layout.spec, pose, out=grids[place]
+        ).coverage
         _normalise(grids[place], layout)
     return grids, coverage
 
 
 def study_grid(
-    study: Study, layout: GridLayout, out: NDArray[np.float32] | None = None, *, pose: GridPose | None = None
+    study: Study,
+    layout: GridLayout,
+    out: NDArray[np.float32] | None = None,
+    *,
+    pose: GridPose | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return one grid of the whole study ``(C, D, H, W)`` float32 in 0..1, and the share of it that each channel covers
     ``(C,)``. Channels and intensities are those of ``level_grids``.
@@ -88,7 +98,10 @@ def study_pose(study: Study) -> GridPose:
     ordered = in_fixed_order(study.sagittal_stacks)
     stacks = [stack for stacks in ordered for stack in stacks]
     if not stacks:
-        raise StudyError(Reason.NO_SAGITTAL, "the grid of a whole study needs at least one sagittal stack")
+        raise StudyError(
+            Reason.NO_SAGITTAL,
+            "the grid of a whole study needs at least one sagittal stack",
+        )
     return GridPose(field_of_view_center(stacks), spine_frame(stacks))
 
 
@@ -97,10 +110,15 @@ def _channels(study: Study, layout: GridLayout) -> list[PreparedChannel]:
     ``grid_range``, one that clips no value of any channel."""
     roles = [study.with_role(role) for role in layout.channels]
     if layout.normalisation == "series_window":
-        return [prepared([placed for series in role for placed in windowed(series.stacks)]) for role in roles]
+        return [
+            prepared([placed for series in role for placed in windowed(series.stacks)])
+            for role in roles
+        ]
     kept = [[stack for series in role for stack in series.stacks] for role in roles]
     window = full_window([stack for stacks in kept for stack in stacks])
-    return [prepared([WindowedStack(stack, window) for stack in stacks]) for stacks in kept]
+    return [
+        prepared([WindowedStack(stack, window) for stack in stacks]) for stacks in kept
+    ]
 
 
 def _normalise(grid: NDArray[np.float32], layout: GridLayout) -> None:

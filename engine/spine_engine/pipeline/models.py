@@ -30,10 +30,16 @@ class TimedModel(Generic[EntryT]):
     def __init__(self, entry: EntryT, backend: Backend) -> None:
         self.entry = entry
         self._backend = backend
-        self.inputs, self.outputs, self.device = backend.inputs, backend.outputs, backend.device
+        self.inputs, self.outputs, self.device = (
+            backend.inputs,
+            backend.outputs,
+            backend.device,
+        )
         self.seconds = 0.0
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the model once."""
         began = perf_counter()
         try:
@@ -55,7 +61,12 @@ class PipelineModels:
         devices: by role what each model that has been opened runs on; it grows when the fallback is first needed.
     """
 
-    def __init__(self, bundle: Bundle, options: RunOptions, opener: Callable[[str], Backend] | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: RunOptions,
+        opener: Callable[[str], Backend] | None = None,
+    ) -> None:
         """Open what every study needs.
 
         Args:
@@ -79,10 +90,19 @@ class PipelineModels:
             self.detector = self._open("detector", bundle.detector)
             self.grader = self._open("grader", bundle.grader)
             models = bundle.manifest.models
-            named = {"vertebra_appearance": models.vertebra_appearance, "vertebra_context": models.vertebra_context}
-            self._labellers = tuple(self._open(role, entry) for role, entry in named.items() if entry is not None)
+            named = {
+                "vertebra_appearance": models.vertebra_appearance,
+                "vertebra_context": models.vertebra_context,
+            }
+            self._labellers = tuple(
+                self._open(role, entry)
+                for role, entry in named.items()
+                if entry is not None
+            )
             found = self.detector.entry
-            self._find = level_finder(found.decoder, found.spec, (self.detector, *self._labellers))
+            self._find = level_finder(
+                found.decoder, found.spec, (self.detector, *self._labellers)
+            )
         else:
             self.whole_study_grader()
 
@@ -139,7 +159,9 @@ def open_role(bundle: Bundle, options: RunOptions, role: str) -> Backend:
 def in_two_stages(bundle: Bundle, options: RunOptions) -> bool:
     """Whether a run finds the levels first and grades each: the bundle can, and the options do not forbid it."""
     models = bundle.manifest.models
-    return options.detector and models.detector is not None and models.grader is not None
+    return (
+        options.detector and models.detector is not None and models.grader is not None
+    )
 
 
 def opened_bundle(path: Path, digest: str) -> Bundle:
@@ -150,5 +172,7 @@ def opened_bundle(path: Path, digest: str) -> Bundle:
     """
     bundle = Bundle.open(path)
     if bundle.digest != digest:
-        raise BundleError(f"the bundle {bundle.manifest.name!r} was changed while the run started; start again")
+        raise BundleError(
+            f"the bundle {bundle.manifest.name!r} was changed while the run started; start again"
+        )
     return bundle

@@ -60,10 +60,19 @@ class UnitOutcome:
 
 
 def with_grades(
-    study: Study, detection: Detection, grades: GradedLevels, clock: StageClock, *also: Warn
+    study: Study,
+    detection: Detection,
+    grades: GradedLevels,
+    clock: StageClock,
+    *also: Warn,
 ) -> StudyResult:
     """Return the result of a study of which a model has graded at least one row."""
-    warnings = {*study.warnings, *detection.warnings, *(warning for _, warning in grades.not_assessed), *also}
+    warnings = {
+        *study.warnings,
+        *detection.warnings,
+        *(warning for _, warning in grades.not_assessed),
+        *also,
+    }
     if grades.not_covered:
         warnings.add(Warn.LEVEL_NOT_COVERED)
     rows, not_assessed = _rows(grades)
@@ -80,7 +89,9 @@ def with_grades(
     )
 
 
-def _rows(grades: GradedLevels) -> tuple[tuple[tuple[int, int, int], ...], tuple[str, ...]]:
+def _rows(
+    grades: GradedLevels,
+) -> tuple[tuple[tuple[int, int, int], ...], tuple[str, ...]]:
     """Return the study's rows in file order, and the names of those that hold the prior."""
     rows, missing = [], []
     for condition, level in ROW_ORDER:
@@ -92,7 +103,12 @@ def _rows(grades: GradedLevels) -> tuple[tuple[tuple[int, int, int], ...], tuple
 
 
 def without_grade(
-    study: Study, reason: Reason, clock: StageClock, detection: Detection | None = None, *, detail: str | None = None
+    study: Study,
+    reason: Reason,
+    clock: StageClock,
+    detection: Detection | None = None,
+    *,
+    detail: str | None = None,
 ) -> StudyResult:
     """Return the result of a study that no model has graded, with the reason."""
     status = Status.PRIOR if reason in READ_BUT_NOT_GRADABLE else Status.FAILED
@@ -100,7 +116,9 @@ def without_grade(
         study_key(study.study_id),
         status,
         reason,
-        warnings=_in_order({*study.warnings, *(detection.warnings if detection else ())}),
+        warnings=_in_order(
+            {*study.warnings, *(detection.warnings if detection else ())}
+        ),
         series=series_results(study),
         levels=level_results(detection) if detection else {},
         alternative=_alternative(detection) if detection else None,
@@ -111,7 +129,12 @@ def without_grade(
 
 def short_of_memory(study_id: str, clock: StageClock) -> StudyResult:
     """Return the record of a study for which memory ran out before it was put together."""
-    return ungraded(study_key(study_id), Status.FAILED, Reason.OUT_OF_MEMORY, timings_ms=clock.timings_ms())
+    return ungraded(
+        study_key(study_id),
+        Status.FAILED,
+        Reason.OUT_OF_MEMORY,
+        timings_ms=clock.timings_ms(),
+    )
 
 
 def lacks_memory(error: BaseException) -> bool:
@@ -127,13 +150,28 @@ def lacks_memory(error: BaseException) -> bool:
     return "bad_alloc" in str(error) or (cause is not None and lacks_memory(cause))
 
 
-def broken(study_id: str, error: Exception, clock: StageClock, series: tuple[SeriesResult, ...] = ()) -> StudyResult:
+def broken(
+    study_id: str,
+    error: Exception,
+    clock: StageClock,
+    series: tuple[SeriesResult, ...] = (),
+) -> StudyResult:
     """Return the record of a bug: the exception's type and line, never its message, which may name a patient."""
     frames = traceback.extract_tb(error.__traceback__)
-    here = next((frame for frame in reversed(frames) if "spine_engine" in frame.filename), frames[-1])
+    here = next(
+        (frame for frame in reversed(frames) if "spine_engine" in frame.filename),
+        frames[-1],
+    )
     detail = f"{type(error).__name__} at {Path(here.filename).stem}:{here.lineno}"
     timings_ms = clock.timings_ms()
-    return ungraded(study_id, Status.FAILED, Reason.INTERNAL_ERROR, series=series, timings_ms=timings_ms, detail=detail)
+    return ungraded(
+        study_id,
+        Status.FAILED,
+        Reason.INTERNAL_ERROR,
+        series=series,
+        timings_ms=timings_ms,
+        detail=detail,
+    )
 
 
 def series_results(study: Study) -> tuple[SeriesResult, ...]:
@@ -161,7 +199,9 @@ def _alternative(detection: Detection) -> AlternativeResult | None:
     if other is None:
         return None
     centers = {level: _center(other.levels[level]) for level in LEVELS}
-    return AlternativeResult(shift=other.shift, probability=other.probability, centers_mm=centers)
+    return AlternativeResult(
+        shift=other.shift, probability=other.probability, centers_mm=centers
+    )
 
 
 def _center(disc: DiscLevel) -> tuple[float, float, float]:
@@ -170,7 +210,9 @@ def _center(disc: DiscLevel) -> tuple[float, float, float]:
 
 
 def _level(disc: DiscLevel) -> LevelResult:
-    down, back, across = (cast(tuple[float, float, float], tuple(axis)) for axis in disc.axes.tolist())
+    down, back, across = (
+        cast(tuple[float, float, float], tuple(axis)) for axis in disc.axes.tolist()
+    )
     d, h, w = disc.size_mm.tolist()
     return LevelResult(
         center_mm=_center(disc),

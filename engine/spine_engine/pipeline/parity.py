@@ -80,13 +80,22 @@ class LevelParity:
         return {"largest_mm": _written(self.largest_mm), "found": self.found}
 
     def __str__(self) -> str:
-        return f"{self.found} levels moved by {self.largest_mm:.2g} mm at most" if self.found else "found no level"
+        return (
+            f"{self.found} levels moved by {self.largest_mm:.2g} mm at most"
+            if self.found
+            else "found no level"
+        )
 
 
 def grader_inputs(entry: GraderEntry, samples: Sequence[Sample]) -> F32:
     """Return the grids ``(N, C, D, H, W)`` that a grader sees of samples: five each, or one of the whole study."""
     if entry.grades_levels:
-        return np.concatenate([level_grids(sample.study, sample.levels, entry.layout)[0] for sample in samples])
+        return np.concatenate(
+            [
+                level_grids(sample.study, sample.levels, entry.layout)[0]
+                for sample in samples
+            ]
+        )
     return np.stack([study_grid(sample.study, entry.layout)[0] for sample in samples])
 
 
@@ -94,7 +103,9 @@ Answers = F32 | list[Detection]
 """A grader's probabilities ``(N, heads, 3)``, or the levels of each sample."""
 
 
-def ask(entry: ModelEntry, models: Sequence[Model], samples: Sequence[Sample]) -> Answers:
+def ask(
+    entry: ModelEntry, models: Sequence[Model], samples: Sequence[Sample]
+) -> Answers:
     """Return what models say of samples: one grader, or all that a detector needs, with the entry of the first."""
     if isinstance(entry, GraderEntry):
         return answers(models[0], entry, grader_inputs(entry, samples))
@@ -109,7 +120,12 @@ def answers(runner: Model, entry: GraderEntry, grids: F32) -> F32:
     step = len(LEVELS) if entry.grades_levels else 1
     name, gives = entry.inputs[0].name, entry.outputs[0].name
     starts = range(0, len(grids), step)
-    return np.concatenate([runner.run({name: np.ascontiguousarray(grids[n : n + step])})[gives] for n in starts])
+    return np.concatenate(
+        [
+            runner.run({name: np.ascontiguousarray(grids[n : n + step])})[gives]
+            for n in starts
+        ]
+    )
 
 
 def compare(first: Answers, second: Answers) -> Parity | LevelParity:
@@ -125,7 +141,13 @@ def compare(first: Answers, second: Answers) -> Parity | LevelParity:
     raise ValueError("a grader's answers cannot be compared with a detector's")
 
 
-def keep_worst(path: Path, entry: ModelEntry, samples: Sequence[Sample], first: Answers, second: Answers) -> None:
+def keep_worst(
+    path: Path,
+    entry: ModelEntry,
+    samples: Sequence[Sample],
+    first: Answers,
+    second: Answers,
+) -> None:
     """Write the case on which two ways differ most as ``.npz``: of a grader its grid (``image``) and both answers, of a
     detector the sample's number and both ways' centres ``(5, 3)``, LPS mm.
 
@@ -133,8 +155,13 @@ def keep_worst(path: Path, entry: ModelEntry, samples: Sequence[Sample], first: 
         OutputError: it cannot be written.
     """
     if isinstance(first, list) and isinstance(second, list):
-        place = int(np.argmax([_moved_mm(a, b) for a, b in zip(first, second, strict=True)]))
-        centers = [np.stack([side[place].levels[level].center_mm for level in LEVELS]) for side in (first, second)]
+        place = int(
+            np.argmax([_moved_mm(a, b) for a, b in zip(first, second, strict=True)])
+        )
+        centers = [
+            np.stack([side[place].levels[level].center_mm for level in LEVELS])
+            for side in (first, second)
+        ]
         kept = {"sample": np.array(place), "reference": centers[0], "other": centers[1]}
     else:
         given, said = np.asarray(first), np.asarray(second)
@@ -148,30 +175,46 @@ def keep_worst(path: Path, entry: ModelEntry, samples: Sequence[Sample], first: 
         raise OutputError(f"cannot write {path}: {error.strerror}") from None
 
 
-def compare_probabilities(reference: NDArray[np.floating], other: NDArray[np.floating]) -> Parity:
+def compare_probabilities(
+    reference: NDArray[np.floating], other: NDArray[np.floating]
+) -> Parity:
     """Compare two sets of probabilities ``(N, heads, 3)``.
 
     Raises:
         ValueError: they are empty, or not of the same shape.
     """
     if reference.shape != other.shape or not reference.size:
-        raise ValueError(f"want two tables of the same shape and not empty, got {reference.shape} and {other.shape}")
+        raise ValueError(
+            f"want two tables of the same shape and not empty, got {reference.shape} and {other.shape}"
+        )
     difference = np.abs(reference.astype(np.float64) - other)
     ranked = np.sort(reference, axis=-1)
     sure = ranked[..., -1] - ranked[..., -2] > MARGIN
     changed = int(np.count_nonzero(sure & (reference.argmax(-1) != other.argmax(-1))))
-    return Parity(mean=float(difference.mean()), largest=float(difference.max()), changed=changed)
+    return Parity(
+        mean=float(difference.mean()), largest=float(difference.max()), changed=changed
+    )
 
 
-def compare_levels(reference: Sequence[Detection], other: Sequence[Detection]) -> LevelParity:
+def compare_levels(
+    reference: Sequence[Detection], other: Sequence[Detection]
+) -> LevelParity:
     """Compare the levels that two ways found in the same studies, at least one."""
     moved = [_moved_mm(*pair) for pair in zip(reference, other, strict=True)]
-    found = sum(disc.source == Source.DETECTOR for first in reference for disc in first.levels.values())
+    found = sum(
+        disc.source == Source.DETECTOR
+        for first in reference
+        for disc in first.levels.values()
+    )
     return LevelParity(largest_mm=max(moved), found=found)
 
 
 def bundle_parity(
-    bundle: Bundle, reference: RunOptions, other: RunOptions, count: int = PHANTOMS, worst: Path | None = None
+    bundle: Bundle,
+    reference: RunOptions,
+    other: RunOptions,
+    count: int = PHANTOMS,
+    worst: Path | None = None,
 ) -> dict[str, Parity | LevelParity]:
     """Compare two ways of running a bundle on ``count`` phantoms, model by model; ``worst`` is a folder for ``.npz``.
 
@@ -189,7 +232,9 @@ def bundle_parity(
         second.close()
     if first.devices == second.devices:
         ran = next(iter(first.devices.values()))
-        raise UsageError(f"both ways are {ran.backend} {ran.device} in {ran.precision}: name another --reference")
+        raise UsageError(
+            f"both ways are {ran.backend} {ran.device} in {ran.precision}: name another --reference"
+        )
     found = {}
     for role, (entry, said) in one.items():
         found[role] = compare(said, two[role][1])
@@ -198,7 +243,9 @@ def bundle_parity(
     return found
 
 
-def _said_by(opened: PipelineModels, samples: Sequence[Sample]) -> dict[str, tuple[ModelEntry, Answers]]:
+def _said_by(
+    opened: PipelineModels, samples: Sequence[Sample]
+) -> dict[str, tuple[ModelEntry, Answers]]:
     """Return by role what the models of a bundle say of samples."""
     said: dict[str, tuple[ModelEntry, Answers]] = {}
     if opened.detector is not None:
@@ -206,7 +253,10 @@ def _said_by(opened: PipelineModels, samples: Sequence[Sample]) -> dict[str, tup
             opened.detector.entry,
             [opened.find_levels(sample.study.sagittal_stacks) for sample in samples],
         )
-    for role, model in {"grader": opened.grader, "whole_study_grader": opened.whole_study_grader()}.items():
+    for role, model in {
+        "grader": opened.grader,
+        "whole_study_grader": opened.whole_study_grader(),
+    }.items():
         if model is not None:
             said[role] = (model.entry, ask(model.entry, [model], samples))
     return said

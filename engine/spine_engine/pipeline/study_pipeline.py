@@ -13,13 +13,26 @@ from numpy.typing import NDArray
 from spine_engine.anatomy import LEVELS, Level
 from spine_engine.bundle import Bundle
 from spine_engine.detection import Detection, DiscLevel, undetected
-from spine_engine.errors import BackendError, BundleError, Reason, StudyError, UsageError, Warn
+from spine_engine.errors import (
+    BackendError,
+    BundleError,
+    Reason,
+    StudyError,
+    UsageError,
+    Warn,
+)
 from spine_engine.options import RunOptions
 from spine_engine.pipeline.clock import StageClock
 from spine_engine.pipeline.grading import grade, grade_whole_study
 from spine_engine.pipeline.level_grids import level_grids
 from spine_engine.pipeline.models import PipelineModels
-from spine_engine.pipeline.outcome import broken, lacks_memory, series_results, with_grades, without_grade
+from spine_engine.pipeline.outcome import (
+    broken,
+    lacks_memory,
+    series_results,
+    with_grades,
+    without_grade,
+)
 from spine_engine.results import StudyResult, study_key
 from spine_engine.scheduler.task import CompanionLostError
 from spine_engine.study import Source, Study
@@ -46,10 +59,16 @@ class StudyPipeline:
         self._grids: NDArray[np.float32] | None = None
         if models.grader is not None:
             layout = models.grader.entry.layout
-            self._grids = np.empty((len(LEVELS), len(layout.channels), *layout.spec.shape), np.float32)
+            self._grids = np.empty(
+                (len(LEVELS), len(layout.channels), *layout.spec.shape), np.float32
+            )
 
     @classmethod
-    def open(cls, bundle: str | Path | Bundle | None = None, options: RunOptions | None = None) -> Self:
+    def open(
+        cls,
+        bundle: str | Path | Bundle | None = None,
+        options: RunOptions | None = None,
+    ) -> Self:
         """Open the models of a bundle in this process.
 
         Args:
@@ -61,7 +80,11 @@ class StudyPipeline:
             BundleError: the bundle is missing, damaged or not what its manifest says.
             BackendError: the backend, device or precision is not available.
         """
-        opened = bundle if isinstance(bundle, Bundle) else Bundle.open(None if bundle is None else Path(bundle))
+        opened = (
+            bundle
+            if isinstance(bundle, Bundle)
+            else Bundle.open(None if bundle is None else Path(bundle))
+        )
         return cls(PipelineModels(opened, options or RunOptions()))
 
     def close(self) -> None:
@@ -72,7 +95,10 @@ class StudyPipeline:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -87,10 +113,14 @@ class StudyPipeline:
             UsageError: the bundle has no detector, or the options do without it.
         """
         if self.models.detector is None:
-            raise UsageError("these models grade without looking for levels: open a bundle with a detector")
+            raise UsageError(
+                "these models grade without looking for levels: open a bundle with a detector"
+            )
         return self.models.find_levels(study.sagittal_stacks)
 
-    def grids(self, study: Study, levels: Detection | Mapping[Level, DiscLevel]) -> NDArray[np.float32]:
+    def grids(
+        self, study: Study, levels: Detection | Mapping[Level, DiscLevel]
+    ) -> NDArray[np.float32]:
         """Cut the grids that the grader sees of a study.
 
         Args:
@@ -106,7 +136,9 @@ class StudyPipeline:
             UsageError: the bundle has no grader of levels, or the options do without it.
         """
         if self.models.grader is None:
-            raise UsageError("these models grade a study as a whole: open a bundle with a grader of levels")
+            raise UsageError(
+                "these models grade a study as a whole: open a bundle with a grader of levels"
+            )
         places = levels.levels if isinstance(levels, Detection) else levels
         return level_grids(study, places, self.models.grader.entry.layout)[0]
 
@@ -130,7 +162,10 @@ class StudyPipeline:
             return without_grade(study, error.reason, clock, detail=detail)
         except MemoryError:
             return without_grade(study, Reason.OUT_OF_MEMORY, clock)
-        except (BackendError, BundleError):  # a model that cannot be had is no study's fault
+        except (
+            BackendError,
+            BundleError,
+        ):  # a model that cannot be had is no study's fault
             raise
         except CompanionLostError:
             self.models.close()  # every connection; the next study connects anew
@@ -138,7 +173,9 @@ class StudyPipeline:
         except Exception as error:  # noqa: BLE001 - a bug costs one study, not the run
             if lacks_memory(error):
                 return without_grade(study, Reason.OUT_OF_MEMORY, clock)
-            return broken(study_key(study.study_id), error, clock, series_results(study))
+            return broken(
+                study_key(study.study_id), error, clock, series_results(study)
+            )
 
     def _graded(self, study: Study, clock: StageClock) -> StudyResult:
         grader = self.models.grader
@@ -149,12 +186,16 @@ class StudyPipeline:
         if all(disc.source == Source.PRIOR for disc in detection.levels.values()):
             return self._graded_whole(study, detection, clock)
         with clock.grading(grader):
-            grades = grade(study, detection.levels, grader, grader.entry, out=self._grids)
+            grades = grade(
+                study, detection.levels, grader, grader.entry, out=self._grids
+            )
         if not grades.assessed.any():
             return without_grade(study, Reason.GAP_AT_LEVEL, clock, detection)
         return with_grades(study, detection, grades, clock)
 
-    def _graded_whole(self, study: Study, detection: Detection, clock: StageClock) -> StudyResult:
+    def _graded_whole(
+        self, study: Study, detection: Detection, clock: StageClock
+    ) -> StudyResult:
         """Grade a study whose levels are not known, where the bundle has a model for that."""
         grader = self.models.whole_study_grader()
         if grader is None:

@@ -13,7 +13,12 @@ from spine_engine.errors import MachineError
 from spine_engine.options import RunOptions
 from spine_engine.pipeline.clock import StageClock
 from spine_engine.pipeline.models import PipelineModels, opened_bundle
-from spine_engine.pipeline.outcome import UnitOutcome, broken, lacks_memory, short_of_memory
+from spine_engine.pipeline.outcome import (
+    UnitOutcome,
+    broken,
+    lacks_memory,
+    short_of_memory,
+)
 from spine_engine.pipeline.study_pipeline import StudyPipeline
 from spine_engine.results import study_key
 from spine_engine.scheduler.batching.client import ServedBackend
@@ -53,7 +58,10 @@ class UnitWorker:
     @property
     def facts(self) -> Facts:
         """What each model opened so far runs on, by role."""
-        return {role: asdict(device) for role, device in self._pipeline.models.devices.items()}
+        return {
+            role: asdict(device)
+            for role, device in self._pipeline.models.devices.items()
+        }
 
     def _outcome(self, unit: WorkUnit) -> UnitOutcome:
         clock = StageClock()
@@ -67,9 +75,15 @@ class UnitWorker:
                 raise
             if lacks_memory(error):
                 return UnitOutcome(results=(short_of_memory(unit.study_id, clock),))
-            return UnitOutcome(results=(broken(study_key(unit.study_id), error, clock),))
-        results = tuple(self._pipeline.grade(study, clock=clock) for study in reading.studies)
-        return UnitOutcome(results=results, split=reading.split, refused=reading.refused)
+            return UnitOutcome(
+                results=(broken(study_key(unit.study_id), error, clock),)
+            )
+        results = tuple(
+            self._pipeline.grade(study, clock=clock) for study in reading.studies
+        )
+        return UnitOutcome(
+            results=results, split=reading.split, refused=reading.refused
+        )
 
 
 def unit_worker(*args: Any) -> tuple[UnitWorker, Facts]:

@@ -15,7 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.study import Role, Series, Stack, Study
-from spine_engine.voxels.window import BACKGROUND_FRACTION, IntensityWindow, robust_window
+from spine_engine.voxels.window import (
+    BACKGROUND_FRACTION,
+    IntensityWindow,
+    robust_window,
+)
 
 ROLE_NAMES: Final = {
     Role.SAGITTAL_T2: "Sagittal T2",
@@ -80,10 +84,16 @@ def study_cloud(study: Study, *, limit: int | None = None) -> Cloud:
         raise ValueError(f"limit must be positive, got {limit}")
     all_series = shown_series(study)
     windows = [robust_window(series.stacks) for series in all_series]
-    stacks = [(number, stack) for number, series in enumerate(all_series) for stack in series.stacks]
+    stacks = [
+        (number, stack)
+        for number, series in enumerate(all_series)
+        for stack in series.stacks
+    ]
     steps = [1] * len(stacks)
     if limit is not None:
-        probe_mm2 = sum(stack.pixels.size * _pixel_mm2(stack) for _, stack in stacks) / PROBE
+        probe_mm2 = (
+            sum(stack.pixels.size * _pixel_mm2(stack) for _, stack in stacks) / PROBE
+        )
         tissue_mm2 = 0.0
         for number, stack in stacks:
             step = _step(stack, probe_mm2)
@@ -105,12 +115,19 @@ def study_cloud(study: Study, *, limit: int | None = None) -> Cloud:
         names=_names(all_series),
         colours=_colours(all_series),
     )
-    return cloud if limit is None or len(cloud.values) <= limit else _trimmed(cloud, limit)
+    return (
+        cloud if limit is None or len(cloud.values) <= limit else _trimmed(cloud, limit)
+    )
 
 
 def shown_series(study: Study) -> list[Series]:
     """Return the series that have a role and stacks: sagittal T2, sagittal T1, then the axial ones."""
-    return [series for role in ROLE_NAMES for series in study.with_role(role) if series.stacks]
+    return [
+        series
+        for role in ROLE_NAMES
+        for series in study.with_role(role)
+        if series.stacks
+    ]
 
 
 def _names(all_series: list[Series]) -> tuple[str, ...]:
@@ -132,7 +149,11 @@ def _colours(all_series: list[Series]) -> tuple[Colour, ...]:
         assert series.role is not None
         more = len(colours) - len(ROLE_COLOURS)
         taken = ROLE_COLOURS[series.role] in colours
-        colours.append(MORE_COLOURS[more % len(MORE_COLOURS)] if taken else ROLE_COLOURS[series.role])
+        colours.append(
+            MORE_COLOURS[more % len(MORE_COLOURS)]
+            if taken
+            else ROLE_COLOURS[series.role]
+        )
     return tuple(colours)
 
 
@@ -155,7 +176,9 @@ def _tissue(
     slices, rows, columns = stack.pixels.shape
     flat = _lattice(slices * rows, columns, step, turn)
     slope = stack.slope.astype(np.float64) / (window.high - window.low)
-    shift = (stack.intercept.astype(np.float64) - window.low) / (window.high - window.low)
+    shift = (stack.intercept.astype(np.float64) - window.low) / (
+        window.high - window.low
+    )
     of_slice = flat // (rows * columns)
     values = stack.pixels.reshape(-1)[flat] * slope[of_slice] + shift[of_slice]
     tissue = values > AIR
@@ -166,7 +189,11 @@ def _lattice(rows: int, columns: int, step: int, turn: int) -> NDArray[np.int64]
     """Return every ``step``-th pixel of an image (flat indices, ascending), evenly spread over it."""
     if step == 1:
         return np.arange(rows * columns)
-    stride = next(n for n in range(max(1, round(_GOLDEN * step)), 2 * step) if math.gcd(n, step) == 1)
+    stride = next(
+        n
+        for n in range(max(1, round(_GOLDEN * step)), 2 * step)
+        if math.gcd(n, step) == 1
+    )
     first = (np.arange(rows) * stride + turn * step // 3) % step
     column = first[:, None] + np.arange(0, columns, step)
     flat = np.arange(rows)[:, None] * columns + column
@@ -187,4 +214,10 @@ def _centers(stack: Stack, flat: NDArray[np.int64]) -> NDArray[np.float32]:
 def _trimmed(cloud: Cloud, limit: int) -> Cloud:
     """Return ``limit`` evenly spaced points of a cloud."""
     chosen = np.arange(limit) * len(cloud.values) // limit
-    return Cloud(cloud.points_mm[chosen], cloud.values[chosen], cloud.series[chosen], cloud.names, cloud.colours)
+    return Cloud(
+        cloud.points_mm[chosen],
+        cloud.values[chosen],
+        cloud.series[chosen],
+        cloud.names,
+        cloud.colours,
+    )

@@ -74,7 +74,10 @@ def grades_of(result: StudyResult) -> GradeTable:
     not_assessed = set(result.not_assessed)
     return {
         (condition, level): Grade(
-            condition=condition, level=level, row=row, graded=row_name(condition, level) not in not_assessed
+            condition=condition,
+            level=level,
+            row=row,
+            graded=row_name(condition, level) not in not_assessed,
         )
         for (condition, level), row in zip(ROW_ORDER, result.rows, strict=True)
     }
@@ -101,8 +104,16 @@ def count(grades: GradeTable) -> dict[Severity | None, int]:
 
 def findings(grades: GradeTable) -> list[Grade]:
     """Return the graded places whose likeliest severity is above normal or mild, the worst and most certain first."""
-    abnormal = [grade for grade in grades.values() if grade.graded and grade.likeliest is not Severity.NORMAL_MILD]
-    return sorted(abnormal, key=lambda grade: (SEVERITIES.index(grade.likeliest), grade.share), reverse=True)
+    abnormal = [
+        grade
+        for grade in grades.values()
+        if grade.graded and grade.likeliest is not Severity.NORMAL_MILD
+    ]
+    return sorted(
+        abnormal,
+        key=lambda grade: (SEVERITIES.index(grade.likeliest), grade.share),
+        reverse=True,
+    )
 
 
 def summary(result: StudyResult, grades: GradeTable) -> str:
@@ -112,7 +123,11 @@ def summary(result: StudyResult, grades: GradeTable) -> str:
         return reason + STATUS_MEANINGS[result.status]
     counts = count(grades)
     graded = sum(counts.values()) - counts[None]
-    not_graded = "" if not counts[None] else f" {counts[None]} of {len(grades)} places were not graded."
+    not_graded = (
+        ""
+        if not counts[None]
+        else f" {counts[None]} of {len(grades)} places were not graded."
+    )
     worst_first = findings(grades)
     if graded == 0:
         return f"No place was graded.{not_graded}"
@@ -120,8 +135,14 @@ def summary(result: StudyResult, grades: GradeTable) -> str:
         least = min(grade.share for grade in grades.values() if grade.graded)
         places = "all 25" if graded == len(grades) else f"all {graded} graded"
         return f"Likeliest grade: normal or mild at {places} places (each with at least {percent(least)}).{not_graded}"
-    named = "; ".join(f"{grade.name} ({percent(grade.share)})" for grade in worst_first[:MOST_NAMED])
-    more = "" if len(worst_first) <= MOST_NAMED else f"; and {_counted(worst_first[MOST_NAMED:])}"
+    named = "; ".join(
+        f"{grade.name} ({percent(grade.share)})" for grade in worst_first[:MOST_NAMED]
+    )
+    more = (
+        ""
+        if len(worst_first) <= MOST_NAMED
+        else f"; and {_counted(worst_first[MOST_NAMED:])}"
+    )
     normal = counts[Severity.NORMAL_MILD]
     others = f" The other {normal} graded places: normal or mild." if normal else ""
     return f"Likeliest grades, worst first: {named}{more}.{others}{not_graded}"
@@ -138,7 +159,11 @@ def _counted(grades: Sequence[Grade]) -> str:
 
 def in_short(counts: Mapping[Severity | None, int]) -> str:
     """Return counts in a few words: "2 severe, 4 moderate"."""
-    parts = [f"{counts[severity]} {severity}" for severity in (Severity.SEVERE, Severity.MODERATE) if counts[severity]]
+    parts = [
+        f"{counts[severity]} {severity}"
+        for severity in (Severity.SEVERE, Severity.MODERATE)
+        if counts[severity]
+    ]
     if not parts and counts[Severity.NORMAL_MILD]:
         parts = ["all normal/mild"]
     if counts[None]:
@@ -146,7 +171,9 @@ def in_short(counts: Mapping[Severity | None, int]) -> str:
     return ", ".join(parts)
 
 
-def means(grades: Iterable[GradeTable], condition: Condition) -> tuple[int, tuple[float, ...], dict[Level, int]]:
+def means(
+    grades: Iterable[GradeTable], condition: Condition
+) -> tuple[int, tuple[float, ...], dict[Level, int]]:
     """Return the graded places of a condition over all studies, the mean probability of each severity, and the graded
     places by level."""
     rows = []

@@ -15,7 +15,13 @@ from spine_engine.dicom.limits import DEFAULT_LIMITS
 from spine_engine.errors import StudyError
 from spine_engine.report.content import Identity
 
-_STUDY_TAGS: Final = ("PatientName", "PatientID", "PatientBirthDate", "StudyDate", "StudyDescription")
+_STUDY_TAGS: Final = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "StudyDate",
+    "StudyDescription",
+)
 _TAGS: Final[dict[str, tuple[int, bytes]]] = {
     "PatientName": (0x00100010, b"PN"),
     "PatientID": (0x00100020, b"LO"),
@@ -60,11 +66,16 @@ def identity_of(root: Path, files: Sequence[InputFile]) -> Identity:
 def _texts(path: Path) -> dict[str, str]:
     """Return the texts at the beginning of a file, read within the limits of a run, as the files are untrusted."""
     try:
-        elements = parse(read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED).dataset
+        elements = parse(
+            read_file(path, first_bytes=DEFAULT_LIMITS.peek_bytes), _WANTED
+        ).dataset
     except StudyError:
         return {}
     encodings = _encodings(_bytes(elements, _CHARACTER_SET).decode("ascii", "replace"))
-    return {name: _decoded(_bytes(elements, tag), encodings) for name, (tag, _) in _TAGS.items()}
+    return {
+        name: _decoded(_bytes(elements, tag), encodings)
+        for name, (tag, _) in _TAGS.items()
+    }
 
 
 def _bytes(elements: Elements, tag: int) -> bytes:
@@ -78,7 +89,9 @@ def _encodings(character_set: str) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return convert_encodings([term.strip("\0 ") for term in character_set.split("\\")])
+            return convert_encodings(
+                [term.strip("\0 ") for term in character_set.split("\\")]
+            )
         except LookupError:  # an unknown character set
             return ["latin-1"]
 
@@ -88,9 +101,13 @@ def _decoded(value: bytes, encodings: list[str]) -> str:
     from pydicom.valuerep import PN_DELIMS, TEXT_VR_DELIMS
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values, and those may name a patient
+        warnings.simplefilter(
+            "ignore"
+        )  # pydicom's warnings quote values, and those may name a patient
         try:
-            text = decode_bytes(value[: 4 * MOST_TEXT], encodings, TEXT_VR_DELIMS | PN_DELIMS)
+            text = decode_bytes(
+                value[: 4 * MOST_TEXT], encodings, TEXT_VR_DELIMS | PN_DELIMS
+            )
         except (LookupError, ValueError):
             text = value.decode("latin-1")
     return text.strip("\0 ")[:MOST_TEXT]

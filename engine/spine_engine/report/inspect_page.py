@@ -86,13 +86,21 @@ class InspectedStudy:
     def size(self) -> int:
         """The bytes that the study takes of a page, within a tenth; measured on exams and phantoms."""
         groups = [group for series in self.series for group in series.groups]
-        words = 3500 + 900 * len(self.series) + 250 * sum(len(group.rows) for group in groups)
-        drawn = sum(len(line.path) + 60 for drawing in self.drawings for line in drawing.lines)
+        words = (
+            3500
+            + 900 * len(self.series)
+            + 250 * sum(len(group.rows) for group in groups)
+        )
+        drawn = sum(
+            len(line.path) + 60 for drawing in self.drawings for line in drawing.lines
+        )
         pictures = sum(len(group.picture.png) * 4 // 3 for group in groups)
         return words + drawn + pictures
 
 
-def inspect_page(studies: Iterable[tuple[Study, Identity | None]], refused: Mapping[str, int]) -> str:
+def inspect_page(
+    studies: Iterable[tuple[Study, Identity | None]], refused: Mapping[str, int]
+) -> str:
     """Return the page of a folder. Studies are read one by one and released; only words and small pictures are kept.
 
     Args:
@@ -123,11 +131,16 @@ def inspect_page(studies: Iterable[tuple[Study, Identity | None]], refused: Mapp
         shown=shown,
         listed=listed,
         unlisted=count - len(listed),
-        refused=[(reason, REASONS[Reason(reason)], refused[reason]) for reason in sorted(refused)],
+        refused=[
+            (reason, REASONS[Reason(reason)], refused[reason])
+            for reason in sorted(refused)
+        ],
     )
 
 
-def inspected(study: Study, identity: Identity | None = None, *, again: bool = False) -> InspectedStudy:
+def inspected(
+    study: Study, identity: Identity | None = None, *, again: bool = False
+) -> InspectedStudy:
     """Return what the page shows of one study; ``again`` is set if another folder also held files of it."""
     order = sorted(study.series, key=lambda series: _SHOWN_FIRST.index(series.role))
     named = [(str(number), series) for number, series in enumerate(order, 1)]
@@ -140,13 +153,18 @@ def inspected(study: Study, identity: Identity | None = None, *, again: bool = F
 
 def _summary(study: Study, identity: Identity | None, *, again: bool) -> InspectedStudy:
     """Return what the page's list shows of a study."""
-    counts = Counter(ROLE_NAMES[series.role] for series in study.series if series.role is not None)
+    counts = Counter(
+        ROLE_NAMES[series.role] for series in study.series if series.role is not None
+    )
     names = [ROLE_NAMES[role] for role in _SHOWN_FIRST if ROLE_NAMES[role] in counts]
     return InspectedStudy(
         study_id=study.study_id,
         reason=None if study.reason is None else (study.reason, REASONS[study.reason]),
         warnings=tuple((warning, WARNINGS[warning]) for warning in study.warnings),
-        roles=", ".join(f"{counts[name]} × {name}" if counts[name] > 1 else name for name in names) or "none",
+        roles=", ".join(
+            f"{counts[name]} × {name}" if counts[name] > 1 else name for name in names
+        )
+        or "none",
         series_count=len(study.series),
         again=again,
         identity=identity,
@@ -154,13 +172,19 @@ def _summary(study: Study, identity: Identity | None, *, again: bool) -> Inspect
 
 
 def _series(name: str, series: Series, identity: Identity | None) -> InspectedSeries:
-    contrast = " (STIR)" if series.contrast == "stir" and series.role is not None else ""
+    contrast = (
+        " (STIR)" if series.contrast == "stir" and series.role is not None else ""
+    )
     return InspectedSeries(
         name=name,
-        role="No role" if series.role is None else ROLE_NAMES[series.role].removesuffix("/STIR") + contrast,
+        role="No role"
+        if series.role is None
+        else ROLE_NAMES[series.role].removesuffix("/STIR") + contrast,
         has_role=series.role is not None,
         evidence=series.evidence,
-        refused=None if series.reason is None else (series.reason, REASONS[series.reason]),
+        refused=None
+        if series.reason is None
+        else (series.reason, REASONS[series.reason]),
         slices=series.slices,
         stacks=len(series.stacks),
         groups=_groups(name, series.stacks),
@@ -179,9 +203,14 @@ def _groups(name: str, stacks: Sequence[Stack]) -> tuple[StackGroup, ...]:
     window = robust_window(stacks)
     groups = []
     for size_words, members in alike.items():
-        rows = tuple(_row(stack_name(name, number, len(stacks)), stack) for number, stack in members)
+        rows = tuple(
+            _row(stack_name(name, number, len(stacks)), stack)
+            for number, stack in members
+        )
         picture = thumbnail(members[len(members) // 2][1], window)
-        words = f"{many(len(members), f'{plane_of(members[0][1])} stack')} of {size_words}"
+        words = (
+            f"{many(len(members), f'{plane_of(members[0][1])} stack')} of {size_words}"
+        )
         groups.append(StackGroup(picture=picture, words=words, rows=rows))
     return tuple(groups)
 

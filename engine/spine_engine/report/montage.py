@@ -54,7 +54,11 @@ def pillow() -> ModuleType:
 
 
 def montage(
-    grid: NDArray[np.float32], coverage: NDArray[np.float64], entry: GraderEntry, level: Level, place: LevelResult
+    grid: NDArray[np.float32],
+    coverage: NDArray[np.float64],
+    entry: GraderEntry,
+    level: Level,
+    place: LevelResult,
 ) -> Any:
     """Return a ``PIL.Image`` of a level's grid ``(C, D, H, W)``, one block of slices per channel.
 
@@ -67,25 +71,49 @@ def montage(
     """
     pil = pillow()
     channels = zip(grid, coverage, entry.channels, strict=True)
-    blocks = [_block(pil, channel, share, role, entry, place) for channel, share, role in channels]
+    blocks = [
+        _block(pil, channel, share, role, entry, place)
+        for channel, share, role in channels
+    ]
     width = max(block.width for block in blocks) + 2 * GAP
-    height = HEAD_HEIGHT + GAP + sum(block.height + LABEL_HEIGHT + 2 * GAP for block in blocks)
+    height = (
+        HEAD_HEIGHT
+        + GAP
+        + sum(block.height + LABEL_HEIGHT + 2 * GAP for block in blocks)
+    )
     image = pil.Image.new("RGB", (width, height), GROUND)
     draw = pil.ImageDraw.Draw(image)
-    shape, voxel = (" x ".join(f"{n:g}" for n in numbers) for numbers in (entry.grid.shape, entry.grid.spacing_mm))
+    shape, voxel = (
+        " x ".join(f"{n:g}" for n in numbers)
+        for numbers in (entry.grid.shape, entry.grid.spacing_mm)
+    )
     title = f"{LEVEL_NAMES[level]}   {confidence_words(place.confidence, place.source)}   {shape} voxels of {voxel} mm"
     draw.text((GAP, GAP), title, INK, pil.ImageFont.load_default(18))
     top = HEAD_HEIGHT + GAP
     for block, role, share in zip(blocks, entry.channels, coverage, strict=True):
-        covers = f"covers {100 * share:.0f} % of the grid" if share > 0 else "the study has none here"
-        draw.text((GAP, top), f"{ROLE_NAMES[role]}: {covers}", MUTED, pil.ImageFont.load_default(13))
+        covers = (
+            f"covers {100 * share:.0f} % of the grid"
+            if share > 0
+            else "the study has none here"
+        )
+        draw.text(
+            (GAP, top),
+            f"{ROLE_NAMES[role]}: {covers}",
+            MUTED,
+            pil.ImageFont.load_default(13),
+        )
         image.paste(block, (GAP, top + LABEL_HEIGHT))
         top += LABEL_HEIGHT + block.height + 2 * GAP
     return image
 
 
 def _block(
-    pil: ModuleType, channel: NDArray[np.float32], share: float, role: Role, entry: GraderEntry, place: LevelResult
+    pil: ModuleType,
+    channel: NDArray[np.float32],
+    share: float,
+    role: Role,
+    entry: GraderEntry,
+    place: LevelResult,
 ) -> Any:
     """Return the slices of one channel in rows, each above its distance from the disc's centre.
 
@@ -95,7 +123,9 @@ def _block(
     count = channel.shape[along]
     step = -(-count // (COLUMNS * ROWS))
     chosen = range((count - 1) % step // 2, count, step) if share > 0 else range(0)
-    down_mm, right_mm = (step for axis, step in enumerate(entry.grid.spacing_mm) if axis != along)
+    down_mm, right_mm = (
+        step for axis, step in enumerate(entry.grid.spacing_mm) if axis != along
+    )
     rows, columns = (size for axis, size in enumerate(channel.shape) if axis != along)
     height = round(rows * down_mm * PIXELS_PER_MM)
     width = round(columns * right_mm * PIXELS_PER_MM)
@@ -105,13 +135,24 @@ def _block(
     draw = pil.ImageDraw.Draw(block)
     font = pil.ImageFont.load_default(12)
     for n, index in enumerate(chosen):
-        pixels = np.round(channel.take(index, axis=along).clip(0, 1) * 255).astype(np.uint8)
-        picture = pil.Image.fromarray(pixels).resize((width, height), pil.Image.Resampling.NEAREST)
+        pixels = np.round(channel.take(index, axis=along).clip(0, 1) * 255).astype(
+            np.uint8
+        )
+        picture = pil.Image.fromarray(pixels).resize(
+            (width, height), pil.Image.Resampling.NEAREST
+        )
         left = n % COLUMNS * (width + GAP)
         top = n // COLUMNS * (height + LABEL_HEIGHT)
         block.paste(picture, (left, top))
-        offset_mm = (index - (count - 1) / 2) * entry.grid.spacing_mm[along] + entry.grid.center_offset_mm[along]
-        draw.text((left + 2, top + height + 1), _distance(offset_mm, along, place), MUTED, font)
+        offset_mm = (index - (count - 1) / 2) * entry.grid.spacing_mm[
+            along
+        ] + entry.grid.center_offset_mm[along]
+        draw.text(
+            (left + 2, top + height + 1),
+            _distance(offset_mm, along, place),
+            MUTED,
+            font,
+        )
     return block
 
 

@@ -22,7 +22,12 @@ from spine_engine.anatomy import Level
 from spine_engine.report.cloud import Cloud, study_cloud
 from spine_engine.report.montage import GROUND, INK, pillow
 from spine_engine.report.ply import BOX_COLOUR, box_lines, open3d, point_colours
-from spine_engine.report.scene import confidence_words, disc_slices, level_boxes, middle_slice
+from spine_engine.report.scene import (
+    confidence_words,
+    disc_slices,
+    level_boxes,
+    middle_slice,
+)
 from spine_engine.report.words import LEVEL_NAMES
 from spine_engine.results import LevelResult
 from spine_engine.study import Role, Series, Stack, Study
@@ -65,7 +70,13 @@ class Camera:
         direction = VIEW / np.linalg.norm(VIEW)
         seen = (points_mm - target) @ _frame(direction).T
         slope = np.tan(np.radians(FIELD_OF_VIEW / 2)) * FILLED
-        needed = np.maximum(np.abs(seen[:, 0]) / (slope * WIDTH / HEIGHT), np.abs(seen[:, 1]) / slope) + seen[:, 2]
+        needed = (
+            np.maximum(
+                np.abs(seen[:, 0]) / (slope * WIDTH / HEIGHT),
+                np.abs(seen[:, 1]) / slope,
+            )
+            + seen[:, 2]
+        )
         return cls(target + direction * needed.max(), target)
 
     def project(self, points_mm: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -73,18 +84,26 @@ class Camera:
         direction = self.eye - self.target
         seen = (points_mm - self.eye) @ _frame(direction / np.linalg.norm(direction)).T
         scale = HEIGHT / 2 / np.tan(np.radians(FIELD_OF_VIEW / 2)) / -seen[:, 2]
-        return np.stack([WIDTH / 2 + seen[:, 0] * scale, HEIGHT / 2 - seen[:, 1] * scale], axis=1)
+        return np.stack(
+            [WIDTH / 2 + seen[:, 0] * scale, HEIGHT / 2 - seen[:, 1] * scale], axis=1
+        )
 
 
-def picture(study: Study, levels: Mapping[Level, LevelResult], path: Path) -> str | None:
+def picture(
+    study: Study, levels: Mapping[Level, LevelResult], path: Path
+) -> str | None:
     """Draw a study and its levels' boxes into a PNG; return the problem if that failed, else None."""
     cloud = study_cloud(opened(study, levels))
     boxes = level_boxes(levels)
     if not len(cloud.values):
         return "there is nothing to draw"
-    points = cloud.points_mm - _ASIDE_MM * cloud.series[:, None] * np.array([1, 0, 0], np.float32)
+    points = cloud.points_mm - _ASIDE_MM * cloud.series[:, None] * np.array(
+        [1, 0, 0], np.float32
+    )
     corners = np.array(list(boxes.values())).reshape(-1, 8, 3)
-    camera = Camera.around(np.concatenate([points[::50], corners.reshape(-1, 3)]).astype(np.float64))
+    camera = Camera.around(
+        np.concatenate([points[::50], corners.reshape(-1, 3)]).astype(np.float64)
+    )
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / "drawn.png"
         problem = _in_child(
@@ -113,7 +132,11 @@ def opened(study: Study, levels: Mapping[Level, LevelResult]) -> Study:
     """Return the part of a study that the picture shows: sagittal slices from the middle to the patient's right, axial
     slices at the discs."""
     return replace(
-        study, series=tuple(replace(series, stacks=tuple(_opened(series, levels))) for series in study.series)
+        study,
+        series=tuple(
+            replace(series, stacks=tuple(_opened(series, levels)))
+            for series in study.series
+        ),
     )
 
 
@@ -121,9 +144,16 @@ def _opened(series: Series, levels: Mapping[Level, LevelResult]) -> Sequence[Sta
     if not series.stacks:
         return ()
     if series.role is Role.AXIAL_T2:
-        return [_part(stack, slice(index, index + 1)) for stack, index in disc_slices(series, levels).values()]
+        return [
+            _part(stack, slice(index, index + 1))
+            for stack, index in disc_slices(series, levels).values()
+        ]
     stack, index = middle_slice(series, levels)
-    return [_part(stack, slice(0, index + 1) if stack.axes[0][0] > 0 else slice(index, None))]
+    return [
+        _part(
+            stack, slice(0, index + 1) if stack.axes[0][0] > 0 else slice(index, None)
+        )
+    ]
 
 
 def _part(stack: Stack, slices: slice) -> Stack:
@@ -143,9 +173,16 @@ def _frame(direction: NDArray[np.float64]) -> NDArray[np.float64]:
 def _in_child(folder: Path, limit_s: float | None, **scene: Any) -> str | None:
     """Draw in a process of its own; return the problem in one line if that failed, else None."""
     np.savez(folder / "scene.npz", **scene)
-    command = [sys.executable, "-m", "spine_engine.report.offscreen", str(folder / "scene.npz")]
+    command = [
+        sys.executable,
+        "-m",
+        "spine_engine.report.offscreen",
+        str(folder / "scene.npz"),
+    ]
     try:
-        done = subprocess.run(command, capture_output=True, timeout=limit_s, check=False)
+        done = subprocess.run(
+            command, capture_output=True, timeout=limit_s, check=False
+        )
     except subprocess.TimeoutExpired:
         return f"drawing took longer than {limit_s:g} s"
     if done.returncode:
@@ -154,7 +191,11 @@ def _in_child(folder: Path, limit_s: float | None, **scene: Any) -> str | None:
 
 
 def _labelled(
-    drawn: Path, camera: Camera, boxes: Mapping[Level, Any], levels: Mapping[Level, LevelResult], cloud: Cloud
+    drawn: Path,
+    camera: Camera,
+    boxes: Mapping[Level, Any],
+    levels: Mapping[Level, LevelResult],
+    cloud: Cloud,
 ) -> Any:
     """Return the drawn picture with the levels' names at their boxes, the series' names and the directions."""
     pil = pillow()
@@ -166,7 +207,12 @@ def _labelled(
         words = f"{LEVEL_NAMES[level]}  {confidence_words(levels[level].confidence, levels[level].source)}"
         x, y = camera.project(corners[[1, 5]].mean(axis=0, keepdims=True))[0]
         ends = draw.textbbox((x - 14, y), words, font, anchor="rm")
-        draw.rounded_rectangle((ends[0] - 8, ends[1] - 5, ends[2] + 8, ends[3] + 6), 6, GROUND, (111, 101, 64))
+        draw.rounded_rectangle(
+            (ends[0] - 8, ends[1] - 5, ends[2] + 8, ends[3] + 6),
+            6,
+            GROUND,
+            (111, 101, 64),
+        )
         draw.text((x - 14, y), words, BOX_COLOUR, font, anchor="rm")
     for n, (name, colour) in enumerate(zip(cloud.names, cloud.colours, strict=True)):
         draw.ellipse((40, 40 + 36 * n, 58, 58 + 36 * n), colour)
@@ -174,8 +220,17 @@ def _labelled(
     middle = np.array([110.0, HEIGHT - 120.0])
     direction = camera.eye - camera.target
     frame = _frame(direction / np.linalg.norm(direction))
-    ends3 = {"L": (1, 0, 0), "R": (-1, 0, 0), "P": (0, 1, 0), "A": (0, -1, 0), "H": (0, 0, 1), "F": (0, 0, -1)}
-    for letter, axis in sorted(ends3.items(), key=lambda item: float(frame[2] @ item[1])):
+    ends3 = {
+        "L": (1, 0, 0),
+        "R": (-1, 0, 0),
+        "P": (0, 1, 0),
+        "A": (0, -1, 0),
+        "H": (0, 0, 1),
+        "F": (0, 0, -1),
+    }
+    for letter, axis in sorted(
+        ends3.items(), key=lambda item: float(frame[2] @ item[1])
+    ):
         x, y = middle + 62 * np.array([frame[0] @ axis, -(frame[1] @ axis)])
         draw.ellipse((x - 17, y - 17, x + 17, y + 17), (56, 67, 79), GROUND, 2)
         draw.text((x, y), letter, (255, 255, 255), small, anchor="mm")
@@ -191,14 +246,20 @@ def _main(path: str) -> None:
     if str(scene["to"]):
         _draw(scene, lines, colours)
         return
-    shown = [{"name": "Level boxes", "geometry": lines}] if len(scene["corners"]) else []
+    shown = (
+        [{"name": "Level boxes", "geometry": lines}] if len(scene["corners"]) else []
+    )
     for number, name in enumerate(scene["names"]):
         part = scene["series"] == number
-        cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene["points"][part].astype(np.float64)))
+        cloud = o3d.geometry.PointCloud(
+            o3d.utility.Vector3dVector(scene["points"][part].astype(np.float64))
+        )
         cloud.colors = o3d.utility.Vector3dVector(colours[part])
         shown.append({"name": str(name), "geometry": cloud})
     ground = (*(np.array(GROUND) / 255), 1.0)
-    closer = np.tan(np.radians(FIELD_OF_VIEW / 2)) / np.tan(np.radians(_WINDOW_FIELD / 2))
+    closer = np.tan(np.radians(FIELD_OF_VIEW / 2)) / np.tan(
+        np.radians(_WINDOW_FIELD / 2)
+    )
     eye = scene["target"] + closer * (scene["eye"] - scene["target"])
     o3d.visualization.draw(
         shown, title="spine-engine view", eye=eye, lookat=scene["target"], up=[0.0, 0.0, 1.0], bg_color=ground,
@@ -214,7 +275,9 @@ def _draw(scene: Mapping[str, Any], lines: Any, colours: NDArray[np.float64]) ->
     # Without post-processing colours stay as they are, except the ground, which is converted from sRGB and not back.
     renderer.scene.view.set_post_processing(False)
     renderer.scene.set_background(ground ** (1 / 2.2))
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(scene["points"].astype(np.float64)))
+    cloud = o3d.geometry.PointCloud(
+        o3d.utility.Vector3dVector(scene["points"].astype(np.float64))
+    )
     cloud.colors = o3d.utility.Vector3dVector(colours)
     dots = rendering.MaterialRecord()
     dots.shader = "defaultUnlit"

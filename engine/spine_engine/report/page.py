@@ -43,7 +43,8 @@ def with_code(text: str) -> Markup:
     """Return a text with its parts in backticks marked as code."""
     parts = [escape(part) for part in text.split("`")]
     return Markup("").join(
-        Markup("<code>{}</code>").format(part) if index % 2 else part for index, part in enumerate(parts)
+        Markup("<code>{}</code>").format(part) if index % 2 else part
+        for index, part in enumerate(parts)
     )
 
 
@@ -56,9 +57,15 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(style=partial(_element, "style"), script=partial(_element, "script"), words=words)
+    environment.globals.update(
+        style=partial(_element, "style"),
+        script=partial(_element, "script"),
+        words=words,
+    )
     environment.filters.update(uri=picture_uri, code=with_code, overlay=overlay)
-    environment.filters.update(percent=words.percent, points=words.points, duration=words.duration)
+    environment.filters.update(
+        percent=words.percent, points=words.points, duration=words.duration
+    )
     return environment
 
 
@@ -75,7 +82,9 @@ def _element(tag: str, name: str) -> Markup:
 @cache
 def _policy() -> str:
     """Return the content security policy: no request, no script but ours (by digest; ``blob:`` for the 3-D viewer)."""
-    scripts = sorted(Path(str(file)).name for file in _ASSETS.iterdir() if file.name.endswith(".js"))
+    scripts = sorted(
+        Path(str(file)).name for file in _ASSETS.iterdir() if file.name.endswith(".js")
+    )
     allowed = " ".join(f"'sha256-{_digest(_text(name))}'" for name in scripts)
     return (
         f"default-src 'none'; script-src blob: {allowed}; style-src 'unsafe-inline'; img-src data: blob:; "

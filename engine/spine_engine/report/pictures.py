@@ -44,7 +44,11 @@ AXIAL_MM: Final = (-6.0, 0.0, 6.0)
 """Axial planes, mm below the disc's middle: the foramina just above the disc, the disc, and the lateral recesses where
 the roots pass below it. A stack along a disc has three to six slices 4 mm apart."""
 
-_SAGITTAL_PLANES: Final = ((-FORAMEN_MM, "right foramen"), (0.0, "middle"), (FORAMEN_MM, "left foramen"))
+_SAGITTAL_PLANES: Final = (
+    (-FORAMEN_MM, "right foramen"),
+    (0.0, "middle"),
+    (FORAMEN_MM, "left foramen"),
+)
 
 OVERVIEW_PX: Final = 640
 """Largest edge of an overview; of larger matrices every second (third, ...) row and column is shown. Those are
@@ -88,7 +92,9 @@ class _View:
     pixel_mm: tuple[float, float]
     edges: tuple[str, str, str, str]
 
-    def picture(self, name: str, grey: Grey, outlines: tuple[Outline, ...] = ()) -> Picture:
+    def picture(
+        self, name: str, grey: Grey, outlines: tuple[Outline, ...] = ()
+    ) -> Picture:
         """Return ``grey``, of the shape of ``pixels``, as a picture."""
         height, width = grey.shape
         png = imagecodecs.png_encode(np.ascontiguousarray(grey), **_PNG)
@@ -103,7 +109,9 @@ class _View:
         )
 
 
-def overview(study: Study, levels: Mapping[Level, LevelResult], *, most_px: int = OVERVIEW_PX) -> tuple[Picture, ...]:
+def overview(
+    study: Study, levels: Mapping[Level, LevelResult], *, most_px: int = OVERVIEW_PX
+) -> tuple[Picture, ...]:
     """Return the mid-sagittal slice of each sagittal T2 and T1 series, with outlines.
 
     That is the slice nearest to the discs' centres, or the middle one if no level has a place. The grey is the window
@@ -147,7 +155,13 @@ def crops(
         for role in ROLE_NAMES:
             channel = entry.channels.index(role) if role in entry.channels else None
             if channel is not None and coverage[k, channel] > 0:
-                pictures += _grid_planes(grids[k, channel], role, entry, np.array(axes), middle_only=middle_only)
+                pictures += _grid_planes(
+                    grids[k, channel],
+                    role,
+                    entry,
+                    np.array(axes),
+                    middle_only=middle_only,
+                )
         if pictures:
             shown[level] = tuple(pictures)
     return shown
@@ -162,10 +176,21 @@ def thumbnail(stack: Stack, window: IntensityWindow) -> Picture:
     block = -(-max(grey.shape) // THUMBNAIL_PX)
     rows, columns = (max(1, size // block) for size in grey.shape)
     if block > 1:
-        whole = grey[: rows * block, : columns * block].reshape(rows, min(block, grey.shape[0]), columns, -1)
+        whole = grey[: rows * block, : columns * block].reshape(
+            rows, min(block, grey.shape[0]), columns, -1
+        )
         grey = np.rint(whole.mean(axis=(1, 3))).astype(np.uint8)
-    small = _View(grey, view.origin_mm, view.down, view.right, _times(view.pixel_mm, block), view.edges)
-    return small.picture(f"{plane.capitalize()}, middle slice of {len(stack.pixels)}", grey)
+    small = _View(
+        grey,
+        view.origin_mm,
+        view.down,
+        view.right,
+        _times(view.pixel_mm, block),
+        view.edges,
+    )
+    return small.picture(
+        f"{plane.capitalize()}, middle slice of {len(stack.pixels)}", grey
+    )
 
 
 def plane_of(stack: Stack) -> Plane:
@@ -174,9 +199,15 @@ def plane_of(stack: Stack) -> Plane:
     return kinds[int(np.abs(stack.axes[0]).argmax())]
 
 
-def _mid_sagittal(series: Series, name: str, levels: Mapping[Level, LevelResult], most_px: int) -> Picture:
+def _mid_sagittal(
+    series: Series, name: str, levels: Mapping[Level, LevelResult], most_px: int
+) -> Picture:
     present = [level for level in LEVELS if level in levels]
-    centers = [levels[level].center_mm for level in present if levels[level].center_mm is not None]
+    centers = [
+        levels[level].center_mm
+        for level in present
+        if levels[level].center_mm is not None
+    ]
     stack, s = _mid_slice(series.stacks, np.array(centers).reshape(-1, 3))
     view = _thinned(_slice_view(stack, s, "sagittal"), most_px)
     outlines = (_outline(view, level, levels[level]) for level in present)
@@ -185,7 +216,9 @@ def _mid_sagittal(series: Series, name: str, levels: Mapping[Level, LevelResult]
     contrast = " (STIR)" if series.contrast == "stir" else ""
     grey = _grey(view.pixels, stack, s, robust_window(series.stacks))
     title = f"{name}{contrast}, slice {from_right} of {count} from the right"
-    return view.picture(title, grey, tuple(outline for outline in outlines if outline is not None))
+    return view.picture(
+        title, grey, tuple(outline for outline in outlines if outline is not None)
+    )
 
 
 def _mid_slice(stacks: Sequence[Stack], centers_mm: F64) -> tuple[Stack, int]:
@@ -199,12 +232,20 @@ def _mid_slice(stacks: Sequence[Stack], centers_mm: F64) -> tuple[Stack, int]:
 
     def held_points(stack: Stack) -> int:
         place = (centers_mm - stack.center_mm) @ stack.axes[1:].T / stack.spacing_mm
-        return int((np.abs(place) <= np.array(stack.pixels.shape[1:]) / 2).all(axis=1).sum())
+        return int(
+            (np.abs(place) <= np.array(stack.pixels.shape[1:]) / 2).all(axis=1).sum()
+        )
 
     def distances_mm(stack: Stack) -> F64:
-        return np.asarray(np.abs(stack.positions_mm[:, None] - centers_mm @ stack.axes[0]).mean(axis=1))
+        return np.asarray(
+            np.abs(stack.positions_mm[:, None] - centers_mm @ stack.axes[0]).mean(
+                axis=1
+            )
+        )
 
-    stack = min(stacks, key=lambda stack: (-held_points(stack), distances_mm(stack).min()))
+    stack = min(
+        stacks, key=lambda stack: (-held_points(stack), distances_mm(stack).min())
+    )
     return stack, int(distances_mm(stack).argmin())
 
 
@@ -221,12 +262,19 @@ def _slice_view(stack: Stack, s: int, plane: Plane) -> _View:
     pixels = stack.pixels[s]
     below, _, beside, _ = _DOWN_RIGHT[plane]
     if abs(down[below]) + abs(right[beside]) < abs(down[beside]) + abs(right[below]):
-        return _flipped(pixels.T, stack.origins_mm[s], right, down, stack.spacing_mm[::-1], plane)
+        return _flipped(
+            pixels.T, stack.origins_mm[s], right, down, stack.spacing_mm[::-1], plane
+        )
     return _flipped(pixels, stack.origins_mm[s], down, right, stack.spacing_mm, plane)
 
 
 def _flipped(
-    pixels: NDArray[Any], origin_mm: F64, down: F64, right: F64, pixel_mm: tuple[float, float], plane: Plane
+    pixels: NDArray[Any],
+    origin_mm: F64,
+    down: F64,
+    right: F64,
+    pixel_mm: tuple[float, float],
+    plane: Plane,
 ) -> _View:
     """Return a plane with its rows and columns in the order in which ``plane`` is shown."""
     below, down_sign, beside, right_sign = _DOWN_RIGHT[plane]
@@ -240,7 +288,14 @@ def _flipped(
         right = -right
     top_letter, bottom_letter = _LETTERS[below][::down_sign]
     left_letter, right_letter = _LETTERS[beside][::right_sign]
-    return _View(pixels, origin_mm, down, right, pixel_mm, (left_letter, right_letter, top_letter, bottom_letter))
+    return _View(
+        pixels,
+        origin_mm,
+        down,
+        right,
+        pixel_mm,
+        (left_letter, right_letter, top_letter, bottom_letter),
+    )
 
 
 def _thinned(view: _View, largest: int) -> _View:
@@ -249,7 +304,14 @@ def _thinned(view: _View, largest: int) -> _View:
     if step == 1:
         return view
     pixels = view.pixels[::step, ::step]
-    return _View(pixels, view.origin_mm, view.down, view.right, _times(view.pixel_mm, step), view.edges)
+    return _View(
+        pixels,
+        view.origin_mm,
+        view.down,
+        view.right,
+        _times(view.pixel_mm, step),
+        view.edges,
+    )
 
 
 def _times(pixel_mm: tuple[float, float], factor: int) -> tuple[float, float]:
@@ -272,20 +334,39 @@ def _outline(view: _View, level: Level, place: LevelResult) -> Outline | None:
         return None
     depth, height, width = place.size_mm
     size = np.array([min(depth, DISC_MM[0]), min(height, DISC_MM[1]), width])
-    points = box_section(np.array(place.center_mm), np.array(place.axes), size, view.origin_mm, view.down, view.right)
+    points = box_section(
+        np.array(place.center_mm),
+        np.array(place.axes),
+        size,
+        view.origin_mm,
+        view.down,
+        view.right,
+    )
     pixels = points / np.array(view.pixel_mm[::-1]) + 0.5
     shape = view.pixels.shape[::-1]
-    if len(points) < 3 or (pixels.max(axis=0) <= 0).any() or (pixels.min(axis=0) >= shape).any():
+    if (
+        len(points) < 3
+        or (pixels.max(axis=0) <= 0).any()
+        or (pixels.min(axis=0) >= shape).any()
+    ):
         return None
     corners = tuple((x, y) for x, y in pixels.round(2).tolist())
-    return Outline(level=level, points=corners, confidence=place.confidence, source=place.source)
+    return Outline(
+        level=level, points=corners, confidence=place.confidence, source=place.source
+    )
 
 
-_CORNERS: Final = np.array([[i, j, k] for i in (-0.5, 0.5) for j in (-0.5, 0.5) for k in (-0.5, 0.5)])
-_EDGES: Final = np.array([(a, b) for a in range(8) for b in range(a + 1, 8) if (a ^ b).bit_count() == 1])
+_CORNERS: Final = np.array(
+    [[i, j, k] for i in (-0.5, 0.5) for j in (-0.5, 0.5) for k in (-0.5, 0.5)]
+)
+_EDGES: Final = np.array(
+    [(a, b) for a in range(8) for b in range(a + 1, 8) if (a ^ b).bit_count() == 1]
+)
 
 
-def box_section(center_mm: F64, axes: F64, size_mm: F64, origin_mm: F64, down: F64, right: F64) -> F64:
+def box_section(
+    center_mm: F64, axes: F64, size_mm: F64, origin_mm: F64, down: F64, right: F64
+) -> F64:
     """Return the convex polygon in which a plane cuts a box, its corners in order; empty if the plane misses the box.
 
     Frame: patient LPS, mm. The result is ``(N, 2)``: mm to the right of ``origin_mm`` and below it, 3 <= N <= 6 or
@@ -305,7 +386,12 @@ def box_section(center_mm: F64, axes: F64, size_mm: F64, origin_mm: F64, down: F
 
 
 def _grid_planes(
-    grid: NDArray[np.float32], role: Role, entry: GraderEntry, axes: F64, *, middle_only: bool
+    grid: NDArray[np.float32],
+    role: Role,
+    entry: GraderEntry,
+    axes: F64,
+    *,
+    middle_only: bool,
 ) -> list[Picture]:
     """Return the shown planes of one channel's grid ``(D, H, W)`` as pictures; ``axes`` is the disc's own frame."""
     height, depth, width = entry.grid.spacing_mm
@@ -318,12 +404,19 @@ def _grid_planes(
             view = _flipped(voxels, no_place, back, across, (depth, width), "axial")
             views.append((view, _axial_words(below_mm)))
     else:
-        for left_mm, words in _SAGITTAL_PLANES[1:2] if middle_only else _SAGITTAL_PLANES:
-            voxels = grid[:, :, _voxel(entry, 2, left_mm if across[0] > 0 else -left_mm)]
+        for left_mm, words in (
+            _SAGITTAL_PLANES[1:2] if middle_only else _SAGITTAL_PLANES
+        ):
+            voxels = grid[
+                :, :, _voxel(entry, 2, left_mm if across[0] > 0 else -left_mm)
+            ]
             view = _flipped(voxels, no_place, down, back, (height, depth), "sagittal")
             views.append((view, words))
     return [
-        view.picture(f"{ROLE_NAMES[role]}, {words}", np.rint(view.pixels * np.float32(255.0)).astype(np.uint8))
+        view.picture(
+            f"{ROLE_NAMES[role]}, {words}",
+            np.rint(view.pixels * np.float32(255.0)).astype(np.uint8),
+        )
         for view, words in views
         if view.pixels.any()
     ]
@@ -338,5 +431,7 @@ def _axial_words(below_mm: float) -> str:
 def _voxel(entry: GraderEntry, axis: int, away_mm: float) -> int:
     """Return the index along a grid's axis of the voxel ``away_mm`` from the disc's centre, within the grid."""
     grid = entry.grid
-    place = (away_mm - grid.center_offset_mm[axis]) / grid.spacing_mm[axis] + (grid.shape[axis] - 1) / 2
+    place = (away_mm - grid.center_offset_mm[axis]) / grid.spacing_mm[axis] + (
+        grid.shape[axis] - 1
+    ) / 2
     return int(np.clip(np.rint(place), 0, grid.shape[axis] - 1))

@@ -22,7 +22,20 @@ from spine_engine.results import LevelResult
 from spine_engine.voxels import GridPose, GridSpec
 
 BOX_EDGES: Final = np.array(
-    [[0, 1], [2, 3], [4, 5], [6, 7], [0, 2], [1, 3], [4, 6], [5, 7], [0, 4], [1, 5], [2, 6], [3, 7]]
+    [
+        [0, 1],
+        [2, 3],
+        [4, 5],
+        [6, 7],
+        [0, 2],
+        [1, 3],
+        [4, 6],
+        [5, 7],
+        [0, 4],
+        [1, 5],
+        [2, 6],
+        [3, 7],
+    ]
 )
 """The twelve edges of a box by its corners, in the order of ``scene.BOX_CORNERS``."""
 
@@ -54,7 +67,9 @@ def open3d() -> ModuleType:
 def point_colours(cloud: Cloud) -> NDArray[np.uint8]:
     """Return the colour ``(N, 3)`` of each point of a cloud: the colour of its series, as bright as its value."""
     brightness = _DARKEST + (1 - _DARKEST) * cloud.values[:, None] ** _LIFT
-    colours = np.array(cloud.colours, np.float32).reshape(-1, 3)[cloud.series] * brightness
+    colours = (
+        np.array(cloud.colours, np.float32).reshape(-1, 3)[cloud.series] * brightness
+    )
     return np.round(colours).astype(np.uint8)
 
 
@@ -64,7 +79,13 @@ def write_cloud(path: Path, cloud: Cloud) -> None:
     Raises:
         OutputError: the file cannot be written.
     """
-    _write_points(path, cloud.points_mm, point_colours(cloud), intensity=cloud.values, series=cloud.series)
+    _write_points(
+        path,
+        cloud.points_mm,
+        point_colours(cloud),
+        intensity=cloud.values,
+        series=cloud.series,
+    )
 
 
 def write_levels(path: Path, levels: Mapping[Level, LevelResult]) -> None:
@@ -80,14 +101,20 @@ def write_levels(path: Path, levels: Mapping[Level, LevelResult]) -> None:
 def box_lines(boxes: Sequence[NDArray[np.float64]]) -> Any:
     """Return the edges of boxes, eight corners each, as Open3D's line set."""
     o3d = open3d()
-    edges = np.concatenate([np.empty((0, 2), int), *(BOX_EDGES + 8 * n for n in range(len(boxes)))])
+    edges = np.concatenate(
+        [np.empty((0, 2), int), *(BOX_EDGES + 8 * n for n in range(len(boxes)))]
+    )
     points = np.array(boxes, np.float64).reshape(-1, 3)
-    lines = o3d.geometry.LineSet(o3d.utility.Vector3dVector(points), o3d.utility.Vector2iVector(edges))
+    lines = o3d.geometry.LineSet(
+        o3d.utility.Vector3dVector(points), o3d.utility.Vector2iVector(edges)
+    )
     lines.paint_uniform_color(np.array(BOX_COLOUR) / 255)
     return lines
 
 
-def write_grid(path: Path, grid: NDArray[np.float32], spec: GridSpec, pose: GridPose) -> None:
+def write_grid(
+    path: Path, grid: NDArray[np.float32], spec: GridSpec, pose: GridPose
+) -> None:
     """Write the voxels of a grid ``(C, D, H, W)`` that are above 0 in any channel, as points at their centres.
 
     Colour and ``intensity`` (float32, 0..1) are the mean over the channels, grey.
@@ -103,7 +130,12 @@ def write_grid(path: Path, grid: NDArray[np.float32], spec: GridSpec, pose: Grid
     _write_points(path, centers, np.repeat(grey[:, None], 3, axis=1), intensity=mean)
 
 
-def _write_points(path: Path, points: NDArray[np.float32], colours: NDArray[np.uint8], **more: NDArray[Any]) -> None:
+def _write_points(
+    path: Path,
+    points: NDArray[np.float32],
+    colours: NDArray[np.uint8],
+    **more: NDArray[Any],
+) -> None:
     """Write a binary PLY of points with further attributes, each ``(N,)``."""
     o3d = open3d()
     cloud = o3d.t.geometry.PointCloud(o3d.core.Tensor(np.ascontiguousarray(points)))

@@ -103,7 +103,9 @@ _FROM: Final = (
 )
 
 
-def projections(series: Sequence[tuple[str, Sequence[Stack]]]) -> tuple[Projection, ...]:
+def projections(
+    series: Sequence[tuple[str, Sequence[Stack]]],
+) -> tuple[Projection, ...]:
     """Return the three drawings of a study's stacks, all to one scale; none if there is no stack.
 
     Args:
@@ -126,7 +128,14 @@ def slice_corners(stack: Stack) -> F64:
     rows, columns = stack.pixels.shape[1:]
     down = stack.axes[1] * stack.spacing_mm[0]
     right = stack.axes[2] * stack.spacing_mm[1]
-    ways = np.array([[-0.5, -0.5], [-0.5, columns - 0.5], [rows - 0.5, columns - 0.5], [rows - 0.5, -0.5]])
+    ways = np.array(
+        [
+            [-0.5, -0.5],
+            [-0.5, columns - 0.5],
+            [rows - 0.5, columns - 0.5],
+            [rows - 0.5, -0.5],
+        ]
+    )
     return np.asarray(stack.origins_mm[:, None] + ways @ np.stack([down, right]))
 
 
@@ -153,7 +162,9 @@ def _drawing(
     right, bottom = high + 1.6 * font
     left = min([left, *(x0 - 2.2 * font for x0, _, _, _ in letters.taken)])
     right = max([right, *(x1 + 2.2 * font for _, _, x1, _ in letters.taken)])
-    box = tuple(round(float(value), 1) for value in (left, top, right - left, bottom - top))
+    box = tuple(
+        round(float(value), 1) for value in (left, top, right - left, bottom - top)
+    )
     return Projection(
         name=seen.name,
         edges=seen.edges,
@@ -181,14 +192,20 @@ def lettered(number: int) -> str:
 
 
 def _name_stacks(
-    letters: _Lettering, series: int, name: str, stacks: Mapping[str, tuple[F64, Stack]], seen: _Seen
+    letters: _Lettering,
+    series: int,
+    name: str,
+    stacks: Mapping[str, tuple[F64, Stack]],
+    seen: _Seen,
 ) -> None:
     """Put each stack's name before its middle slice if that is a lying line, above it if that is an upright one.
 
     Slices are lying lines from the side, where the stacks along lumbar discs spread. Several stacks seen as areas lie
     over each other and share the series' name. From the side axial stacks show their tilt.
     """
-    areas = [own_name for own_name, (points, _) in stacks.items() if points.shape[1] > 2]
+    areas = [
+        own_name for own_name, (points, _) in stacks.items() if points.shape[1] > 2
+    ]
     for own_name, (points, stack) in stacks.items():
         low = points.min(axis=(0, 1))
         above = float(low[1]) - 0.8 * letters.font
@@ -196,14 +213,27 @@ def _name_stacks(
         wide, tall = np.ptp(middle, axis=0)
         if own_name in areas:
             if own_name == areas[0]:
-                letters.put(series, own_name if len(areas) == 1 else name, float(low[0]), above)
+                letters.put(
+                    series, own_name if len(areas) == 1 else name, float(low[0]), above
+                )
         elif wide > tall:
             tilted = seen.faces == "sagittal" and plane_of(stack) == "axial"
             degrees = f" {tilt_of(stack).degrees:.0f}°" if tilted else ""
             left_end = float(middle[middle[:, 0].argmin(), 1])
-            letters.put(series, own_name + degrees, float(low[0]) - 0.5 * letters.font, left_end, leftwards=True)
+            letters.put(
+                series,
+                own_name + degrees,
+                float(low[0]) - 0.5 * letters.font,
+                left_end,
+                leftwards=True,
+            )
         else:
-            letters.put(series, own_name, float(low[0] + points[..., 0].max()) / 2 - 0.3 * letters.font, above)
+            letters.put(
+                series,
+                own_name,
+                float(low[0] + points[..., 0].max()) / 2 - 0.3 * letters.font,
+                above,
+            )
 
 
 class _Lettering:
@@ -214,18 +244,29 @@ class _Lettering:
         self.labels: list[Label] = []
         self.taken: list[Rectangle] = []
 
-    def put(self, series: int, text: str, x: float, y: float, *, leftwards: bool = False) -> None:
+    def put(
+        self, series: int, text: str, x: float, y: float, *, leftwards: bool = False
+    ) -> None:
         """Add a label that begins at ``x`` (or ends there if ``leftwards``), or at the first free place further on."""
         width = _LETTER * self.font * len(text)
         half = 0.65 * self.font
         step = 0.5 * self.font * (-1 if leftwards else 1)
         left = x - width if leftwards else x
-        while any(x0 < left + width and left < x1 and y0 < y + half and y - half < y1 for x0, y0, x1, y1 in self.taken):
+        while any(
+            x0 < left + width and left < x1 and y0 < y + half and y - half < y1
+            for x0, y0, x1, y1 in self.taken
+        ):
             left += step
         self.taken.append((left, y - half, left + width, y + half))
         anchor = left + width if leftwards else left
         self.labels.append(
-            Label(series=series, x=round(anchor, 1), y=round(y, 1), text=text, anchor="end" if leftwards else "start")
+            Label(
+                series=series,
+                x=round(anchor, 1),
+                y=round(y, 1),
+                text=text,
+                anchor="end" if leftwards else "start",
+            )
         )
 
 
@@ -251,7 +292,9 @@ def _step(command: str, to: F64) -> str:
 
 def _grid(box: Rectangle) -> str:
     left, top, right, bottom = box
-    columns = np.arange(np.ceil(left / GRID_MM), np.floor(right / GRID_MM) + 1) * GRID_MM
+    columns = (
+        np.arange(np.ceil(left / GRID_MM), np.floor(right / GRID_MM) + 1) * GRID_MM
+    )
     rows = np.arange(np.ceil(top / GRID_MM), np.floor(bottom / GRID_MM) + 1) * GRID_MM
     upright = [f"M{x:.0f} {top:.1f}V{bottom:.1f}" for x in columns.tolist()]
     lying = [f"M{left:.1f} {y:.0f}H{right:.1f}" for y in rows.tolist()]

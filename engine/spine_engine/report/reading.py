@@ -52,10 +52,16 @@ class StudySource:
 
     def identity(self, files: Sequence[InputFile]) -> Identity | None:
         """Return the person of a study's files if pages name persons, else None."""
-        return identity_of(self.root, files) if self.with_identity and self.root is not None else None
+        return (
+            identity_of(self.root, files)
+            if self.with_identity and self.root is not None
+            else None
+        )
 
 
-def study_content(recorded: RecordedStudy, source: StudySource, *, run_page: str | None) -> StudyContent:
+def study_content(
+    recorded: RecordedStudy, source: StudySource, *, run_page: str | None
+) -> StudyContent:
     """Read a study's files again and return what its page shows.
 
     Pixels, windows, boxes and grids come from the same code as in the run, and the recorded boxes are exact, so the
@@ -64,7 +70,11 @@ def study_content(recorded: RecordedStudy, source: StudySource, *, run_page: str
     result = recorded.result
     if result.status is Status.FAILED:
         return page_without_pictures(recorded, source, NOT_READ, run_page=run_page)
-    study = None if source.root is None else _read_again(source.root, recorded, source.overrides)
+    study = (
+        None
+        if source.root is None
+        else _read_again(source.root, recorded, source.overrides)
+    )
     if study is None:
         return page_without_pictures(recorded, source, CHANGED, run_page=run_page)
     if not any(series.stacks for role in Role for series in study.with_role(role)):
@@ -94,7 +104,9 @@ def page_without_pictures(
     )
 
 
-def _read_again(root: Path, recorded: RecordedStudy, overrides: RoleOverrides) -> Study | None:
+def _read_again(
+    root: Path, recorded: RecordedStudy, overrides: RoleOverrides
+) -> Study | None:
     """Return the study if its files are unchanged since the run, by their names, sizes, roles and counts; else None."""
     if not all(_has_size(root / file.path, file.size) for file in recorded.unit.files):
         return None
@@ -112,8 +124,14 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _same_series(study: Study, result: StudyResult) -> bool:
-    read = [(series.path, series.role, len(series.stacks), series.slices) for series in study.series]
-    return read == [(series.path, series.role, series.stacks, series.slices) for series in result.series]
+    read = [
+        (series.path, series.role, len(series.stacks), series.slices)
+        for series in study.series
+    ]
+    return read == [
+        (series.path, series.role, series.stacks, series.slices)
+        for series in result.series
+    ]
 
 
 def _pictures(
@@ -125,7 +143,9 @@ def _pictures(
     """
     places = disc_levels(levels)
     planes: Mapping[Level, Sequence[Picture]] = {}
-    if entry is not None and any(disc.source != Source.PRIOR for disc in places.values()):
+    if entry is not None and any(
+        disc.source != Source.PRIOR for disc in places.values()
+    ):
         grids, coverage = level_grids(study, places, entry.layout)
         planes = crops(grids, coverage, entry, levels)
         if _bytes(*planes.values()) > MOST_PICTURE_BYTES / 2:
@@ -146,8 +166,18 @@ def disc_levels(levels: Mapping[Level, LevelResult]) -> dict[Level, DiscLevel]:
 
 
 def _disc(level: Level, place: LevelResult | None) -> DiscLevel:
-    if place is None or place.center_mm is None or place.axes is None or place.size_mm is None:
+    if (
+        place is None
+        or place.center_mm is None
+        or place.axes is None
+        or place.size_mm is None
+    ):
         return DiscLevel(level, np.zeros(3), np.eye(3), np.ones(3), 0.0, Source.PRIOR)
     return DiscLevel(
-        level, np.array(place.center_mm), np.array(place.axes), np.array(place.size_mm), place.confidence, place.source
+        level,
+        np.array(place.center_mm),
+        np.array(place.axes),
+        np.array(place.size_mm),
+        place.confidence,
+        place.source,
     )

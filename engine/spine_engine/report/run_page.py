@@ -42,7 +42,10 @@ from spine_engine.study import Source
 MOST_LINKS: Final = 100
 """Largest number of studies linked under a reason; the table above links all of them."""
 
-_DIGITS: Final = (*((str(severity), str(index)) for index, severity in enumerate(SEVERITIES)), ("lost", "-"))
+_DIGITS: Final = (
+    *((str(severity), str(index)) for index, severity in enumerate(SEVERITIES)),
+    ("lost", "-"),
+)
 """Classes of the page's style with their digits in ``StudyRow``."""
 
 _PLAIN_OPTIONS: Final = frozenset({"schedule", "backend", "device", "precision"})
@@ -130,11 +133,17 @@ def run_page(content: RunContent) -> str:
         title=content.title,
         run=run,
         named=named,
-        demonstration=DEMONSTRATION if run.get("bundle", {}).get("name") == DEMONSTRATION_BUNDLE else None,
+        demonstration=DEMONSTRATION
+        if run.get("bundle", {}).get("name") == DEMONSTRATION_BUNDLE
+        else None,
         sentence=_sentence(run, rows),
         tiles=_tiles(run),
         rows=rows,
-        statuses=[status for status in Status if any(row.result.status is status for row in rows)],
+        statuses=[
+            status
+            for status in Status
+            if any(row.result.status is status for row in rows)
+        ],
         warnings=_warnings(rows),
         spreads=[_spread(rows, condition) for condition in SHOWN_CONDITIONS],
         failures=_failures(rows),
@@ -155,8 +164,13 @@ def run_page(content: RunContent) -> str:
 def _row(study: RunStudy) -> StudyRow:
     result = study.result
     grades = grades_of(result)
-    places = [grades[condition, level] for level in LEVELS for condition in SHOWN_CONDITIONS]
-    digits = "".join(str(SEVERITIES.index(grade.likeliest)) if grade.graded else "-" for grade in places)
+    places = [
+        grades[condition, level] for level in LEVELS for condition in SHOWN_CONDITIONS
+    ]
+    digits = "".join(
+        str(SEVERITIES.index(grade.likeliest)) if grade.graded else "-"
+        for grade in places
+    )
     levels = result.levels.values()
     return StudyRow(
         study=study,
@@ -175,14 +189,20 @@ def _row(study: RunStudy) -> StudyRow:
 def _dots(digits: str, digit: str) -> str:
     """Return an SVG path with a dot (a line of no length) at each place that has the digit; a dash for no grade."""
     begin, length = (".3", ".4") if digit == "-" else (".5", "0")
-    return "".join(f"M{i % 5}{begin} {i // 5}.5h{length}" for i, place in enumerate(digits) if place == digit)
+    return "".join(
+        f"M{i % 5}{begin} {i // 5}.5h{length}"
+        for i, place in enumerate(digits)
+        if place == digit
+    )
 
 
 def _told(grades: GradeTable) -> str:
     """Return the drawing of a study's grades in words."""
     sentences = []
     for severity in (Severity.SEVERE, Severity.MODERATE):
-        places = [grade.place for grade in findings(grades) if grade.likeliest is severity]
+        places = [
+            grade.place for grade in findings(grades) if grade.likeliest is severity
+        ]
         if places:
             sentences.append(f"{SEVERITY_NAMES[severity]}: {', '.join(places)}.")
     counts = count(grades)
@@ -196,7 +216,8 @@ def _told(grades: GradeTable) -> str:
 def _warnings(rows: Sequence[StudyRow]) -> list[tuple[str, str, int]]:
     """Return code, title and number of studies of each warning that occurs, the most frequent first."""
     counts = [
-        (str(warn), words.title, sum(warn in row.result.warnings for row in rows)) for warn, words in WARNINGS.items()
+        (str(warn), words.title, sum(warn in row.result.warnings for row in rows))
+        for warn, words in WARNINGS.items()
     ]
     return sorted((row for row in counts if row[2]), key=lambda row: -row[2])
 
@@ -205,14 +226,30 @@ def _warnings(rows: Sequence[StudyRow]) -> list[tuple[str, str, int]]:
 
 
 def _sentence(run: Mapping[str, Any], rows: Sequence[StudyRow]) -> str:
-    by_status = {status: sum(row.result.status is status for row in rows) for status in Status}
+    by_status = {
+        status: sum(row.result.status is status for row in rows) for status in Status
+    }
     if not rows:
         return "The run found no study."
-    parts = [f"{number:,} {STATUS_NAMES[status].lower()}" for status, number in by_status.items() if number]
-    counts = ", all graded" if by_status[Status.GRADED] == len(rows) else f": {', '.join(parts)}"
+    parts = [
+        f"{number:,} {STATUS_NAMES[status].lower()}"
+        for status, number in by_status.items()
+        if number
+    ]
+    counts = (
+        ", all graded"
+        if by_status[Status.GRADED] == len(rows)
+        else f": {', '.join(parts)}"
+    )
     severe = sum(row.worst is not None and "2" in row.digits for row in rows)
-    likely = f"; {severe:,} with a place whose likeliest grade is severe" if severe else ""
-    stopped = " The run was interrupted; the same command resumes it." if run.get("interrupted") else ""
+    likely = (
+        f"; {severe:,} with a place whose likeliest grade is severe" if severe else ""
+    )
+    stopped = (
+        " The run was interrupted; the same command resumes it."
+        if run.get("interrupted")
+        else ""
+    )
     return f"{many(len(rows), 'study', 'studies')}{counts}{likely}.{stopped}"
 
 
@@ -221,32 +258,66 @@ def _tiles(run: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     bundle = run.get("bundle", {})
     units = run.get("units", {})
     rate = float(run.get("studies_per_s") or 0.0)
-    speed = (f"{rate:.1f}", "studies a second") if rate >= 1 else (f"{rate * 60:.1f}", "studies a minute")
+    speed = (
+        (f"{rate:.1f}", "studies a second")
+        if rate >= 1
+        else (f"{rate * 60:.1f}", "studies a minute")
+    )
     resumed = units.get("resumed") or 0
     walked = f"{many(units.get('walked') or 0, 'study', 'studies')} in this run"
     devices = run.get("devices", {}).values()
     precisions = sorted({str(device.get("precision", "?")) for device in devices})
-    where = sorted({f"{device.get('backend', '?')} on {device.get('device', '?')}" for device in devices})
+    where = sorted(
+        {
+            f"{device.get('backend', '?')} on {device.get('device', '?')}"
+            for device in devices
+        }
+    )
     return [
-        ("Duration", duration(float(run.get("wall_s") or 0.0)), walked + (f", {resumed:,} before" if resumed else "")),
+        (
+            "Duration",
+            duration(float(run.get("wall_s") or 0.0)),
+            walked + (f", {resumed:,} before" if resumed else ""),
+        ),
         ("Speed", speed[0], speed[1]),
-        ("Precision", ", ".join(precisions) or "none", ", ".join(where) or "no model was needed"),
-        ("Bundle", str(bundle.get("name", "?")), f"version {bundle.get('version', '?')}"),
+        (
+            "Precision",
+            ", ".join(precisions) or "none",
+            ", ".join(where) or "no model was needed",
+        ),
+        (
+            "Bundle",
+            str(bundle.get("name", "?")),
+            f"version {bundle.get('version', '?')}",
+        ),
     ]
 
 
 def _spread(rows: Sequence[StudyRow], condition: Condition) -> Spread:
     places, mean, by_level = means((row.grades for row in rows), condition)
     priors = [(number, prior(condition, level)) for level, number in by_level.items()]
-    expected = tuple(sum(number * shares[i] for number, shares in priors) / max(places, 1) for i in range(3))
-    return Spread(name=CONDITION_NAMES[condition], places=places, mean=mean, expected=expected)
+    expected = tuple(
+        sum(number * shares[i] for number, shares in priors) / max(places, 1)
+        for i in range(3)
+    )
+    return Spread(
+        name=CONDITION_NAMES[condition], places=places, mean=mean, expected=expected
+    )
 
 
 def _failures(rows: Sequence[StudyRow]) -> list[Counted]:
     """Return the reasons why studies were not graded, the most frequent first."""
-    by_reason = {reason: [row for row in rows if row.result.reason is reason] for reason in REASONS}
+    by_reason = {
+        reason: [row for row in rows if row.result.reason is reason]
+        for reason in REASONS
+    }
     failures = [
-        Counted(code=reason, number=len(concerned), words=REASONS[reason], rows=concerned[:MOST_LINKS])
+        Counted(
+            code=reason,
+            number=len(concerned),
+            words=REASONS[reason],
+            rows=concerned[:MOST_LINKS],
+        )
         for reason, concerned in by_reason.items()
         if concerned
     ]
@@ -262,7 +333,9 @@ def _refused(run: Mapping[str, Any], *, named: bool) -> list[Counted]:
             code=code,
             number=number,
             words=code_words(code),
-            paths=[example["path"] for example in examples if example["reason"] == code],
+            paths=[
+                example["path"] for example in examples if example["reason"] == code
+            ],
         )
         for code, number in sorted(by_reason.items(), key=lambda item: -item[1])
     ]
@@ -297,7 +370,10 @@ def _memory(run: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def _options(run: Mapping[str, Any], *, named: bool) -> list[tuple[str, str]]:
-    return [(name, _option(name, value, named=named)) for name, value in run.get("options", {}).items()]
+    return [
+        (name, _option(name, value, named=named))
+        for name, value in run.get("options", {}).items()
+    ]
 
 
 def _option(name: str, value: Any, *, named: bool) -> str:

@@ -38,7 +38,9 @@ JPEG_QUALITY: Final = 85
 """JPEG quality of a scene's slices, which only show where things are: 5-30 kB each; as PNG they were three times larger
 and slower. The page itself holds the exact pictures that people read."""
 
-BOX_CORNERS: Final = np.array([[d, h, w] for d in (-0.5, 0.5) for h in (-0.5, 0.5) for w in (-0.5, 0.5)])
+BOX_CORNERS: Final = np.array(
+    [[d, h, w] for d in (-0.5, 0.5) for h in (-0.5, 0.5) for w in (-0.5, 0.5)]
+)
 """The corners of a box about its centre, in shares of its sides along its three axes, the last axis fastest."""
 
 SOURCE_WORDS: Final = {"interpolated": "interpolated", "prior": "by the field of view"}
@@ -136,7 +138,11 @@ class Scene:
                 for box in self.boxes
             ],
             "slices": [
-                {"axial": image.axial, "jpeg": _base64(image.jpeg), "corners": _flat(image.corners)}
+                {
+                    "axial": image.axial,
+                    "jpeg": _base64(image.jpeg),
+                    "corners": _flat(image.corners),
+                }
                 for image in self.slices
             ],
             "origin_mm": self.origin_mm,
@@ -144,7 +150,9 @@ class Scene:
             "cloud": _base64(self.cloud),
         }
         text = json.dumps(record, allow_nan=False, separators=(",", ":"))
-        return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        return (
+            text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+        )
 
     @property
     def code(self) -> str:
@@ -178,23 +186,31 @@ def study_scene(study: Study, levels: Mapping[Level, LevelResult]) -> Scene:
 @cache
 def viewer_code() -> str:
     """Return the 3-D view's script (an ES module, gzip) in base64; ``viewer/`` holds its source and how to build it."""
-    return _base64((files("spine_engine.report") / "viewer" / "viewer.js.gz").read_bytes())
+    return _base64(
+        (files("spine_engine.report") / "viewer" / "viewer.js.gz").read_bytes()
+    )
 
 
 def confidence_words(confidence: float, source: str = "") -> str:
     """Return the confidence of a level's place, in short: ">99 %", "41 %, interpolated"."""
     source_words = SOURCE_WORDS.get(source)
-    return percent(confidence).replace("\u202f", " ") + (f", {source_words}" if source_words else "")
+    return percent(confidence).replace("\u202f", " ") + (
+        f", {source_words}" if source_words else ""
+    )
 
 
 def box_corners(level: LevelResult) -> NDArray[np.float64] | None:
     """Return the corners ``(8, 3)`` of a level's box in the order of ``BOX_CORNERS``, LPS mm; None without a place."""
     if level.center_mm is None or level.axes is None or level.size_mm is None:
         return None
-    return np.asarray(level.center_mm + (BOX_CORNERS * level.size_mm) @ np.array(level.axes))
+    return np.asarray(
+        level.center_mm + (BOX_CORNERS * level.size_mm) @ np.array(level.axes)
+    )
 
 
-def level_boxes(levels: Mapping[Level, LevelResult]) -> dict[Level, NDArray[np.float64]]:
+def level_boxes(
+    levels: Mapping[Level, LevelResult],
+) -> dict[Level, NDArray[np.float64]]:
     """Return the corners ``(8, 3)`` of the boxes of the levels that have a place, from the top, LPS mm."""
     corners = {level: box_corners(levels[level]) for level in Level if level in levels}
     return {level: box for level, box in corners.items() if box is not None}
@@ -224,7 +240,11 @@ def _packed(cloud: Cloud) -> tuple[Point, float, bytes]:
     places = np.round((points - low) / quantum_mm).astype("<u2").T
     steps = np.diff(places, axis=1, prepend=np.zeros((3, 1), "<u2"))
     values = np.round(cloud.values * 255).astype(np.uint8)
-    return _point(low), quantum_mm, zlib.compress(steps.astype("<u2").tobytes() + values.tobytes(), 6)
+    return (
+        _point(low),
+        quantum_mm,
+        zlib.compress(steps.astype("<u2").tobytes() + values.tobytes(), 6),
+    )
 
 
 def _boxes(levels: Mapping[Level, LevelResult]) -> Iterator[SceneBox]:
@@ -238,29 +258,56 @@ def _boxes(levels: Mapping[Level, LevelResult]) -> Iterator[SceneBox]:
         )
 
 
-def _slices(shown: Sequence[Series], names: Sequence[str], levels: Mapping[Level, LevelResult]) -> Iterator[SceneSlice]:
+def _slices(
+    shown: Sequence[Series], names: Sequence[str], levels: Mapping[Level, LevelResult]
+) -> Iterator[SceneSlice]:
     """Yield the middle slice of the first sagittal series, and for each level the axial slice at its disc."""
     window = cache(lambda number: robust_window(shown[number].stacks))
     if shown and shown[0].role is not Role.AXIAL_T2:
-        yield _slice(f"{names[0]}, middle slice", shown[0], window(0), *middle_slice(shown[0], levels))
-    axial = {number: disc_slices(series, levels) for number, series in enumerate(shown) if series.role is Role.AXIAL_T2}
+        yield _slice(
+            f"{names[0]}, middle slice",
+            shown[0],
+            window(0),
+            *middle_slice(shown[0], levels),
+        )
+    axial = {
+        number: disc_slices(series, levels)
+        for number, series in enumerate(shown)
+        if series.role is Role.AXIAL_T2
+    }
     for level in Level:
         for number, slices in axial.items():
             if level in slices:
-                yield _slice(f"{names[number]} at {LEVEL_NAMES[level]}", shown[number], window(number), *slices[level])
+                yield _slice(
+                    f"{names[number]} at {LEVEL_NAMES[level]}",
+                    shown[number],
+                    window(number),
+                    *slices[level],
+                )
                 break
 
 
-def middle_slice(series: Series, levels: Mapping[Level, LevelResult]) -> tuple[Stack, int]:
+def middle_slice(
+    series: Series, levels: Mapping[Level, LevelResult]
+) -> tuple[Stack, int]:
     """Return the slice of a series (its stack and its number there) nearest to the middle of the discs.
 
     Without discs it is the slice nearest to the middle of the stacks.
     """
-    centers = [np.array(level.center_mm) for level in levels.values() if level.center_mm is not None]
-    return _nearest(series.stacks, np.mean(centers or [stack.center_mm for stack in series.stacks], axis=0))
+    centers = [
+        np.array(level.center_mm)
+        for level in levels.values()
+        if level.center_mm is not None
+    ]
+    return _nearest(
+        series.stacks,
+        np.mean(centers or [stack.center_mm for stack in series.stacks], axis=0),
+    )
 
 
-def disc_slices(series: Series, levels: Mapping[Level, LevelResult]) -> dict[Level, tuple[Stack, int]]:
+def disc_slices(
+    series: Series, levels: Mapping[Level, LevelResult]
+) -> dict[Level, tuple[Stack, int]]:
     """Return for each level the slice of a series (its stack and its number there) at the disc's centre.
 
     Levels that the series does not cover are left out.
@@ -285,7 +332,10 @@ def _nearest(stacks: Sequence[Stack], point: NDArray[np.float64]) -> tuple[Stack
         stack, index = candidate
         return not _within(stack, index, point), _distance_mm(stack, index, point)
 
-    nearest = [(stack, int(np.argmin(np.abs(stack.positions_mm - stack.axes[0] @ point)))) for stack in stacks]
+    nearest = [
+        (stack, int(np.argmin(np.abs(stack.positions_mm - stack.axes[0] @ point))))
+        for stack in stacks
+    ]
     return min(nearest, key=order)
 
 
@@ -295,22 +345,39 @@ def _distance_mm(stack: Stack, index: int, point: NDArray[np.float64]) -> float:
 
 def _within(stack: Stack, index: int, point: NDArray[np.float64]) -> bool:
     """Tell whether a point, projected on a slice's plane, lies in its picture."""
-    place = stack.axes[1:] @ (point - stack.origins_mm[index]) / np.asarray(stack.spacing_mm)
-    return bool(np.all((place >= -0.5) & (place <= np.asarray(stack.pixels.shape[1:]) - 0.5)))
+    place = (
+        stack.axes[1:]
+        @ (point - stack.origins_mm[index])
+        / np.asarray(stack.spacing_mm)
+    )
+    return bool(
+        np.all((place >= -0.5) & (place <= np.asarray(stack.pixels.shape[1:]) - 0.5))
+    )
 
 
 def _holds(stack: Stack, index: int, point: NDArray[np.float64]) -> bool:
     """Tell whether a point lies in a slice: within its picture, at most one slice distance from its plane."""
-    return _distance_mm(stack, index, point) <= stack.slice_spacing_mm and _within(stack, index, point)
+    return _distance_mm(stack, index, point) <= stack.slice_spacing_mm and _within(
+        stack, index, point
+    )
 
 
-def _slice(name: str, series: Series, window: IntensityWindow, stack: Stack, index: int) -> SceneSlice:
+def _slice(
+    name: str, series: Series, window: IntensityWindow, stack: Stack, index: int
+) -> SceneSlice:
     """Return a slice as a small picture of averaged blocks of pixels, with the corners of the averaged part."""
     assert series.role is not None
-    image = stack.pixels[index].astype(np.float32) * stack.slope[index] + stack.intercept[index]
+    image = (
+        stack.pixels[index].astype(np.float32) * stack.slope[index]
+        + stack.intercept[index]
+    )
     block = -(-max(image.shape) // SLICE_PIXELS[series.role])
     rows, columns = (size // block for size in image.shape)
-    image = image[: rows * block, : columns * block].reshape(rows, block, columns, block).mean(axis=(1, 3))
+    image = (
+        image[: rows * block, : columns * block]
+        .reshape(rows, block, columns, block)
+        .mean(axis=(1, 3))
+    )
     share = np.clip((image - window.low) / (window.high - window.low), 0, 1)
     grey = np.round(share * 255).astype(np.uint8)
     down = stack.axes[1] * stack.spacing_mm[0]

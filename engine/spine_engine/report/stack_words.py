@@ -21,12 +21,24 @@ LEVEL_DEGREES: Final = 0.5
 """Angle below which slices are shown as not tilted: pages show whole degrees."""
 
 _AXIS: Final[dict[Plane, int]] = {"sagittal": 0, "axial": 2, "coronal": 1}
-_FIRST_IS_LOW: Final[dict[Plane, bool]] = {"sagittal": True, "axial": False, "coronal": True}
+_FIRST_IS_LOW: Final[dict[Plane, bool]] = {
+    "sagittal": True,
+    "axial": False,
+    "coronal": True,
+}
 """Whether the slice that is counted first has the smallest coordinate along the plane's axis (+x left, +z top)."""
-_COUNTED_FROM: Final[dict[Plane, str]] = {"sagittal": "the right", "axial": "the top", "coronal": "the front"}
+_COUNTED_FROM: Final[dict[Plane, str]] = {
+    "sagittal": "the right",
+    "axial": "the top",
+    "coronal": "the front",
+}
 _PATIENTS_EDGE: Final = (("left edge", 1.0), ("front edge", -1.0), ("top edge", 1.0))
 """For each axis of LPS the edge of a slice that describes a tilt, and the axis's sign there."""
-_WAYS: Final = (("to the right", "to the left"), ("forwards", "backwards"), ("lower", "higher"))
+_WAYS: Final = (
+    ("to the right", "to the left"),
+    ("forwards", "backwards"),
+    ("lower", "higher"),
+)
 """Words for a smaller and a larger coordinate along each axis of LPS."""
 
 
@@ -54,7 +66,9 @@ def tilt_of(stack: Stack) -> Tilt:
     edge, sign = _PATIENTS_EDGE[along]
     # in the plane n . p = 0 a step along one axis moves the other by -n_along / n_axis
     moved = -float(normal[along] / normal[axis]) * sign
-    return Tilt(degrees=degrees, words=f"{degrees:.0f}°, {edge} {_WAYS[axis][moved > 0]}")
+    return Tilt(
+        degrees=degrees, words=f"{degrees:.0f}°, {edge} {_WAYS[axis][moved > 0]}"
+    )
 
 
 def gaps_of(stack: Stack) -> str:
@@ -69,10 +83,13 @@ def gaps_of(stack: Stack) -> str:
     gaps = np.flatnonzero(distances > GAP_FACTOR * usual)
     if len(gaps):
         largest = int(gaps[distances[gaps].argmax()])
-        where = (
-            f"{distances[largest]:.1f} mm between slices {largest + 1} and {largest + 2} from {_COUNTED_FROM[plane]}"
+        first = largest + 1
+        where = f"{distances[largest]:.1f} mm between slices {first} and {first + 1} from {_COUNTED_FROM[plane]}"
+        return (
+            f"1 gap: {where}"
+            if len(gaps) == 1
+            else f"{many(len(gaps), 'gap')}, the largest {where}"
         )
-        return f"1 gap: {where}" if len(gaps) == 1 else f"{many(len(gaps), 'gap')}, the largest {where}"
     if np.abs(distances - usual).max() > max(UNEVEN_FRACTION * usual, SAME_POSITION_MM):
         return f"uneven: {distances.min():.1f} to {distances.max():.1f} mm apart"
     return "none"

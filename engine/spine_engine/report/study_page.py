@@ -78,9 +78,13 @@ def study_page(content: StudyContent) -> str:
         status=STATUS_NAMES[result.status],
         summary=summary(result, grades),
         demonstration=DEMONSTRATION if _is_demonstration(content) else None,
-        reason=None if result.reason is None else (result.reason, REASONS[result.reason]),
+        reason=None
+        if result.reason is None
+        else (result.reason, REASONS[result.reason]),
         warnings=[(warning, WARNINGS[warning]) for warning in result.warnings],
-        other_numbering=None if result.alternative is None else other_numbering(result.alternative),
+        other_numbering=None
+        if result.alternative is None
+        else other_numbering(result.alternative),
         levels=levels,
         widest=_widest(content),
         any_graded=any(grade.graded for grade in grades.values()),
@@ -92,25 +96,38 @@ def study_page(content: StudyContent) -> str:
 
 
 def _is_demonstration(content: StudyContent) -> bool:
-    return any(what == "bundle" and value.split(" ")[0] == DEMONSTRATION_BUNDLE for what, value in content.provenance)
+    return any(
+        what == "bundle" and value.split(" ")[0] == DEMONSTRATION_BUNDLE
+        for what, value in content.provenance
+    )
 
 
 def _place(level: LevelResult | None) -> str:
     if level is None:
         return "not looked for"
     source = SOURCE_NAMES.get(level.source, level.source)
-    return source if level.source == Source.PRIOR else f"{source}, confidence {percent(level.confidence)}"
+    return (
+        source
+        if level.source == Source.PRIOR
+        else f"{source}, confidence {percent(level.confidence)}"
+    )
 
 
 def _center(level: LevelResult | None) -> str:
     if level is None or level.center_mm is None:
         return ""
-    return ", ".join(f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in level.center_mm)
+    return ", ".join(
+        f"{value:.1f}".replace("-", "\N{MINUS SIGN}") for value in level.center_mm
+    )
 
 
 def _widest(content: StudyContent) -> str:
     """Return the width of the widest crop, mm, because all crops of a page have one scale."""
-    widths_mm = [crop.width * crop.pixel_mm[1] for crops in content.crops.values() for crop in crops]
+    widths_mm = [
+        crop.width * crop.pixel_mm[1]
+        for crops in content.crops.values()
+        for crop in crops
+    ]
     return f"{max(widths_mm, default=1.0):.1f}"
 
 
@@ -137,5 +154,6 @@ def _stages(result: StudyResult) -> list[tuple[str, str, float]]:
     """Return name, duration and share of the longest for each stage, in the order in which they ran."""
     longest = max(result.timings_ms.values(), default=0.0) or 1.0
     return [
-        (STAGE_NAMES.get(stage, stage), duration(ms / 1000), ms / longest) for stage, ms in result.timings_ms.items()
+        (STAGE_NAMES.get(stage, stage), duration(ms / 1000), ms / longest)
+        for stage, ms in result.timings_ms.items()
     ]

@@ -11,7 +11,25 @@ from typing import Final
 
 MOST_STEPS: Final = 60
 """Largest number of bars that can be told apart on a phone."""
-_STEPS_S: Final = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14_400, 43_200, 86_400)
+_STEPS_S: Final = (
+    1,
+    2,
+    5,
+    10,
+    15,
+    30,
+    60,
+    120,
+    300,
+    600,
+    900,
+    1800,
+    3600,
+    7200,
+    14_400,
+    43_200,
+    86_400,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +61,10 @@ def timeline(finished: Iterable[float | None]) -> Timeline | None:
     if not times:
         return None
     span = times[-1] - times[0]
-    step = next((step for step in _STEPS_S if span / step < MOST_STEPS), ceil((span + 1) / MOST_STEPS))
+    step = next(
+        (step for step in _STEPS_S if span / step < MOST_STEPS),
+        ceil((span + 1) / MOST_STEPS),
+    )
     counts = [0] * (floor(span / step) + 1)
     for time in times:
         counts[floor((time - times[0]) / step)] += 1
@@ -60,5 +81,7 @@ def timeline(finished: Iterable[float | None]) -> Timeline | None:
 def _clock(time: float, after: float | None = None) -> str:
     """Return a time in words, without its date if ``after`` has the same date."""
     moment = datetime.fromtimestamp(time, UTC)
-    same_day = after is not None and datetime.fromtimestamp(after, UTC).date() == moment.date()
+    same_day = (
+        after is not None and datetime.fromtimestamp(after, UTC).date() == moment.date()
+    )
     return moment.strftime("%H:%M:%S" if same_day else "%Y-%m-%d %H:%M:%S")

@@ -39,7 +39,9 @@ STATUS_MEANINGS: Final[Mapping[Status, str]] = {
     Status.FAILED: "The study could not be processed. Its rows hold the prior, which says nothing about it.",
 }
 
-LEVEL_NAMES: Final[Mapping[Level, str]] = {level: level.upper().replace("_", "/") for level in Level}
+LEVEL_NAMES: Final[Mapping[Level, str]] = {
+    level: level.upper().replace("_", "/") for level in Level
+}
 
 CONDITION_NAMES: Final[Mapping[Condition, str]] = {
     Condition.LEFT_NEURAL_FORAMINAL_NARROWING: "Left neural foraminal narrowing",
@@ -328,7 +330,11 @@ def code_words(code: str) -> Words:
     try:
         return REASONS[Reason(code)]
     except ValueError:
-        return Words(code, "This version does not know the code.", "Read the documentation of the version that ran.")
+        return Words(
+            code,
+            "This version does not know the code.",
+            "Read the documentation of the version that ran.",
+        )
 
 
 def points(share: float) -> str:
@@ -356,7 +362,11 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.1f}".removesuffix(".0") + " s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return (
+        f"{minutes} min"
+        if minutes < 120
+        else f"{minutes // 60} h {minutes % 60:02d} min"
+    )
 
 
 def other_numbering(alternative: AlternativeResult) -> str:

@@ -21,7 +21,12 @@ from spine_engine.errors import OutputError, UsageError
 from spine_engine.options import usable_cpus
 from spine_engine.report.content import Identity, RunContent, RunStudy
 from spine_engine.report.page import write_page
-from spine_engine.report.reading import LOST, StudySource, page_without_pictures, study_content
+from spine_engine.report.reading import (
+    LOST,
+    StudySource,
+    page_without_pictures,
+    study_content,
+)
 from spine_engine.report.run_page import run_page
 from spine_engine.report.study_page import study_page
 from spine_engine.results import RUN_FILE
@@ -111,9 +116,13 @@ def write_report(
             asyncio.run(writing.write_all(reader, workers or usable_cpus()))
             index = writing.finish()
         except OSError as error:
-            raise OutputError(f"cannot write to {output}: {error.strerror}; free space and try again") from error
+            raise OutputError(
+                f"cannot write to {output}: {error.strerror}; free space and try again"
+            ) from error
         except sqlite3.Error as error:
-            raise OutputError(f"{output / LEDGER_FILE} is damaged: {error}; run again into a new folder") from error
+            raise OutputError(
+                f"{output / LEDGER_FILE} is damaged: {error}; run again into a new folder"
+            ) from error
     return Report(
         index=index,
         studies=len(writing.studies),
@@ -131,30 +140,44 @@ def _run_record(output: Path) -> dict[str, Any]:
             "repeat its 'spine-engine run' command"
         ) from None
     except (OSError, ValueError) as error:
-        raise OutputError(f"cannot read {output / RUN_FILE}: {error}; run again") from error
+        raise OutputError(
+            f"cannot read {output / RUN_FILE}: {error}; run again"
+        ) from error
     parts = record if isinstance(record, dict) else {}
     for name, fields in _NEEDED.items():
         part = parts.get(name)
         if not isinstance(part, dict) or not all(field in part for field in fields):
-            raise OutputError(f"{output / RUN_FILE} lacks {name!r}: it is not a record of a run; run again")
+            raise OutputError(
+                f"{output / RUN_FILE} lacks {name!r}: it is not a record of a run; run again"
+            )
     return parts
 
 
-def _source(reader: LedgerReader, run: Mapping[str, Any], moved: Moved, *, with_identity: bool) -> StudySource:
+def _source(
+    reader: LedgerReader, run: Mapping[str, Any], moved: Moved, *, with_identity: bool
+) -> StudySource:
     made_by = reader.fact("engine version")
     if made_by != __version__:
         raise UsageError(
             f"the run was done by spine-engine {made_by}, this is {__version__}, which may cut the grids differently: "
             "report with that version, or run again into a new folder"
         )
-    used = Bundle.open(moved.bundle or (Path(run["bundle"]["path"]) if run["bundle"]["path"] else None))
+    used = Bundle.open(
+        moved.bundle or (Path(run["bundle"]["path"]) if run["bundle"]["path"] else None)
+    )
     if used.digest != reader.fact("bundle"):
         raise UsageError(
             f"the run used the bundle {run['bundle']['name']} {run['bundle']['version']}, digest "
             f"{run['bundle']['digest'][:12]}; {used.path} has {used.digest[:12]}: name the run's with --bundle"
         )
-    root = Path(reader.fact("input") or "") if moved.root is None else check_input(moved.root)
-    overrides = _overrides(root, moved.series_descriptions, run["options"]["series_descriptions"])
+    root = (
+        Path(reader.fact("input") or "")
+        if moved.root is None
+        else check_input(moved.root)
+    )
+    overrides = _overrides(
+        root, moved.series_descriptions, run["options"]["series_descriptions"]
+    )
     return StudySource(
         root=root if root.is_dir() else None,
         overrides=overrides,
@@ -173,7 +196,9 @@ def _overrides(root: Path, given: Path | None, stated: str | None) -> RoleOverri
     if stated is None:
         return RoleOverrides.find(root)
     if not Path(stated).is_file():
-        raise UsageError(f"the run's table of series {stated!r} is missing: name it with --series-descriptions")
+        raise UsageError(
+            f"the run's table of series {stated!r} is missing: name it with --series-descriptions"
+        )
     return RoleOverrides.from_csv(Path(stated))
 
 
@@ -182,13 +207,20 @@ def _provenance(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "bundle", f"{run['bundle']['name']} {run['bundle']['version']}"
     yield "bundle digest (SHA-256)", run["bundle"]["digest"]
     for role, device in sorted(run["devices"].items()):
-        yield role.replace("_", " "), ", ".join(f"{key} {value}" for key, value in device.items())
+        yield (
+            role.replace("_", " "),
+            ", ".join(f"{key} {value}" for key, value in device.items()),
+        )
     yield "schedule", str(run["options"]["schedule"])
 
 
 def page_name(study_id: str) -> str:
     """Return the file name of a study's page: the study's id if that is a UID, else a digest of it."""
-    stem = study_id if _UID.fullmatch(study_id) else hashlib.sha256(study_id.encode()).hexdigest()[:32]
+    stem = (
+        study_id
+        if _UID.fullmatch(study_id)
+        else hashlib.sha256(study_id.encode()).hexdigest()[:32]
+    )
     return f"{stem}.html"
 
 
@@ -196,7 +228,11 @@ class _Writing:
     """Writes the pages of one report and counts them."""
 
     def __init__(
-        self, output: Path, source: StudySource, run: Mapping[str, Any], on_page: Callable[[int, int], None]
+        self,
+        output: Path,
+        source: StudySource,
+        run: Mapping[str, Any],
+        on_page: Callable[[int, int], None],
     ) -> None:
         self._ledger = output / LEDGER_FILE
         self._source = source
@@ -233,7 +269,12 @@ class _Writing:
                 self.without_pictures += not outcome.pictures
                 page = f"{STUDIES_FOLDER}/{page_name(result.study_id)}"
                 self.studies.append(
-                    RunStudy(result=result, page=page, finished=study.finished, identity=outcome.identity)
+                    RunStudy(
+                        result=result,
+                        page=page,
+                        finished=study.finished,
+                        identity=outcome.identity,
+                    )
                 )
                 self._on_page(len(self.studies), total)
 
@@ -253,7 +294,9 @@ class _Writing:
         for old in [*self._folder.glob("*.html"), *self._folder.glob(".*.html.part")]:
             if old.name not in names:
                 old.unlink()
-        left_off = len(self.studies) != self._run["studies"]["total"]  # a later run was killed before it wrote its own
+        left_off = (
+            len(self.studies) != self._run["studies"]["total"]
+        )  # a later run was killed before it wrote its own
         run = {**self._run, "interrupted": True} if left_off else self._run
         write_page(self._index, run_page(RunContent(run=run, studies=self.studies)))
         return self._index
@@ -267,7 +310,9 @@ class PageOutcome:
     identity: Identity | None
 
 
-def _write_without_pictures(recorded: RecordedStudy, source: StudySource, folder: Path) -> PageOutcome:
+def _write_without_pictures(
+    recorded: RecordedStudy, source: StudySource, folder: Path
+) -> PageOutcome:
     """Write the page of a study that cannot be read or drawn again."""
     content = page_without_pictures(recorded, source, LOST, run_page=_BACK)
     write_page(folder / page_name(recorded.result.study_id), study_page(content))
@@ -310,4 +355,6 @@ class PageWorker:
         except Exception:  # noqa: BLE001 - a study that cannot be drawn costs its pictures alone
             return _write_without_pictures(recorded, self._plan.source, folder)
         write_page(folder / page_name(recorded.result.study_id), text)
-        return PageOutcome(pictures=content.no_pictures is None, identity=content.identity)
+        return PageOutcome(
+            pictures=content.no_pictures is None, identity=content.identity
+        )

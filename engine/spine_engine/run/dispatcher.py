@@ -16,7 +16,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from spine_engine.dicom.discovery import RefusedFile, WorkUnit
-from spine_engine.errors import BackendError, BundleError, MachineError, OutputError, Reason
+from spine_engine.errors import (
+    BackendError,
+    BundleError,
+    MachineError,
+    OutputError,
+    Reason,
+)
 from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.results import Status, StudyResult, study_key, ungraded
 from spine_engine.run.ledger import Ledger
@@ -63,7 +69,9 @@ class Dispatcher:
         self._ledger = ledger
         self._progress = progress
         self._emit = emit
-        self._inbox: asyncio.Queue[tuple[WorkUnit, str | None] | BaseException | None] = asyncio.Queue()
+        self._inbox: asyncio.Queue[
+            tuple[WorkUnit, str | None] | BaseException | None
+        ] = asyncio.Queue()
         self._ahead = asyncio.Semaphore(AHEAD)
         self._open = 1  # units not yet finished, and one for discovery
         self._stop = threading.Event()
@@ -78,7 +86,9 @@ class Dispatcher:
         """
         pool = self._plan.open_pool(self._check_devices)
         self._loop = asyncio.get_running_loop()
-        threading.Thread(target=self._discover, args=(self._loop,), daemon=True, name="discovery").start()
+        threading.Thread(
+            target=self._discover, args=(self._loop,), daemon=True, name="discovery"
+        ).start()
         try:
             await self._run_all(pool, self._units(), merged=False)
             if not self._stop.is_set():
@@ -100,7 +110,9 @@ class Dispatcher:
         self._stop.set()
         self._progress.stopped = True
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop has ended: there is nothing left to stop
+            with suppress(
+                RuntimeError
+            ):  # the loop has ended: there is nothing left to stop
                 self._loop.call_soon_threadsafe(self._inbox.put_nowait, None)
 
     # -- units come in -------------------------------------------------------------------------------------------------
@@ -112,7 +124,10 @@ class Dispatcher:
             receiving = self._receive(item)
             try:
                 asyncio.run_coroutine_threadsafe(receiving, loop).result()
-            except (concurrent.futures.CancelledError, RuntimeError):  # the loop has ended: the run is over
+            except (
+                concurrent.futures.CancelledError,
+                RuntimeError,
+            ):  # the loop has ended: the run is over
                 receiving.close()
                 return False
             return True
@@ -125,12 +140,16 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - it ends the run, in the run's own thread
             send(error)
 
-    async def _receive(self, item: WorkUnit | RefusedFile | BaseException | None) -> None:
+    async def _receive(
+        self, item: WorkUnit | RefusedFile | BaseException | None
+    ) -> None:
         if isinstance(item, RefusedFile):
             if not self._is_output(item.path):
                 self._progress.refused += 1
                 self._ledger.refuse(item)
-                if item.reason is Reason.UNREADABLE:  # what lies there was not seen, which does not mean it is gone
+                if (
+                    item.reason is Reason.UNREADABLE
+                ):  # what lies there was not seen, which does not mean it is gone
                     self._ledger.keep_below(item.path)
         elif isinstance(item, WorkUnit):
             unit = self._without_output(item)
@@ -146,14 +165,18 @@ class Dispatcher:
 
     def _is_output(self, path: str) -> bool:
         exclude = self._exclude
-        return exclude is not None and (path == exclude or path.startswith(exclude + "/"))
+        return exclude is not None and (
+            path == exclude or path.startswith(exclude + "/")
+        )
 
     def _without_output(self, unit: WorkUnit) -> WorkUnit | None:
         """Return the unit without the files of an output folder inside the input; None if none is left."""
         kept = tuple(entry for entry in unit.files if not self._is_output(entry.path))
         if len(kept) == len(unit.files):
             return unit
-        return WorkUnit(key=unit.key, files=kept, study_id=unit.study_id) if kept else None
+        return (
+            WorkUnit(key=unit.key, files=kept, study_id=unit.study_id) if kept else None
+        )
 
     def _enqueue(self, unit: WorkUnit, parent: str | None) -> None:
         self._open += 1
@@ -201,7 +224,12 @@ class Dispatcher:
                 task.add_done_callback(lambda _: free.release())
 
     async def _unit(
-        self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, parent: str | None, *, merged: bool
+        self,
+        pool: WorkerPool[WorkUnit, UnitOutcome],
+        unit: WorkUnit,
+        parent: str | None,
+        *,
+        merged: bool,
     ) -> None:
         if not self._stop.is_set():
             for part in await self._attempts(pool, unit, parent, merged=merged):
@@ -211,7 +239,12 @@ class Dispatcher:
             self._closed()
 
     async def _attempts(
-        self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, parent: str | None, *, merged: bool
+        self,
+        pool: WorkerPool[WorkUnit, UnitOutcome],
+        unit: WorkUnit,
+        parent: str | None,
+        *,
+        merged: bool,
     ) -> tuple[WorkUnit, ...]:
         """Bring a unit to its outcome, attempt by attempt; return the units it splits into."""
         known = self._ledger.meet(unit, parent)
@@ -227,7 +260,9 @@ class Dispatcher:
             try:
                 outcome = await self._attempt(pool, unit, alone=alone)
                 if outcome.out_of_memory and not alone:
-                    self._ledger.withdraw(unit)  # one attempt, begun again with all the memory there is
+                    self._ledger.withdraw(
+                        unit
+                    )  # one attempt, begun again with all the memory there is
                     outcome = await self._attempt(pool, unit, alone=True)
             except SharedFaultError as fault:
                 reason = fault.reason
@@ -249,7 +284,9 @@ class Dispatcher:
         await self._finish(unit, _failed(unit, reason or Reason.WORKER_DIED))
         return ()
 
-    async def _attempt(self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, *, alone: bool) -> UnitOutcome:
+    async def _attempt(
+        self, pool: WorkerPool[WorkUnit, UnitOutcome], unit: WorkUnit, *, alone: bool
+    ) -> UnitOutcome:
         async with pool.slot(alone=alone) as slot:
             self._ledger.begin(unit)
             try:
@@ -288,16 +325,24 @@ class Dispatcher:
             self._ledger.agree_device(role, device)
 
 
-def _failed(unit: WorkUnit, reason: Reason, *, detail: str | None = None) -> UnitOutcome:
+def _failed(
+    unit: WorkUnit, reason: Reason, *, detail: str | None = None
+) -> UnitOutcome:
     """Return the outcome of a unit that never came back: a failed study, or a refused unit where no id is known."""
     if unit.study_id is None:
         return UnitOutcome(refused=(RefusedFile(path=unit.key, reason=reason),))
-    return UnitOutcome(results=(ungraded(study_key(unit.study_id), Status.FAILED, reason, detail=detail),))
+    return UnitOutcome(
+        results=(
+            ungraded(study_key(unit.study_id), Status.FAILED, reason, detail=detail),
+        )
+    )
 
 
 def _merged(unit: WorkUnit, outcome: UnitOutcome) -> UnitOutcome:
     """Return the outcome of a scattered study: its one record, whatever reading its files together gave."""
-    results = tuple(result for result in outcome.results if result.study_id == unit.study_id)
+    results = tuple(
+        result for result in outcome.results if result.study_id == unit.study_id
+    )
     if len(results) == 1:
         return UnitOutcome(results=results, refused=outcome.refused)
     return _failed(unit, Reason.UID_COLLISION)

@@ -25,11 +25,17 @@ def check_input(folder: Path) -> Path:
     try:
         real = folder.resolve(strict=True)
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"the input {folder} does not exist; give a folder of DICOM files") from error
+        raise UsageError(
+            f"the input {folder} does not exist; give a folder of DICOM files"
+        ) from error
     if not real.is_dir():
-        raise UsageError(f"the input {folder} is not a folder; give the folder that holds the DICOM files")
+        raise UsageError(
+            f"the input {folder} is not a folder; give the folder that holds the DICOM files"
+        )
     if not os.access(real, os.R_OK | os.X_OK):
-        raise UsageError(f"the input {folder} cannot be read; change its permissions or run as another user")
+        raise UsageError(
+            f"the input {folder} cannot be read; change its permissions or run as another user"
+        )
     return real
 
 
@@ -41,7 +47,9 @@ def excluded_path(root: Path, output: Path) -> str | None:
     """
     real = output.resolve()
     if real == root:
-        raise UsageError(f"input and output are the same folder, {output}; give the output a folder of its own")
+        raise UsageError(
+            f"input and output are the same folder, {output}; give the output a folder of its own"
+        )
     return real.relative_to(root).as_posix() if real.is_relative_to(root) else None
 
 
@@ -82,14 +90,20 @@ def locked(output: Path) -> Iterator[OutputLock]:
         output.mkdir(parents=True, exist_ok=True)
         lock = os.open(output / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise OutputError(f"cannot write to {output}: {error.strerror}; choose another output folder") from error
+        raise OutputError(
+            f"cannot write to {output}: {error.strerror}; choose another output folder"
+        ) from error
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise OutputBusyError(f"another run is writing to {output}; wait for it or choose another folder") from None
+            raise OutputBusyError(
+                f"another run is writing to {output}; wait for it or choose another folder"
+            ) from None
         except OSError as error:
-            raise OutputError(f"cannot lock {output}: {error.strerror}; choose a folder on a local disk") from error
+            raise OutputError(
+                f"cannot lock {output}: {error.strerror}; choose a folder on a local disk"
+            ) from error
         yield OutputLock(output, lock)
     finally:
         os.close(lock)

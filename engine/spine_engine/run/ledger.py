@@ -85,7 +85,9 @@ class Ledger:
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
         except sqlite3.Error as error:
-            raise OutputError(f"cannot use {path}: {error}; choose another output folder") from error
+            raise OutputError(
+                f"cannot use {path}: {error}; choose another output folder"
+            ) from error
         self._notes = 0
         self._agree("schema", _SCHEMA_VERSION)
         if (
@@ -105,7 +107,9 @@ class Ledger:
 
     def fact(self, name: str) -> str | None:
         """Return a recorded fact of this output folder."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        row = self._db.execute(
+            "SELECT value FROM facts WHERE name = ?", (name,)
+        ).fetchone()
         return None if row is None else str(row[0])
 
     def agree(self, name: str, value: str) -> None:
@@ -123,7 +127,9 @@ class Ledger:
 
     def devices(self) -> dict[str, dict[str, str]]:
         """Return by role what each model that was needed ran on."""
-        query = "SELECT name, value FROM facts WHERE substr(name, 1, ?) = ? ORDER BY name"
+        query = (
+            "SELECT name, value FROM facts WHERE substr(name, 1, ?) = ? ORDER BY name"
+        )
         rows = self._db.execute(query, (len(_DEVICE), _DEVICE))
         return {name.removeprefix(_DEVICE): json.loads(value) for name, value in rows}
 
@@ -143,36 +149,64 @@ class Ledger:
         """Note that this run's input holds ``unit`` and return what is known of it; a changed unit starts afresh."""
         key, above = _key(unit.key), parent and _key(parent)
         row = self._db.execute(
-            "SELECT digest, state, attempts, faults, last_fault, met FROM units WHERE key = ?", (key,)
+            "SELECT digest, state, attempts, faults, last_fault, met FROM units WHERE key = ?",
+            (key,),
         ).fetchone()
         if row is None or row[0] != unit.digest:
             self._forget("key = ?", key)
             columns = "key, digest, study_id, files, parent, met, state"
-            values = (key, unit.digest, unit.study_id, _packed(unit.files), above, self._met)
-            self._write(f"INSERT INTO units ({columns}) VALUES (?, ?, ?, ?, ?, ?, 'open')", *values)
+            values = (
+                key,
+                unit.digest,
+                unit.study_id,
+                _packed(unit.files),
+                above,
+                self._met,
+            )
+            self._write(
+                f"INSERT INTO units ({columns}) VALUES (?, ?, ?, ?, ?, ?, 'open')",
+                *values,
+            )
             return UnitState()
-        self._note("UPDATE units SET met = ?, parent = coalesce(?, parent) WHERE key = ?", self._met, above, key)
+        self._note(
+            "UPDATE units SET met = ?, parent = coalesce(?, parent) WHERE key = ?",
+            self._met,
+            above,
+            key,
+        )
         split = tuple(self._parts(key)) if row[1] == "split" else ()
         fault = Reason(row[4]) if row[4] else None
         done = row[1] == "done" or (row[1] == "again" and row[5] == self._met)
-        return UnitState(done=done, split=split, attempts=row[2], faults=row[3], last_fault=fault)
+        return UnitState(
+            done=done, split=split, attempts=row[2], faults=row[3], last_fault=fault
+        )
 
     def begin(self, unit: WorkUnit) -> None:
         """Commit that an attempt at ``unit`` begins. Call right before it is opened."""
-        self._write("UPDATE units SET attempts = attempts + 1 WHERE key = ?", _key(unit.key))
+        self._write(
+            "UPDATE units SET attempts = attempts + 1 WHERE key = ?", _key(unit.key)
+        )
         self._commit()
 
     def fault(self, unit: WorkUnit, reason: Reason) -> None:
         """Commit that the attempt ended with ``reason`` and without an outcome."""
-        self._write("UPDATE units SET faults = faults + 1, last_fault = ? WHERE key = ?", reason, _key(unit.key))
+        self._write(
+            "UPDATE units SET faults = faults + 1, last_fault = ? WHERE key = ?",
+            reason,
+            _key(unit.key),
+        )
         self._commit()
 
     def withdraw(self, unit: WorkUnit) -> None:
         """Take back an attempt that was stopped on purpose: it says nothing about the study."""
-        self._write("UPDATE units SET attempts = attempts - 1 WHERE key = ?", _key(unit.key))
+        self._write(
+            "UPDATE units SET attempts = attempts - 1 WHERE key = ?", _key(unit.key)
+        )
         self._commit()
 
-    def split(self, unit: WorkUnit, parts: Sequence[WorkUnit], refused: Sequence[RefusedFile]) -> None:
+    def split(
+        self, unit: WorkUnit, parts: Sequence[WorkUnit], refused: Sequence[RefusedFile]
+    ) -> None:
         """Commit that ``unit`` holds several studies and is replaced by ``parts``; ``refused`` is in none."""
         key = _key(unit.key)
         self._forget("parent = ?", key)
@@ -180,10 +214,18 @@ class Ledger:
             self._refuse(file, key)
         for part in parts:
             self.meet(part, parent=unit.key)
-        self._write("UPDATE units SET state = 'split', attempts = 0, faults = 0 WHERE key = ?", key)
+        self._write(
+            "UPDATE units SET state = 'split', attempts = 0, faults = 0 WHERE key = ?",
+            key,
+        )
         self._commit()
 
-    def finish(self, unit: WorkUnit, results: Sequence[StudyResult], refused: Sequence[RefusedFile]) -> None:
+    def finish(
+        self,
+        unit: WorkUnit,
+        results: Sequence[StudyResult],
+        refused: Sequence[RefusedFile],
+    ) -> None:
         """Commit the outcome of ``unit``: its studies, and the files of it that could not be used.
 
         The next run tries a unit again where the machine caused the outcome: want of memory, a file it could not read.
@@ -193,13 +235,32 @@ class Ledger:
         self._write("DELETE FROM outcomes WHERE unit = ?", key)
         self._write("DELETE FROM refused WHERE unit = ?", key)
         for result in results:
-            line, rows = study_line(result), json.dumps(result.rows, separators=(",", ":"))
-            values = (result.study_id, part, key, result.status, result.reason, line, rows, time.time())
-            self._write("INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", *values)
+            line, rows = (
+                study_line(result),
+                json.dumps(result.rows, separators=(",", ":")),
+            )
+            values = (
+                result.study_id,
+                part,
+                key,
+                result.status,
+                result.reason,
+                line,
+                rows,
+                time.time(),
+            )
+            self._write(
+                "INSERT OR REPLACE INTO outcomes VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                *values,
+            )
         for file in refused:
             self._refuse(file, key)
         state = "again" if _by_chance(results, refused) else "done"
-        self._write("UPDATE units SET state = ?, attempts = 0, faults = 0 WHERE key = ?", state, key)
+        self._write(
+            "UPDATE units SET state = ?, attempts = 0, faults = 0 WHERE key = ?",
+            state,
+            key,
+        )
         self._commit()
 
     def refuse(self, file: RefusedFile) -> None:
@@ -211,13 +272,23 @@ class Ledger:
         """Keep what earlier runs recorded of a folder that this run cannot list."""
         below = _key("" if folder == "." else f"{folder}/")
         condition = "(key = ? OR substr(key, 1, ?) = ?)"
-        self._note(f"UPDATE units SET met = ? WHERE {condition}", self._met, _key(folder), len(below), below)
+        self._note(
+            f"UPDATE units SET met = ? WHERE {condition}",
+            self._met,
+            _key(folder),
+            len(below),
+            below,
+        )
 
     def sweep(self, *, merged: bool) -> None:
         """Forget the units this run did not meet: those made of several others, or all the rest."""
         prefix = _key(_MERGED_PREFIX)
         condition = "=" if merged else "!="
-        self._forget(f"met != ? AND substr(key, 1, {len(prefix)}) {condition} ?", self._met, prefix)
+        self._forget(
+            f"met != ? AND substr(key, 1, {len(prefix)}) {condition} ?",
+            self._met,
+            prefix,
+        )
         if not merged:
             self._write("DELETE FROM refused WHERE unit = x'' AND met != ?", self._met)
         self._commit()
@@ -242,7 +313,9 @@ class Ledger:
 
     def outcomes(self) -> Iterator[tuple[str, list[Row], str]]:
         """Yield (study id, rows, line of ``studies.jsonl``) sorted by study id, each study once."""
-        query = "SELECT study_id, rows, line FROM outcomes ORDER BY study_id, part, unit"
+        query = (
+            "SELECT study_id, rows, line FROM outcomes ORDER BY study_id, part, unit"
+        )
         last = None
         for study_id, rows, line in self._db.execute(query):
             if study_id != last:
@@ -251,7 +324,9 @@ class Ledger:
 
     def incomplete(self) -> int:
         """Return how many studies were recorded without a file of theirs that could not be read."""
-        return sum(f'"{Warn.FILE_UNREADABLE}"' in line for _, _, line in self.outcomes())
+        return sum(
+            f'"{Warn.FILE_UNREADABLE}"' in line for _, _, line in self.outcomes()
+        )
 
     def counts(self) -> tuple[Counter[str], Counter[str]]:
         """Return how many studies have each status, and how many each reason."""
@@ -275,15 +350,22 @@ class Ledger:
 
     def refused_files(self, *, limit: int) -> list[tuple[str, str]]:
         """Return the first ``limit`` refused files as (path, reason), sorted by path."""
-        query = "SELECT path, min(reason) FROM refused GROUP BY path ORDER BY path LIMIT ?"
-        return [(_text(path), str(reason)) for path, reason in self._db.execute(query, (limit,))]
+        query = (
+            "SELECT path, min(reason) FROM refused GROUP BY path ORDER BY path LIMIT ?"
+        )
+        return [
+            (_text(path), str(reason))
+            for path, reason in self._db.execute(query, (limit,))
+        ]
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
     def _parts(self, parent: bytes) -> Iterator[WorkUnit]:
         query = "SELECT key, files, study_id FROM units WHERE parent = ? ORDER BY key"
         for key, blob, study_id in self._db.execute(query, (parent,)).fetchall():
-            yield WorkUnit(key=_text(key), files=_unpacked(blob), study_id=study_id, part=True)
+            yield WorkUnit(
+                key=_text(key), files=_unpacked(blob), study_id=study_id, part=True
+            )
 
     def _refuse(self, file: RefusedFile, unit: bytes) -> None:
         values = (_key(file.path), unit, file.reason, self._met)
@@ -335,13 +417,17 @@ class LedgerReader:
         """
         try:
             self._db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
-            row = self._db.execute("SELECT value FROM facts WHERE name = 'schema'").fetchone()
+            row = self._db.execute(
+                "SELECT value FROM facts WHERE name = 'schema'"
+            ).fetchone()
         except sqlite3.Error as error:
             raise OutputError(
                 f"cannot read {path}: {error}; name the output folder of a run of 'spine-engine run'"
             ) from error
         if row is None or row[0] != _SCHEMA_VERSION:
-            raise OutputError(f"{path} was written by another version of spine-engine; run again into a new folder")
+            raise OutputError(
+                f"{path} was written by another version of spine-engine; run again into a new folder"
+            )
 
     def close(self) -> None:
         """Close the ledger."""
@@ -349,7 +435,9 @@ class LedgerReader:
 
     def fact(self, name: str) -> str | None:
         """Return a recorded fact of the output folder."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        row = self._db.execute(
+            "SELECT value FROM facts WHERE name = ?", (name,)
+        ).fetchone()
         return None if row is None else str(row[0])
 
     def studies(self) -> Iterator[RecordedStudy]:
@@ -362,7 +450,9 @@ class LedgerReader:
 
     def study(self, study_id: str) -> RecordedStudy:
         """Return one study. Raises ``KeyError`` when it is not there."""
-        row = self._db.execute(_STUDIES.format(where="WHERE outcomes.study_id = ?"), (study_id,)).fetchone()
+        row = self._db.execute(
+            _STUDIES.format(where="WHERE outcomes.study_id = ?"), (study_id,)
+        ).fetchone()
         if row is None:
             raise KeyError(study_id)
         return _recorded(*row)
@@ -375,20 +465,31 @@ _STUDIES: Final = (
 )
 
 
-def _recorded(study_id: str, line: str, rows: str, finished: float, key: bytes, files: bytes) -> RecordedStudy:
-    unit = WorkUnit(key=_text(key), files=_unpacked(files), study_id=study_id, part=True)
-    return RecordedStudy(result=study_from_line(line, json.loads(rows)), unit=unit, finished=finished)
+def _recorded(
+    study_id: str, line: str, rows: str, finished: float, key: bytes, files: bytes
+) -> RecordedStudy:
+    unit = WorkUnit(
+        key=_text(key), files=_unpacked(files), study_id=study_id, part=True
+    )
+    return RecordedStudy(
+        result=study_from_line(line, json.loads(rows)), unit=unit, finished=finished
+    )
 
 
 def _by_chance(results: Sequence[StudyResult], refused: Sequence[RefusedFile]) -> bool:
     """Whether the machine caused an outcome, so that another try may give another."""
     if any(file.reason is Reason.UNREADABLE for file in refused):
         return True
-    return any(result.reason is Reason.OUT_OF_MEMORY or Warn.FILE_UNREADABLE in result.warnings for result in results)
+    return any(
+        result.reason is Reason.OUT_OF_MEMORY or Warn.FILE_UNREADABLE in result.warnings
+        for result in results
+    )
 
 
 def _key(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # file names may hold bytes that are not UTF-8
+    return text.encode(
+        "utf-8", "surrogatepass"
+    )  # file names may hold bytes that are not UTF-8
 
 
 def _text(key: bytes) -> str:
@@ -396,8 +497,13 @@ def _text(key: bytes) -> str:
 
 
 def _packed(files: Sequence[InputFile]) -> bytes:
-    return zlib.compress(json.dumps([[entry.path, entry.size] for entry in files]).encode("ascii"), 1)
+    return zlib.compress(
+        json.dumps([[entry.path, entry.size] for entry in files]).encode("ascii"), 1
+    )
 
 
 def _unpacked(blob: bytes) -> tuple[InputFile, ...]:
-    return tuple(InputFile(path=path, size=size) for path, size in json.loads(zlib.decompress(blob)))
+    return tuple(
+        InputFile(path=path, size=size)
+        for path, size in json.loads(zlib.decompress(blob))
+    )

@@ -43,8 +43,15 @@ def divide_memory(options: RunOptions, *, model_bytes: int) -> Resources:
     models = MODEL_FACTOR * model_bytes
     if ceiling is None:
         most = MOST_BYTES + models
-        return Resources(workers=options.worker_count, memory=MemoryShare(usual_bytes=most, alone_bytes=most))
-    shared, each = (models + WORKER_BYTES, WORKER_BYTES) if options.batched else (0, WORKER_BYTES + models)
+        return Resources(
+            workers=options.worker_count,
+            memory=MemoryShare(usual_bytes=most, alone_bytes=most),
+        )
+    shared, each = (
+        (models + WORKER_BYTES, WORKER_BYTES)
+        if options.batched
+        else (0, WORKER_BYTES + models)
+    )
     free = ceiling - MAIN_BYTES - shared
     if free < each:
         least = -(-(MAIN_BYTES + shared + each) // MIB)
@@ -53,4 +60,7 @@ def divide_memory(options: RunOptions, *, model_bytes: int) -> Resources:
             f"set --max-memory to {least}MiB or more"
         )
     workers = min(options.worker_count, free // each)
-    return Resources(workers=workers, memory=MemoryShare(usual_bytes=free // workers, alone_bytes=free))
+    return Resources(
+        workers=workers,
+        memory=MemoryShare(usual_bytes=free // workers, alone_bytes=free),
+    )

@@ -56,7 +56,9 @@ class RunPlan:
     series_descriptions: str = "none"
     series_tables: Mapping[str, Any] = field(default_factory=dict)
 
-    def open_pool(self, on_facts: OnFacts = lambda facts: None) -> WorkerPool[WorkUnit, UnitOutcome]:
+    def open_pool(
+        self, on_facts: OnFacts = lambda facts: None
+    ) -> WorkerPool[WorkUnit, UnitOutcome]:
         """Return the pool of this run's workers; ``on_facts`` receives the devices of their models, by role."""
         return WorkerPool(
             self.factory,
@@ -75,36 +77,55 @@ def plan_run(root: Path, bundle: Bundle, options: RunOptions) -> RunPlan:
         UsageError: the series descriptions cannot be used, or the memory allowed holds no worker.
     """
     given = options.series_descriptions
-    overrides = RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
+    overrides = (
+        RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
+    )
     server = None
     if options.batched:
         serving = partial(ServedModels, bundle.path, bundle.digest, options)
-        server = ModelServer(serving, call_timeout_s=min(MODEL_CALL_S, options.timeout_s / 2))
+        server = ModelServer(
+            serving, call_timeout_s=min(MODEL_CALL_S, options.timeout_s / 2)
+        )
     address = None if server is None else server.address
     used = bundle.manifest.models.by_role().values()
     return RunPlan(
         root=root,
         discover=discover,
-        factory=partial(unit_worker, root, bundle.path, bundle.digest, options, overrides, address),
-        resources=divide_memory(options, model_bytes=sum(entry.size_bytes for entry in used)),
+        factory=partial(
+            unit_worker, root, bundle.path, bundle.digest, options, overrides, address
+        ),
+        resources=divide_memory(
+            options, model_bytes=sum(entry.size_bytes for entry in used)
+        ),
         timeout_s=options.timeout_s,
         max_attempts=options.max_attempts,
         companion=server,
         series_descriptions=_digest(overrides),
-        series_tables={"used": list(overrides.tables), "left_out": dict(overrides.left_out)},
+        series_tables={
+            "used": list(overrides.tables),
+            "left_out": dict(overrides.left_out),
+        },
     )
 
 
 def _digest(overrides: RoleOverrides) -> str:
     """Return what stands for the stated roles of series in a run's identity."""
-    stated = sorted((study, series, str(role)) for (study, series), role in overrides.roles.items())
-    return hashlib.sha256(repr(stated).encode("utf-8", "backslashreplace")).hexdigest() if stated else "none"
+    stated = sorted(
+        (study, series, str(role)) for (study, series), role in overrides.roles.items()
+    )
+    return (
+        hashlib.sha256(repr(stated).encode("utf-8", "backslashreplace")).hexdigest()
+        if stated
+        else "none"
+    )
 
 
 class ServedModels:
     """Opens the models of the process that the workers share them of, each with the batches it is called with."""
 
-    def __init__(self, bundle_path: Path, bundle_digest: str, options: RunOptions) -> None:
+    def __init__(
+        self, bundle_path: Path, bundle_digest: str, options: RunOptions
+    ) -> None:
         """Verify the bundle.
 
         Raises:
@@ -120,6 +141,10 @@ class ServedModels:
         if profile is not None:
             most = min(most, profile.largest[0])
             kept = {size for size in profile.batches if size <= most}
-        unit = len(LEVELS) if role == "grader" else 1  # a study asks for its five levels at once
+        unit = (
+            len(LEVELS) if role == "grader" else 1
+        )  # a study asks for its five levels at once
         sizes = tuple(sorted(kept.union(doubling(min(unit, most), most))))
-        return backend, BatchPolicy(sizes=sizes, max_delay_ms=self._options.max_delay_ms)
+        return backend, BatchPolicy(
+            sizes=sizes, max_delay_ms=self._options.max_delay_ms
+        )

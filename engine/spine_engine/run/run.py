@@ -18,7 +18,14 @@ from typing import Any
 from spine_engine._version import __version__
 from spine_engine.errors import OutputError, UsageError
 from spine_engine.options import RunOptions
-from spine_engine.results import PREDICTIONS_FILE, RUN_FILE, STUDIES_FILE, StudyResult, write_lines, write_predictions
+from spine_engine.results import (
+    PREDICTIONS_FILE,
+    RUN_FILE,
+    STUDIES_FILE,
+    StudyResult,
+    write_lines,
+    write_predictions,
+)
 from spine_engine.run.dispatcher import Dispatcher, Progress
 from spine_engine.run.folders import OutputLock, check_input, excluded_path, locked
 from spine_engine.run.ledger import LEDGER_FILE, Ledger, LedgerReader
@@ -54,7 +61,9 @@ class RunIdentity:
             "series descriptions": self.series_descriptions,
             "detector": "on" if self.options.detector else "off",
             "schedule": "batch" if self.options.batched else "study",
-            "threads": str(self.options.thread_count) if self.options.device.lower() == "cpu" else "-",
+            "threads": str(self.options.thread_count)
+            if self.options.device.lower() == "cpu"
+            else "-",
         }
 
 
@@ -68,7 +77,9 @@ class Run:
     Leaving the loop early ends the workers; the output folder stays resumable.
     """
 
-    def __init__(self, plan: RunPlan, output: Path | None, *, identity: RunIdentity) -> None:
+    def __init__(
+        self, plan: RunPlan, output: Path | None, *, identity: RunIdentity
+    ) -> None:
         """Check the folders; nothing runs yet.
 
         Raises:
@@ -119,7 +130,9 @@ class Run:
 
     def _begin(self) -> threading.Thread:
         if self._thread is not None:
-            raise RuntimeError("a run can be iterated over once; ask the engine for another")
+            raise RuntimeError(
+                "a run can be iterated over once; ask the engine for another"
+            )
         self._thread = threading.Thread(target=self._main, name="spine-engine run")
         self._thread.start()
         return self._thread
@@ -145,12 +158,18 @@ class Run:
         try:
             import pandas
         except ImportError:
-            raise UsageError("to_frame needs pandas: pip install pandas, or iterate over the run") from None
+            raise UsageError(
+                "to_frame needs pandas: pip install pandas, or iterate over the run"
+            ) from None
         results = {result.study_id: result for result in self}
         if self.output is not None:
             with closing(LedgerReader(self.output / LEDGER_FILE)) as reader:
-                results = {study.result.study_id: study.result for study in reader.studies()}
-        return pandas.DataFrame([row for _, result in sorted(results.items()) for row in result.records()])
+                results = {
+                    study.result.study_id: study.result for study in reader.studies()
+                }
+        return pandas.DataFrame(
+            [row for _, result in sorted(results.items()) for row in result.records()]
+        )
 
     def stop(self) -> None:
         """Begin no more studies; those in flight are finished and the files written. Safe in a signal handler."""
@@ -172,13 +191,21 @@ class Run:
             with ExitStack() as stack:
                 output = self.output
                 if output is None:
-                    output = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spine-engine-")))
+                    output = Path(
+                        stack.enter_context(
+                            tempfile.TemporaryDirectory(prefix="spine-engine-")
+                        )
+                    )
                 lock = stack.enter_context(locked(output))
-                ledger = Ledger(output / LEDGER_FILE, self._identity.facts(self._plan.root))
+                ledger = Ledger(
+                    output / LEDGER_FILE, self._identity.facts(self._plan.root)
+                )
                 stack.callback(ledger.close)
                 self._carry_out(lock, ledger)
         except sqlite3.Error as error:
-            self._error = OutputError(f"the ledger cannot be used: {error}; free space and run the command again")
+            self._error = OutputError(
+                f"the ledger cannot be used: {error}; free space and run the command again"
+            )
         except BaseException as error:  # noqa: BLE001 - it is raised again where the results are read
             self._error = error
         finally:
@@ -186,7 +213,9 @@ class Run:
 
     def _carry_out(self, lock: OutputLock, ledger: Ledger) -> None:
         begun = time.monotonic()
-        self._dispatcher = Dispatcher(self._plan, ledger, self.progress, self._emit, exclude=self._exclude)
+        self._dispatcher = Dispatcher(
+            self._plan, ledger, self.progress, self._emit, exclude=self._exclude
+        )
         if self._stopped.is_set():
             self._dispatcher.stop()
         with suppress(asyncio.CancelledError):
@@ -197,10 +226,14 @@ class Run:
         else:
             lock.check()
             digests = _write_results(lock.folder, ledger)
-        self.summary = self._summarise(ledger, self._dispatcher, time.monotonic() - begun, digests)
+        self.summary = self._summarise(
+            ledger, self._dispatcher, time.monotonic() - begun, digests
+        )
         if not self._aborted.is_set():
             lock.check()
-            write_lines(lock.folder / RUN_FILE, [json.dumps(self.summary.record(), indent=2)])
+            write_lines(
+                lock.folder / RUN_FILE, [json.dumps(self.summary.record(), indent=2)]
+            )
 
     async def _run(self, dispatcher: Dispatcher, lock: OutputLock) -> None:
         self._task = asyncio.current_task()
@@ -209,7 +242,9 @@ class Run:
         dispatching = asyncio.create_task(dispatcher.run())
         watching = asyncio.create_task(_watch(lock))
         try:
-            await asyncio.wait({dispatching, watching}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                {dispatching, watching}, return_when=asyncio.FIRST_COMPLETED
+            )
             if watching.done():
                 watching.result()
             await dispatching
@@ -237,11 +272,17 @@ class Run:
                         self._results.get_nowait()
 
     def _summarise(
-        self, ledger: Ledger, dispatcher: Dispatcher, wall_s: float, digests: Mapping[str, str]
+        self,
+        ledger: Ledger,
+        dispatcher: Dispatcher,
+        wall_s: float,
+        digests: Mapping[str, str],
     ) -> RunSummary:
         statuses, reasons = ledger.counts()
         options: dict[str, Any] = asdict(self._identity.options)
-        options["series_descriptions"] = options["series_descriptions"] and str(options["series_descriptions"])
+        options["series_descriptions"] = options["series_descriptions"] and str(
+            options["series_descriptions"]
+        )
         options["workers"] = self._plan.resources.workers
         options["threads"] = self._identity.options.thread_count
         options["schedule"] = "batch" if self._plan.companion is not None else "study"
@@ -264,14 +305,22 @@ class Run:
             resumed=self.progress.resumed,
             wall_s=wall_s,
             stage_seconds=self.progress.stage_seconds,
-            peak_memory_bytes={"main": main, "workers": workers, "total": main + sum(workers)},
+            peak_memory_bytes={
+                "main": main,
+                "workers": workers,
+                "total": main + sum(workers),
+            },
         )
 
 
 def _write_results(folder: Path, ledger: Ledger) -> dict[str, str]:
     """Write ``predictions.csv`` and ``studies.jsonl``; return the SHA-256 of each by name."""
-    predictions = write_predictions(folder / PREDICTIONS_FILE, ((name, rows) for name, rows, _ in ledger.outcomes()))
-    studies = write_lines(folder / STUDIES_FILE, (line for _, _, line in ledger.outcomes()))
+    predictions = write_predictions(
+        folder / PREDICTIONS_FILE, ((name, rows) for name, rows, _ in ledger.outcomes())
+    )
+    studies = write_lines(
+        folder / STUDIES_FILE, (line for _, _, line in ledger.outcomes())
+    )
     return {PREDICTIONS_FILE: predictions, STUDIES_FILE: studies}
 
 

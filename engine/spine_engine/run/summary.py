@@ -64,14 +64,26 @@ class RunSummary:
         """The exit code of ``spine-engine run``."""
         if self.interrupted:
             return EXIT_INTERRUPTED
-        all_graded = self.studies > 0 and self.statuses.get(Status.GRADED, 0) == self.studies
-        return EXIT_ALL_GRADED if all_graded and not self._lost else EXIT_SOME_NOT_GRADED
+        all_graded = (
+            self.studies > 0 and self.statuses.get(Status.GRADED, 0) == self.studies
+        )
+        return (
+            EXIT_ALL_GRADED if all_graded and not self._lost else EXIT_SOME_NOT_GRADED
+        )
 
     @property
     def _lost(self) -> bool:
         """Whether a unit died before its study's id was known, or a file or folder could not be read."""
-        reasons = ("worker_died", "timeout", "internal_error", "out_of_memory", "unreadable")
-        return self.incomplete > 0 or any(self.refused_files.get(reason) for reason in reasons)
+        reasons = (
+            "worker_died",
+            "timeout",
+            "internal_error",
+            "out_of_memory",
+            "unreadable",
+        )
+        return self.incomplete > 0 or any(
+            self.refused_files.get(reason) for reason in reasons
+        )
 
     def record(self) -> dict[str, Any]:
         """Return the content of ``run.json``."""
@@ -88,12 +100,23 @@ class RunSummary:
                 "incomplete": self.incomplete,
             },
             "reasons": dict(sorted(self.reasons.items())),
-            "refused_files": {"total": sum(self.refused_files.values()), "by_reason": dict(self.refused_files)},
-            "refused_examples": [{"path": path, "reason": reason} for path, reason in self.refused_examples],
+            "refused_files": {
+                "total": sum(self.refused_files.values()),
+                "by_reason": dict(self.refused_files),
+            },
+            "refused_examples": [
+                {"path": path, "reason": reason}
+                for path, reason in self.refused_examples
+            ],
             "units": {"walked": self.walked, "resumed": self.resumed},
             "wall_s": round(self.wall_s, 3),
-            "studies_per_s": round(self.walked / self.wall_s, 4) if self.wall_s > 0 else 0.0,
-            "stage_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(self.stage_seconds.items())},
+            "studies_per_s": round(self.walked / self.wall_s, 4)
+            if self.wall_s > 0
+            else 0.0,
+            "stage_seconds": {
+                stage: round(seconds, 3)
+                for stage, seconds in sorted(self.stage_seconds.items())
+            },
             "peak_memory_bytes": dict(self.peak_memory_bytes),
             "series_tables": dict(self.series_tables),
             "sha256": dict(self.digests),

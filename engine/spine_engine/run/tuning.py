@@ -88,7 +88,10 @@ def settings_to_try(options: RunOptions, cpus: int) -> list[Setting]:
         if cpus > 1:
             tried += [replace(default, workers=min(cpus // 2, MAX_WORKERS), threads=2)]
     else:
-        tried += [replace(default, workers=min(count, MAX_WORKERS)) for count in (cpus, 2 * cpus, 3 * cpus)]
+        tried += [
+            replace(default, workers=min(count, MAX_WORKERS))
+            for count in (cpus, 2 * cpus, 3 * cpus)
+        ]
     if options.precision == "auto":
         tried += [replace(default, precision="f32")]
     return list(dict.fromkeys(tried))
@@ -133,7 +136,9 @@ def measure(
                 continue
             try:
                 rate = asyncio.run(_rate(workload, setting))
-                known[setting] = replace(known[setting], rates=(*known[setting].rates, rate))
+                known[setting] = replace(
+                    known[setting], rates=(*known[setting].rates, rate)
+                )
             except (BackendError, WorkerError) as error:
                 known[setting] = replace(known[setting], failure=str(error))
             done(known[setting])
@@ -157,7 +162,9 @@ async def _rate(workload: Workload, setting: Setting) -> float:
             for unit in work:
                 outcome = await slot.run(unit)
                 if any(result.status is Status.FAILED for result in outcome.results):
-                    raise UsageError("a study failed; tune with studies that 'spine-engine run' can grade")
+                    raise UsageError(
+                        "a study failed; tune with studies that 'spine-engine run' can grade"
+                    )
 
     async def timed() -> float:
         await started.wait()
@@ -215,7 +222,12 @@ def tuned(options: RunOptions, bundle: Bundle) -> RunOptions:
     if found is None:
         return options
     if (options.workers, options.threads, options.schedule) == (None, None, "auto"):
-        options = replace(options, workers=found.workers, threads=found.threads, schedule=found.schedule)
+        options = replace(
+            options,
+            workers=found.workers,
+            threads=found.threads,
+            schedule=found.schedule,
+        )
     if options.precision == "auto":
         options = replace(options, precision=found.precision)
     return options
@@ -223,7 +235,9 @@ def tuned(options: RunOptions, bundle: Bundle) -> RunOptions:
 
 def _key(bundle: Bundle, options: RunOptions) -> str:
     """Return the name that a setting is kept under: what it holds for, in one digest."""
-    machine = f"{platform.machine()} {usable_cpus()} {' '.join(sorted(instruction_sets()))}"
+    machine = (
+        f"{platform.machine()} {usable_cpus()} {' '.join(sorted(instruction_sets()))}"
+    )
     detector = "detector" if options.detector else "no detector"
     held = " ".join(field.name for field in fields(Setting))
     runs = (options.backend, options.device.lower(), detector)

@@ -88,7 +88,9 @@ class WorkerPool(Generic[TaskT, OutcomeT]):
         self._loners = 0
 
     @asynccontextmanager
-    async def slot(self, *, alone: bool = False) -> AsyncIterator[WorkerSlot[TaskT, OutcomeT]]:
+    async def slot(
+        self, *, alone: bool = False
+    ) -> AsyncIterator[WorkerSlot[TaskT, OutcomeT]]:
         """Wait for a free worker, started and ready. With ``alone`` nothing else runs until it is given back.
 
         A task under suspicion runs alone, so that what it does to the machine (memory above all) hits no other task.
@@ -116,7 +118,9 @@ class WorkerPool(Generic[TaskT, OutcomeT]):
         async with self._turn:
             self._loners += alone
             try:
-                await self._turn.wait_for(lambda: self._running == 0 if alone else self._loners == 0)
+                await self._turn.wait_for(
+                    lambda: self._running == 0 if alone else self._loners == 0
+                )
                 self._running += 1
             except BaseException:
                 self._loners -= alone
@@ -133,7 +137,10 @@ class WorkerPool(Generic[TaskT, OutcomeT]):
     @property
     def _has_more_alone(self) -> bool:
         """Whether a worker that is the only one may have more memory than usual."""
-        return self._memory is not None and self._memory.alone_bytes > self._memory.usual_bytes
+        return (
+            self._memory is not None
+            and self._memory.alone_bytes > self._memory.usual_bytes
+        )
 
     async def _ensure_companion(self, *, gone: int | None = None) -> None:
         if self._companion is not None:
@@ -142,8 +149,14 @@ class WorkerPool(Generic[TaskT, OutcomeT]):
     @property
     def peak_memory_bytes(self) -> list[int]:
         """The highest resident memory of each worker that ran, and of the companion."""
-        peaks = [slot.peak_memory_bytes for slot in self._slots if slot.peak_memory_bytes]
-        return peaks if self._companion is None else [*peaks, self._companion.peak_memory_bytes]
+        peaks = [
+            slot.peak_memory_bytes for slot in self._slots if slot.peak_memory_bytes
+        ]
+        return (
+            peaks
+            if self._companion is None
+            else [*peaks, self._companion.peak_memory_bytes]
+        )
 
     def close(self) -> None:
         """End every worker at once, busy or not."""
@@ -191,8 +204,13 @@ class WorkerSlot(Generic[TaskT, OutcomeT]):
 
     async def _start_once(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._executor = ProcessPoolExecutor(1, mp_context=context, initializer=prepare_process)
-        with environment(ONE_THREAD | KEPT_MEMORY), no_main_module():  # the first submit starts the process
+        self._executor = ProcessPoolExecutor(
+            1, mp_context=context, initializer=prepare_process
+        )
+        with (
+            environment(ONE_THREAD | KEPT_MEMORY),
+            no_main_module(),
+        ):  # the first submit starts the process
             process = self._executor.submit(os.getpid)
         self._pid = await self._result(process, START_TIMEOUT_S)
         made = self._executor.submit(_make_worker, self._pool._factory)
@@ -240,7 +258,9 @@ class WorkerSlot(Generic[TaskT, OutcomeT]):
     async def _result(self, future: Future[Any], timeout_s: float) -> Any:
         """Wait for a call's result; on timeout, death or cancellation the worker is gone afterwards."""
         waiting = asyncio.wrap_future(future)
-        waiting.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks its exception as seen
+        waiting.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # marks its exception as seen
         try:
             await asyncio.wait({waiting}, timeout=timeout_s)
         except asyncio.CancelledError:
@@ -260,7 +280,9 @@ class WorkerSlot(Generic[TaskT, OutcomeT]):
         executor, self._executor = self._executor, None
         if executor is None:
             return
-        for process in multiprocessing.active_children():  # knows the living ones, so no process id is hit twice
+        for process in (
+            multiprocessing.active_children()
+        ):  # knows the living ones, so no process id is hit twice
             if process.pid == self._pid:
                 process.kill()
         self._pid = 0

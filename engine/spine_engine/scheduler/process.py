@@ -17,11 +17,15 @@ START_TIMEOUT_S: Final = 300.0
 """A process imports the runtimes and compiles the models in this time, or the run ends. It takes seconds."""
 
 ONE_THREAD: Final = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"),
+    "1",
 )
 """Set while a worker starts, because these are read once, when the libraries load."""
 
-KEPT_MEMORY: Final = {"MALLOC_MMAP_THRESHOLD_": str(64 << 20), "MALLOC_TRIM_THRESHOLD_": str(256 << 20)}
+KEPT_MEMORY: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(256 << 20),
+}
 """A worker on glibc keeps up to 256 MiB that it has freed. Blocks of megabytes, a study's buffers, otherwise go back to
 the system at once, and the next study's fault in page by page: 1,700 faults and 4 ms of processor time a study, 8 ms of
 80 a page of a report."""
@@ -61,7 +65,9 @@ def no_main_module() -> Iterator[None]:
     """
     main = sys.modules["__main__"].__dict__
     with _starting:
-        before: dict[str, Any] = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+        before: dict[str, Any] = {
+            name: main.pop(name) for name in ("__file__", "__spec__") if name in main
+        }
         main["__spec__"] = None
         try:
             yield
@@ -104,7 +110,11 @@ def limit_memory(pid: int, limit_bytes: int, most_bytes: int) -> None:
 def peak_memory_bytes(pid: int | None = None) -> int:
     """Return the highest resident memory that a process of this user, or this one, has had, in bytes; 0 when gone."""
     try:
-        with open(f"/proc/{'self' if pid is None else pid}/status", encoding="ascii", errors="replace") as status:
+        with open(
+            f"/proc/{'self' if pid is None else pid}/status",
+            encoding="ascii",
+            errors="replace",
+        ) as status:
             for line in status:
                 if line.startswith("VmHWM:"):
                     return int(line.split()[1]) * 1024

@@ -4,7 +4,13 @@ from spine_engine.voxels.grid import GridPose, GridSpec
 from spine_engine.voxels.layout import GridLayout
 from spine_engine.voxels.prepared import PreparedChannel, prepared
 from spine_engine.voxels.voxelize import VoxelGrid, scatter, voxelize
-from spine_engine.voxels.window import IntensityWindow, WindowedStack, full_window, robust_window, windowed
+from spine_engine.voxels.window import (
+    IntensityWindow,
+    WindowedStack,
+    full_window,
+    robust_window,
+    windowed,
+)
 
 __all__ = [
     "GridLayout",

@@ -27,7 +27,7 @@ from spine_engine.voxels.vectors import (
     turn,
 )
 
-# Compiled in from other files: a8b430f4f25c
+# Compiled in from other files: 51ca9351bd14
 
 I32 = NDArray[np.int32]
 Picks = tuple[I32, I32, F32, int]
@@ -71,7 +71,11 @@ def _picks(axis: GridLine) -> tuple[int, int, Picks]:
     n, one, other = axis[2], below[0], below[axis[2] - 1]
     first, last = min(one, other), min(max(one, other) + 1, axis[3] - 1)
     room, pieces = (n + LANES - 1) // LANES * LANES, 1
-    starts, index, fraction = np.zeros(room, np.int32), np.zeros(room, np.int32), np.zeros(room, np.float32)
+    starts, index, fraction = (
+        np.zeros(room, np.int32),
+        np.zeros(room, np.int32),
+        np.zeros(room, np.float32),
+    )
     for w in range(0, n, LANES):
         end = min(w + LANES, n)
         start = min(below[w], below[end - 1])
@@ -83,27 +87,61 @@ def _picks(axis: GridLine) -> tuple[int, int, Picks]:
 
 
 @_inlined
-def _blend_two(flat: U16, one: int, behind: int, t: np.float32, rescale: Tone, out: F32, at: int, n: int) -> None:
+def _blend_two(
+    flat: U16,
+    one: int,
+    behind: int,
+    t: np.float32,
+    rescale: Tone,
+    out: F32,
+    at: int,
+    n: int,
+) -> None:
     """Blend ``n`` pixels of a row and of the row ``behind`` it, and tone the result."""
     (sign_bit, gain, offset), to = rescale, np.uint64(at)
     a, b, p, q = np.uint64(one), np.uint64(one + behind), gain * (_ONE - t), gain * t
     for w in range(n):
         x = np.uint64(w)
-        out[to + x] = p * np.float32(flat[a + x] ^ sign_bit) + (q * np.float32(flat[b + x] ^ sign_bit) + offset)
+        out[to + x] = p * np.float32(flat[a + x] ^ sign_bit) + (
+            q * np.float32(flat[b + x] ^ sign_bit) + offset
+        )
 
 
 @_inlined
 def _blend_four(
-    flat: U16, one: int, behind: int, t: np.float32, under: int, u: np.float32, rescale: Tone, out: F32, at: int, n: int
+    flat: U16,
+    one: int,
+    behind: int,
+    t: np.float32,
+    under: int,
+    u: np.float32,
+    rescale: Tone,
+    out: F32,
+    at: int,
+    n: int,
 ) -> None:
     """Blend ``n`` pixels of a row, of the row ``behind`` it, and of the rows ``under`` both, and tone the result."""
     (sign_bit, gain, offset), to = rescale, np.uint64(at)
-    a, b, c, d = np.uint64(one), np.uint64(one + behind), np.uint64(one + under), np.uint64(one + under + behind)
-    p, q, r, s = gain * (_ONE - t) * (_ONE - u), gain * t * (_ONE - u), gain * (_ONE - t) * u, gain * t * u
+    a, b, c, d = (
+        np.uint64(one),
+        np.uint64(one + behind),
+        np.uint64(one + under),
+        np.uint64(one + under + behind),
+    )
+    p, q, r, s = (
+        gain * (_ONE - t) * (_ONE - u),
+        gain * t * (_ONE - u),
+        gain * (_ONE - t) * u,
+        gain * t * u,
+    )
     for w in range(n):
         x = np.uint64(w)
-        upper = p * np.float32(flat[a + x] ^ sign_bit) + (q * np.float32(flat[b + x] ^ sign_bit) + offset)
-        out[to + x] = r * np.float32(flat[c + x] ^ sign_bit) + (s * np.float32(flat[d + x] ^ sign_bit) + upper)
+        upper = p * np.float32(flat[a + x] ^ sign_bit) + (
+            q * np.float32(flat[b + x] ^ sign_bit) + offset
+        )
+        out[to + x] = r * np.float32(flat[c + x] ^ sign_bit) + (
+            s * np.float32(flat[d + x] ^ sign_bit) + upper
+        )
 
 
 @_inlined
@@ -125,14 +163,56 @@ def _rows(
         for w in range(0, whole, LANES):
             start, to = np.uint64(begin + starts[w]), np.uint64(row + w)
             if pieces == 1:
-                along_one(line, start, over, index, fraction, np.uint64(w), low, high, out, to, down, streamed)
+                along_one(
+                    line,
+                    start,
+                    over,
+                    index,
+                    fraction,
+                    np.uint64(w),
+                    low,
+                    high,
+                    out,
+                    to,
+                    down,
+                    streamed,
+                )
             elif pieces == 2:
-                along_two(line, start, over, index, fraction, np.uint64(w), low, high, out, to, down, streamed)
+                along_two(
+                    line,
+                    start,
+                    over,
+                    index,
+                    fraction,
+                    np.uint64(w),
+                    low,
+                    high,
+                    out,
+                    to,
+                    down,
+                    streamed,
+                )
             else:
-                along_four(line, start, over, index, fraction, np.uint64(w), low, high, out, to, down, streamed)
+                along_four(
+                    line,
+                    start,
+                    over,
+                    index,
+                    fraction,
+                    np.uint64(w),
+                    low,
+                    high,
+                    out,
+                    to,
+                    down,
+                    streamed,
+                )
         for w in range(whole, n):
             for k, v in ((begin, row), (begin + gap, row + stride)):
-                one, other = line[k + starts[w] + index[w]], line[k + starts[w] + index[w] + 1]
+                one, other = (
+                    line[k + starts[w] + index[w]],
+                    line[k + starts[w] + index[w] + 1],
+                )
                 out[v + w] = min(max(one + fraction[w] * (other - one), low), high)
 
 
@@ -154,21 +234,44 @@ def _resample_along(
     (below, beyond), (rows, weights) = _taps(outer), _taps(inner)
     room = width + (MOST_PIECES + 1) * LANES
     lines = np.zeros(_BLOCK * room, np.float32)
-    turns = int(1 / min(max(abs(outer[1]), 0.01), 1.0))  # so many planes share two slices, and the asking for the next
+    turns = int(
+        1 / min(max(abs(outer[1]), 0.01), 1.0)
+    )  # so many planes share two slices, and the asking for the next
     for o in range(outer[2]):
-        t, base, behind = beyond[o], first + below[o] * steps[0], steps[0] if beyond[o] > 0 else 0
+        t, base, behind = (
+            beyond[o],
+            first + below[o] * steps[0],
+            steps[0] if beyond[o] > 0 else 0,
+        )
         coming = below[min(o + turns, outer[2] - 1)] + (1 if outer[1] > 0 else 0)
         coming = first + min(coming, outer[3] - 1) * steps[0]
         for block in range(0, inner[2], _BLOCK):
             end = min(block + _BLOCK, inner[2])
-            for i in range(end, min(end + _BLOCK, inner[2])):  # in the second cache by now, wanted in the first
+            for i in range(
+                end, min(end + _BLOCK, inner[2])
+            ):  # in the second cache by now, wanted in the first
                 row = base + (rows[i] + 1) * steps[1]
                 _ask_for(flat, row, row + behind, width)
             for i in range(block, end):
-                row, under, line = rows[i] * steps[1], steps[1] if weights[i] > 0 else 0, (i - block) * room
+                row, under, line = (
+                    rows[i] * steps[1],
+                    steps[1] if weights[i] > 0 else 0,
+                    (i - block) * room,
+                )
                 if (o + i) % turns == 0:
                     _ask_for(flat, coming + row, coming + row + under, width)
-                _blend_four(flat, base + row, behind, t, under, weights[i], rescale, lines, line, width)
+                _blend_four(
+                    flat,
+                    base + row,
+                    behind,
+                    t,
+                    under,
+                    weights[i],
+                    rescale,
+                    lines,
+                    line,
+                    width,
+                )
             _rows(
                 lines, lead, room, end - block, starts, index, fraction, pieces, clip, n, out,
                 start + o * strides[0] + block * strides[1], strides[1], streamed,
@@ -185,16 +288,38 @@ def _resample_across(
     below, beyond = _taps(outer)
     top, rows, (heads, lanes, weights, parts) = _picks(inner)
     room, wide = width + (MOST_PIECES + 1) * LANES, len(index)
-    deep, unbounded = (rows + LANES - 1) // LANES * LANES, (np.float32(-np.inf), np.float32(np.inf))
-    lines, flat_plane = np.zeros(_BLOCK * room, np.float32), np.zeros(deep * wide, np.float32)
+    deep, unbounded = (
+        (rows + LANES - 1) // LANES * LANES,
+        (np.float32(-np.inf), np.float32(np.inf)),
+    )
+    lines, flat_plane = (
+        np.zeros(_BLOCK * room, np.float32),
+        np.zeros(deep * wide, np.float32),
+    )
     turned = np.zeros(wide * deep + (MOST_PIECES + 1) * LANES, np.float32)
     for o in range(outer[2]):
-        t, behind, base = beyond[o], steps[0] if beyond[o] > 0 else 0, first + top * steps[1]
-        here, coming = base + below[o] * steps[0], base + below[min(o + 1, outer[2] - 1)] * steps[0]
+        t, behind, base = (
+            beyond[o],
+            steps[0] if beyond[o] > 0 else 0,
+            first + top * steps[1],
+        )
+        here, coming = (
+            base + below[o] * steps[0],
+            base + below[min(o + 1, outer[2] - 1)] * steps[0],
+        )
         for block in range(0, rows, _BLOCK):
             end = min(block + _BLOCK, rows)
             for k in range(block, end):
-                _blend_two(flat, here + k * steps[1], behind, t, rescale, lines, (k - block) * room, width)
+                _blend_two(
+                    flat,
+                    here + k * steps[1],
+                    behind,
+                    t,
+                    rescale,
+                    lines,
+                    (k - block) * room,
+                    width,
+                )
             _rows(
                 lines, lead, room, end - block, starts, index, fraction, pieces, unbounded, wide, flat_plane,
                 block * wide, wide, False,
@@ -205,8 +330,12 @@ def _resample_across(
                 turn(flat_plane, one, np.uint64(wide), turned, other, np.uint64(deep))
         for c in range(0, n, _BLOCK):
             end = min(c + _BLOCK, n)
-            for k in range(c * rows // n, end * rows // n):  # a share of the next plane's pixels
-                _ask_for(flat, coming + k * steps[1], coming + k * steps[1] + behind, width)
+            for k in range(
+                c * rows // n, end * rows // n
+            ):  # a share of the next plane's pixels
+                _ask_for(
+                    flat, coming + k * steps[1], coming + k * steps[1] + behind, width
+                )
             _rows(
                 turned, c * deep, deep, end - c, heads, lanes, weights, parts, clip, inner[2], out,
                 start + o * strides[0] + c * strides[2], strides[2], streamed,
@@ -243,8 +372,13 @@ def resample_aligned(
     first, count, picks = _picks(column)
     width = min((count + LANES - 1) // LANES * LANES, column[3])
     lead = max(first + width - column[3], 0)
-    read, toning = (first - lead, lead, width), (np.uint16(sign_bit), rescale[0, 0], rescale[1, 0])
-    aligned = (out.ctypes.data // 4 | start | strides[0] | max(strides[1], strides[2])) % (STREAM_ALIGN // 4) == 0
+    read, toning = (
+        (first - lead, lead, width),
+        (np.uint16(sign_bit), rescale[0, 0], rescale[1, 0]),
+    )
+    aligned = (
+        out.ctypes.data // 4 | start | strides[0] | max(strides[1], strides[2])
+    ) % (STREAM_ALIGN // 4) == 0
     streamed = aligned and 4 * out.size >= _STREAM_BYTES
     if strides[2] == 1:
         _resample_along(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from spine_engine.voxels.placement import EVEN, STAGGERED, UNEVEN
 from spine_engine.voxels.vectors import F32, LANES, U16, load_cells, prefetch
 
-# Compiled in from other files: 7b6271c4b542
+# Compiled in from other files: 01bd05cb0580
 
 U32 = NDArray[np.uint32]
 RowLine = tuple[float, float]
@@ -43,7 +43,9 @@ _inlined = njit(nogil=True, cache=True, fastmath={"contract"}, forceinline=True)
 
 
 @_inlined
-def _span(line: RowLine, low: float, high: float, first: int, last: int) -> tuple[int, int]:
+def _span(
+    line: RowLine, low: float, high: float, first: int, last: int
+) -> tuple[int, int]:
     """Narrow ``first <= w < last`` to the w with ``low <= start + w * step <= high``."""
     start, step = line
     one, other = start + first * step, start + (last - 1) * step
@@ -58,20 +60,53 @@ def _span(line: RowLine, low: float, high: float, first: int, last: int) -> tupl
 
 
 @_inlined
-def _locate(z: RowLine, r: RowLine, c: RowLine, shape: Size, first: int, n: int, fraction: F32, at: U32) -> None:
+def _locate(
+    z: RowLine,
+    r: RowLine,
+    c: RowLine,
+    shape: Size,
+    first: int,
+    n: int,
+    fraction: F32,
+    at: U32,
+) -> None:
     """Split the positions of ``n`` voxels in slices, rows and columns, clamped to the stack, into the index of the
     pixel below and the fractions beyond it."""
-    z0, r0, c0 = np.float32(z[0] + first * z[1]), np.float32(r[0] + first * r[1]), np.float32(c[0] + first * c[1])
+    z0, r0, c0 = (
+        np.float32(z[0] + first * z[1]),
+        np.float32(r[0] + first * r[1]),
+        np.float32(c[0] + first * c[1]),
+    )
     dz, dr, dc = np.float32(z[1]), np.float32(r[1]), np.float32(c[1])
-    z_end, r_end, c_end = np.float32(shape[0] - 1), np.float32(shape[1] - 1), np.float32(shape[2] - 1)
-    z_cap, r_cap, c_cap = np.int32(max(shape[0] - 2, 0)), np.int32(max(shape[1] - 2, 0)), np.int32(max(shape[2] - 2, 0))
+    z_end, r_end, c_end = (
+        np.float32(shape[0] - 1),
+        np.float32(shape[1] - 1),
+        np.float32(shape[2] - 1),
+    )
+    z_cap, r_cap, c_cap = (
+        np.int32(max(shape[0] - 2, 0)),
+        np.int32(max(shape[1] - 2, 0)),
+        np.int32(max(shape[2] - 2, 0)),
+    )
     area, columns = np.uint32(shape[1] * shape[2]), np.uint32(shape[2])
     for w in range(n):
         step = np.float32(np.int32(w))
         x, y, u = z0 + step * dz, r0 + step * dr, c0 + step * dc
-        x, y, u = min(max(x, _ZERO), z_end), min(max(y, _ZERO), r_end), min(max(u, _ZERO), c_end)
-        i, j, k = min(np.int32(x), z_cap), min(np.int32(y), r_cap), min(np.int32(u), c_cap)
-        fraction[0, w], fraction[1, w], fraction[2, w] = x - np.float32(i), y - np.float32(j), u - np.float32(k)
+        x, y, u = (
+            min(max(x, _ZERO), z_end),
+            min(max(y, _ZERO), r_end),
+            min(max(u, _ZERO), c_end),
+        )
+        i, j, k = (
+            min(np.int32(x), z_cap),
+            min(np.int32(y), r_cap),
+            min(np.int32(u), c_cap),
+        )
+        fraction[0, w], fraction[1, w], fraction[2, w] = (
+            x - np.float32(i),
+            y - np.float32(j),
+            u - np.float32(k),
+        )
         at[w] = np.uint32(i) * area + np.uint32(j) * columns + np.uint32(k)
 
 
@@ -87,28 +122,52 @@ def _blend(
     for w in range(n):
         t, a, b = fraction[0, w], fraction[1, w], fraction[2, w]
         p, q = words[w] ^ flips, words[second + np.uint64(w)] ^ flips
-        left, below = np.float32(np.int32(p & _LOW_HALF)), np.float32(np.int32(q & _LOW_HALF))
+        left, below = (
+            np.float32(np.int32(p & _LOW_HALF)),
+            np.float32(np.int32(q & _LOW_HALF)),
+        )
         above = left + b * (np.float32(np.int32(p >> _HIGH_HALF)) - left)
         under = below + b * (np.float32(np.int32(q >> _HIGH_HALF)) - below)
         here = above + a * (under - above)
         p, q = words[third + np.uint64(w)] ^ flips, words[fourth + np.uint64(w)] ^ flips
-        left, below = np.float32(np.int32(p & _LOW_HALF)), np.float32(np.int32(q & _LOW_HALF))
+        left, below = (
+            np.float32(np.int32(p & _LOW_HALF)),
+            np.float32(np.int32(q & _LOW_HALF)),
+        )
         above = left + b * (np.float32(np.int32(p >> _HIGH_HALF)) - left)
         under = below + b * (np.float32(np.int32(q >> _HIGH_HALF)) - below)
         there = above + a * (under - above)
-        out[start + np.uint64(w)] = min(max(gain * (here + t * (there - here)) + offset, low), high)
+        out[start + np.uint64(w)] = min(
+            max(gain * (here + t * (there - here)) + offset, low), high
+        )
 
 
 @_inlined
 def _load_row(flat: U16, under: U16, near: U32, far: U32, words: U32, n: int) -> None:
     """Load the cells of ``n`` voxels whose two slices may lie anywhere."""
     for w in range(0, n, 4):
-        load_cells(flat, under, flat, under, near, far, words, np.uint64(len(words) // 4), np.uint64(w))
+        load_cells(
+            flat,
+            under,
+            flat,
+            under,
+            near,
+            far,
+            words,
+            np.uint64(len(words) // 4),
+            np.uint64(w),
+        )
 
 
 @_inlined
 def _walk(
-    z: RowLine, first: int, n: int, segments: Segments, slices: NDArray[np.int32], t: F32, hit: NDArray[np.bool_]
+    z: RowLine,
+    first: int,
+    n: int,
+    segments: Segments,
+    slices: NDArray[np.int32],
+    t: F32,
+    hit: NDArray[np.bool_],
 ) -> None:
     """Find the two slices of each voxel, the weight of the second, and whether it is covered at all, walking along the
     segments with the voxels."""
@@ -167,11 +226,20 @@ def _sided_row(
         for w in range(n):
             step = np.float32(np.int32(w))
             y, u = r0 + step * dr - fraction[1, w], c0 + step * dc - fraction[2, w]
-            hit[w] &= (y >= -_HALF) & (y <= r_end + _HALF) & (u >= -_HALF) & (u <= c_end + _HALF)
+            hit[w] &= (
+                (y >= -_HALF)
+                & (y <= r_end + _HALF)
+                & (u >= -_HALF)
+                & (u <= c_end + _HALF)
+            )
             y, u = min(max(y, _ZERO), r_end), min(max(u, _ZERO), c_end)
             j, k = min(np.int32(y), r_cap), min(np.int32(u), c_cap)
             fraction[1, w], fraction[2, w] = y - np.float32(j), u - np.float32(k)
-            near[w] = np.uint32(slices[side, w]) * area + np.uint32(j) * columns + np.uint32(k)
+            near[w] = (
+                np.uint32(slices[side, w]) * area
+                + np.uint32(j) * columns
+                + np.uint32(k)
+            )
         _load_row(flat, under, near, near, words, n)
         _blend(words, flips, fraction, _ONE, _ZERO, unbounded, part, 0, n)
         for w in range(n):
@@ -211,13 +279,21 @@ def _write_row(
 
 
 @_inlined
-def _ahead(place: NDArray[np.float64], size: Size, pitch: float, kind: int) -> np.uint64:
+def _ahead(
+    place: NDArray[np.float64], size: Size, pitch: float, kind: int
+) -> np.uint64:
     """Return the distance from a voxel's pixel to the leading corner of the pixels read ``_AHEAD`` planes further."""
     ahead = 0
     for axis in range(3):
         move = _AHEAD * place[1, axis] / (pitch if axis == 0 else 1.0)
-        leading = int(np.rint(move)) + (1 if move > 0 else 0) - (1 if axis == 0 and kind == STAGGERED else 0)
-        ahead += leading * (size[1] * size[2] if axis == 0 else size[2] if axis == 1 else 1)
+        leading = (
+            int(np.rint(move))
+            + (1 if move > 0 else 0)
+            - (1 if axis == 0 and kind == STAGGERED else 0)
+        )
+        ahead += leading * (
+            size[1] * size[2] if axis == 0 else size[2] if axis == 1 else 1
+        )
     return np.uint64(ahead)
 
 
@@ -259,15 +335,36 @@ def resample_stack(
     """
     depth, height, width = out.shape
     room = (width + LANES - 1) // LANES * LANES
-    fraction, near, far = np.empty((3, room), np.float32), np.zeros(room, np.uint32), np.zeros(room, np.uint32)
-    words, slices, hit = np.empty(4 * room, np.uint32), np.empty((2, room), np.int32), np.empty(room, np.bool_)
+    fraction, near, far = (
+        np.empty((3, room), np.float32),
+        np.zeros(room, np.uint32),
+        np.zeros(room, np.uint32),
+    )
+    words, slices, hit = (
+        np.empty(4 * room, np.uint32),
+        np.empty((2, room), np.int32),
+        np.empty(room, np.bool_),
+    )
     part, value = np.empty(room, np.float32), np.empty(room, np.float32)
     under = flat[size[2] if size[1] > 1 else 0 :]
     behind = size[1] * size[2] if size[0] > 1 and kind == EVEN else 0
     back, back_under = flat[behind:], under[behind:]
-    voxels, marks, keep, flips = out.reshape(-1), filled.reshape(-1), filled.size > 0, np.uint32(sign_bit * 0x10001)
-    gain, offset, unbounded = rescale[0, 0], rescale[1, 0], (np.float32(-np.inf), np.float32(np.inf))
-    z_low, z_high = (-0.5, size[0] - 0.5) if kind == EVEN else (float(segments[0][1]), float(segments[0][-2]))
+    voxels, marks, keep, flips = (
+        out.reshape(-1),
+        filled.reshape(-1),
+        filled.size > 0,
+        np.uint32(sign_bit * 0x10001),
+    )
+    gain, offset, unbounded = (
+        rescale[0, 0],
+        rescale[1, 0],
+        (np.float32(-np.inf), np.float32(np.inf)),
+    )
+    z_low, z_high = (
+        (-0.5, size[0] - 0.5)
+        if kind == EVEN
+        else (float(segments[0][1]), float(segments[0][-2]))
+    )
     r_low, r_high = float(shift[0].min()) - 0.5, float(shift[0].max()) + size[1] - 0.5
     c_low, c_high = float(shift[1].min()) - 0.5, float(shift[1].max()) + size[2] - 0.5
     ahead, total = _ahead(place, size, (z_high - z_low) / size[0], kind), 0
@@ -285,7 +382,17 @@ def resample_stack(
             if kind == EVEN:
                 _locate(z, r, c, size, begin, n, fraction, near)
                 for w in range(0, n, 4):
-                    load_cells(flat, under, back, back_under, near, near, words, np.uint64(room), np.uint64(w))
+                    load_cells(
+                        flat,
+                        under,
+                        back,
+                        back_under,
+                        near,
+                        near,
+                        words,
+                        np.uint64(room),
+                        np.uint64(w),
+                    )
             elif kind == UNEVEN:
                 _uneven_row(
                     z, r, c, begin, n, flat, under, size, segments, fraction, near, far, slices, hit, words
@@ -299,7 +406,17 @@ def resample_stack(
                 prefetch(flat, np.uint64(near[w]) + ahead)
             written = min(n, width - begin)
             if kind == EVEN and fresh:
-                _blend(words, flips, fraction, gain, offset, clip, voxels, row + begin, written)
+                _blend(
+                    words,
+                    flips,
+                    fraction,
+                    gain,
+                    offset,
+                    clip,
+                    voxels,
+                    row + begin,
+                    written,
+                )
                 if last - first < width:
                     _clear(voxels, row, first)
                     _clear(voxels, row + last, width - last)
@@ -316,7 +433,9 @@ def resample_stack(
                 _clear(voxels, row, width)
                 for w in range(width if keep else 0):
                     marks[np.uint64(row) + np.uint64(w)] = False
-            total += _write_row(value, hit, clip, fresh, voxels, marks, keep, row + begin, written)
+            total += _write_row(
+                value, hit, clip, fresh, voxels, marks, keep, row + begin, written
+            )
     return total
 
 
@@ -363,11 +482,20 @@ def scatter_stack(
             for c in range(n):
                 step = np.float64(np.int32(c + first))
                 x, y, z = i0 + step * di, j0 + step * dj, k0 + step * dk
-                inside = (x >= 0) & (y >= 0) & (z >= 0) & (x < depth) & (y < height) & (z < width)
+                inside = (
+                    (x >= 0)
+                    & (y >= 0)
+                    & (z >= 0)
+                    & (x < depth)
+                    & (y < height)
+                    & (z < width)
+                )
                 voxel = (np.int32(x) * tall + np.int32(y)) * wide + np.int32(z)
                 at[c] = np.uint32(voxel if inside else beside)
             for c in range(n):
-                prefetch(pooled, np.uint64(2) * np.uint64(at[c]))  # each pixel's voxel is a cache line of its own
+                prefetch(
+                    pooled, np.uint64(2) * np.uint64(at[c])
+                )  # each pixel's voxel is a cache line of its own
             for c in range(n):
                 v = gain * np.float32(flat[start + np.uint64(c)] ^ flips) + offset
                 value[c] = min(max(v, low), high)

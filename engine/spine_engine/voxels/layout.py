@@ -32,6 +32,8 @@ class GridLayout:
     center_offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     normalisation: Normalisation = "series_window"
 
-    def pose(self, center_mm: NDArray[np.float64], axes: NDArray[np.float64]) -> GridPose:
+    def pose(
+        self, center_mm: NDArray[np.float64], axes: NDArray[np.float64]
+    ) -> GridPose:
         """Return the grid's pose along a disc: centre ``(3,)`` in LPS mm, axes ``(3, 3)`` with rows D, H, W."""
         return GridPose(center_mm + np.asarray(self.center_offset_mm) @ axes, axes)

@@ -49,7 +49,9 @@ class SliceSegments:
     rate: NDArray[np.float32]
 
 
-NO_SEGMENTS = SliceSegments(np.zeros(0, np.float32), np.zeros((2, 0), np.int32), np.zeros(0, np.float32))
+NO_SEGMENTS = SliceSegments(
+    np.zeros(0, np.float32), np.zeros((2, 0), np.int32), np.zeros(0, np.float32)
+)
 """The segments of even slices, which are counted instead."""
 
 
@@ -62,20 +64,34 @@ def slice_segments(positions_mm: NDArray[np.float64], nominal: float) -> SliceSe
     positions = positions_mm.tolist()
     half = nominal / 2
     last = len(positions) - 1
-    cuts: list[tuple[float, int, int, float]] = [(-math.inf, 0, 0, math.nan), (-half, 0, 0, 0.0)]
+    cuts: list[tuple[float, int, int, float]] = [
+        (-math.inf, 0, 0, math.nan),
+        (-half, 0, 0, 0.0),
+    ]
     for s, (here, there) in enumerate(pairwise(positions)):
         if there - here <= MAX_GAP * nominal:
             cuts.append((here, s, s + 1, 1.0 / (there - here)))
         else:
-            cuts += [(here, s, s, 0.0), (here + half, s, s, math.nan), (there - half, s + 1, s + 1, 0.0)]
-    cuts += [(positions[last], last, last, 0.0), (positions[last] + half, last, last, math.nan)]
+            cuts += [
+                (here, s, s, 0.0),
+                (here + half, s, s, math.nan),
+                (there - half, s + 1, s + 1, 0.0),
+            ]
+    cuts += [
+        (positions[last], last, last, 0.0),
+        (positions[last] + half, last, last, math.nan),
+    ]
     starts, lower, upper, rate = zip(*cuts, strict=True)
     return SliceSegments(
-        np.array([*starts, math.inf], np.float32), np.array([lower, upper], np.int32), np.array(rate, np.float32)
+        np.array([*starts, math.inf], np.float32),
+        np.array([lower, upper], np.int32),
+        np.array(rate, np.float32),
     )
 
 
-def slice_shift(offsets_mm: NDArray[np.float64], spacing_mm: tuple[float, float]) -> NDArray[np.float32]:
+def slice_shift(
+    offsets_mm: NDArray[np.float64], spacing_mm: tuple[float, float]
+) -> NDArray[np.float32]:
     """Return ``(2, S)``: (rows, columns) between each slice's start and the first slice's normal, in pixels.
 
     ``offsets_mm (S, 2)`` is the same in mm.
@@ -89,24 +105,40 @@ def slice_shift(offsets_mm: NDArray[np.float64], spacing_mm: tuple[float, float]
 def scatter_place(stack: Stack, spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:
     """Return ``(S, 3, 3)``: the first pixel of each slice in voxels from the grid's corner; row and column steps."""
     spacing = np.asarray(spec.spacing_mm)
-    first = (stack.origins_mm - pose.center_mm) @ pose.axes.T / spacing + np.asarray(spec.shape) / 2
-    steps = (stack.axes[1:] * np.asarray(stack.spacing_mm)[:, None]) @ pose.axes.T / spacing
-    return np.concatenate([first[:, None], np.broadcast_to(steps, (len(first), 2, 3))], axis=1)
+    first = (stack.origins_mm - pose.center_mm) @ pose.axes.T / spacing + np.asarray(
+        spec.shape
+    ) / 2
+    steps = (
+        (stack.axes[1:] * np.asarray(stack.spacing_mm)[:, None]) @ pose.axes.T / spacing
+    )
+    return np.concatenate(
+        [first[:, None], np.broadcast_to(steps, (len(first), 2, 3))], axis=1
+    )
 
 
 def pitch_mm(positions_mm: NDArray[np.float64]) -> float:
     """Return the median distance of a stack's slices, mm; a single slice has its nominal thickness."""
     positions = positions_mm.tolist()
-    return median(b - a for a, b in pairwise(positions)) if len(positions) > 1 else SINGLE_SLICE_MM
+    return (
+        median(b - a for a, b in pairwise(positions))
+        if len(positions) > 1
+        else SINGLE_SLICE_MM
+    )
 
 
 def alike(
-    positions_mm: NDArray[np.float64], pitch: float, rescale: NDArray[np.float32], shift: NDArray[np.float32]
+    positions_mm: NDArray[np.float64],
+    pitch: float,
+    rescale: NDArray[np.float32],
+    shift: NDArray[np.float32],
 ) -> int:
     """Return the likeness of slices: ``EVEN``, ``UNEVEN`` or ``STAGGERED``."""
     if shift.any() or (rescale != rescale[:, :1]).any():
         return STAGGERED
-    even = np.abs(positions_mm - pitch * np.arange(len(positions_mm))).max() <= MAX_UNEVEN_MM
+    even = (
+        np.abs(positions_mm - pitch * np.arange(len(positions_mm))).max()
+        <= MAX_UNEVEN_MM
+    )
     return EVEN if even else UNEVEN
 
 
@@ -135,7 +167,9 @@ class AlignedBox:
     column: GridLine
 
 
-def aligned_box(place: NDArray[np.float64], shape: tuple[int, ...], size: tuple[int, ...]) -> AlignedBox | None:
+def aligned_box(
+    place: NDArray[np.float64], shape: tuple[int, ...], size: tuple[int, ...]
+) -> AlignedBox | None:
     """Return how an even stack lies in a grid along the stack's axes, in any order and direction.
 
     The result is None if the grid is oblique: if a voxel would be off by more than a thousandth of a pixel or slice.
@@ -171,9 +205,14 @@ def aligned_box(place: NDArray[np.float64], shape: tuple[int, ...], size: tuple[
     return AlignedBox(
         covered=(covered[0], covered[1], covered[2]),
         count=lines[0][2] * lines[1][2] * lines[2][2],
-        start=covered[0].start * strides[0] + covered[1].start * strides[1] + covered[2].start,
+        start=covered[0].start * strides[0]
+        + covered[1].start * strides[1]
+        + covered[2].start,
         strides=(strides[outer], strides[inner], strides[column]),
-        steps=(area if along[outer] == 0 else size[2], area if along[inner] == 0 else size[2]),
+        steps=(
+            area if along[outer] == 0 else size[2],
+            area if along[inner] == 0 else size[2],
+        ),
         outer=lines[outer],
         inner=lines[inner],
         column=lines[column],

@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 
 from spine_engine.study import Stack
 from spine_engine.voxels.grid import GridPose, GridSpec
-from spine_engine.voxels.placement import EVEN, NO_SEGMENTS, alike, pitch_mm, slice_segments, slice_shift
+from spine_engine.voxels.placement import (
+    EVEN,
+    NO_SEGMENTS,
+    alike,
+    pitch_mm,
+    slice_segments,
+    slice_shift,
+)
 from spine_engine.voxels.window import WindowedStack
 
 StackInput = Stack | WindowedStack
@@ -49,7 +56,9 @@ class PreparedChannel:
 
     def places(self, spec: GridSpec, pose: GridPose) -> NDArray[np.float64]:
         """Return ``(N, 4, 3)``: the place of voxel [0, 0, 0] in each stack, and the steps along D, H and W."""
-        steps = (pose.axes * np.asarray(spec.spacing_mm)[:, None]) @ self.to_stack.transpose(0, 2, 1)
+        steps = (
+            pose.axes * np.asarray(spec.spacing_mm)[:, None]
+        ) @ self.to_stack.transpose(0, 2, 1)
         center = (self.to_stack @ (pose.center_mm - self.origins_mm)[..., None])[..., 0]
         first = center - (np.asarray(spec.shape) - 1) / 2 @ steps
         return np.concatenate([first[:, None], steps], axis=1)
@@ -62,13 +71,17 @@ def prepared(channel: Sequence[StackInput]) -> PreparedChannel:
         channel: a ``WindowedStack`` gives values scaled to 0..1; a plain ``Stack`` gives its rescaled values unchanged.
     """
     stacks = tuple(_prepared_stack(stack) for stack in _in_fixed_order(channel))
-    scales = np.array([[s.pitch_mm if s.kind == EVEN else 1.0, *s.stack.spacing_mm] for s in stacks])
+    scales = np.array(
+        [[s.pitch_mm if s.kind == EVEN else 1.0, *s.stack.spacing_mm] for s in stacks]
+    )
     axes = np.array([s.stack.axes for s in stacks]).reshape(-1, 3, 3)
     origins = np.array([s.stack.origins_mm[0] for s in stacks]).reshape(-1, 3)
     return PreparedChannel(stacks, axes / scales.reshape(-1, 3, 1), origins)
 
 
-def rescale_of(stack_input: StackInput) -> tuple[int, NDArray[np.float32], tuple[np.float32, np.float32]]:
+def rescale_of(
+    stack_input: StackInput,
+) -> tuple[int, NDArray[np.float32], tuple[np.float32, np.float32]]:
     """Return the sign bit of the stored values, gain and offset of each slice ``(2, S)``, and the bounds of the result.
 
     The sign bit turns stored values into unsigned order.
@@ -84,7 +97,9 @@ def rescale_of(stack_input: StackInput) -> tuple[int, NDArray[np.float32], tuple
     sign_bit = 0x8000 if stack.pixels.dtype == np.int16 else 0
     gain = stack.slope * scale
     offset = (stack.intercept.astype(np.float64) - low) * scale
-    rescale = np.array([gain, offset - sign_bit * gain if sign_bit else offset], np.float32)
+    rescale = np.array(
+        [gain, offset - sign_bit * gain if sign_bit else offset], np.float32
+    )
     return sign_bit, rescale, clip
 
 
@@ -122,7 +137,12 @@ def _in_fixed_order(channel: Sequence[StackInput]) -> list[StackInput]:
 
     def place(stack_input: StackInput) -> tuple[float, ...]:
         stack = _stack_of(stack_input)
-        return (*stack.origins_mm[0].tolist(), *stack.axes.ravel().tolist(), *stack.spacing_mm, *stack.pixels.shape)
+        return (
+            *stack.origins_mm[0].tolist(),
+            *stack.axes.ravel().tolist(),
+            *stack.spacing_mm,
+            *stack.pixels.shape,
+        )
 
     def checksum(stack_input: StackInput) -> int:
         return zlib.crc32(_stack_of(stack_input).pixels.data)
@@ -132,5 +152,7 @@ def _in_fixed_order(channel: Sequence[StackInput]) -> list[StackInput]:
     ordered: list[StackInput] = []
     for _, group in groupby(sorted(channel, key=place), key=place):
         same_place = list(group)
-        ordered += same_place if len(same_place) == 1 else sorted(same_place, key=checksum)
+        ordered += (
+            same_place if len(same_place) == 1 else sorted(same_place, key=checksum)
+        )
     return ordered

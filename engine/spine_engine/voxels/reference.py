@@ -22,11 +22,22 @@ def _at(stack: Stack, point: NDArray[np.float64]) -> float:
     nominal = stack.slice_spacing_mm or SINGLE_SLICE_MM
     z = float(stack.axes[0] @ point)
     above = int(np.searchsorted(positions, z, side="right"))
-    if 0 < above < len(positions) and positions[above] - positions[above - 1] <= MAX_GAP * nominal:
-        t = float((z - positions[above - 1]) / (positions[above] - positions[above - 1]))
-        return (1 - t) * _in_slice(stack, above - 1, point) + t * _in_slice(stack, above, point)
+    if (
+        0 < above < len(positions)
+        and positions[above] - positions[above - 1] <= MAX_GAP * nominal
+    ):
+        t = float(
+            (z - positions[above - 1]) / (positions[above] - positions[above - 1])
+        )
+        return (1 - t) * _in_slice(stack, above - 1, point) + t * _in_slice(
+            stack, above, point
+        )
     nearest = int(np.argmin(np.abs(positions - z)))
-    return _in_slice(stack, nearest, point) if abs(positions[nearest] - z) <= nominal / 2 else np.nan
+    return (
+        _in_slice(stack, nearest, point)
+        if abs(positions[nearest] - z) <= nominal / 2
+        else np.nan
+    )
 
 
 def _in_slice(stack: Stack, s: int, point: NDArray[np.float64]) -> float:
@@ -43,7 +54,9 @@ def _in_slice(stack: Stack, s: int, point: NDArray[np.float64]) -> float:
     image = stack.pixels[s].astype(np.float64)
     upper = (1 - x + j) * image[i, j] + (x - j) * image[i, beside]
     lower = (1 - x + j) * image[below, j] + (x - j) * image[below, beside]
-    return float(stack.slope[s] * ((1 - y + i) * upper + (y - i) * lower) + stack.intercept[s])
+    return float(
+        stack.slope[s] * ((1 - y + i) * upper + (y - i) * lower) + stack.intercept[s]
+    )
 
 
 def scatter(
@@ -61,15 +74,28 @@ def scatter(
     for stack in stacks:
         down = stack.axes[1] * stack.spacing_mm[0]
         right = stack.axes[2] * stack.spacing_mm[1]
-        r, c = np.meshgrid(*(np.arange(size) for size in stack.pixels.shape[1:]), indexing="ij")
-        for s, (image, origin) in enumerate(zip(stack.pixels, stack.origins_mm, strict=True)):
+        r, c = np.meshgrid(
+            *(np.arange(size) for size in stack.pixels.shape[1:]), indexing="ij"
+        )
+        for s, (image, origin) in enumerate(
+            zip(stack.pixels, stack.origins_mm, strict=True)
+        ):
             points = origin + r[..., None] * down + c[..., None] * right
-            voxel = np.floor(((points - pose.center_mm) @ pose.axes.T - corner) / np.asarray(spec.spacing_mm))
+            voxel = np.floor(
+                ((points - pose.center_mm) @ pose.axes.T - corner)
+                / np.asarray(spec.spacing_mm)
+            )
             inside = np.all((voxel >= 0) & (voxel < np.asarray(spec.shape)), axis=-1)
             where = tuple(voxel[inside].astype(int).T)
-            values = (stack.slope[s] * image.astype(np.float64) + stack.intercept[s])[inside]
+            values = (stack.slope[s] * image.astype(np.float64) + stack.intercept[s])[
+                inside
+            ]
             np.add.at(total, where, values)
             np.add.at(count, where, 1)
             np.maximum.at(largest, where, values)
-    pooled = total / np.maximum(count, 1) if pool == "mean" else np.where(count > 0, largest, 0.0)
+    pooled = (
+        total / np.maximum(count, 1)
+        if pool == "mean"
+        else np.where(count > 0, largest, 0.0)
+    )
     return pooled, count

@@ -40,7 +40,9 @@ def _load(builder: Any, data: Any, at: Any, kind: Any) -> Any:
 
 def _store(builder: Any, vector: Any, data: Any, at: Any) -> None:
     """Store a vector to ``data[at]`` and the following places."""
-    builder.store(vector, builder.bitcast(builder.gep(data, [at]), vector.type.as_pointer())).align = 4
+    builder.store(
+        vector, builder.bitcast(builder.gep(data, [at]), vector.type.as_pointer())
+    ).align = 4
 
 
 def _stream(builder: Any, vector: Any, data: Any, at: Any) -> None:
@@ -53,7 +55,9 @@ def _stream(builder: Any, vector: Any, data: Any, at: Any) -> None:
             builder.shuffle_vector(vector, vector, lanes),
             builder.gep(data, [builder.add(at, number(k))]),
         )
-        stored = builder.store(quarter, builder.bitcast(address, quarter.type.as_pointer()))
+        stored = builder.store(
+            quarter, builder.bitcast(address, quarter.type.as_pointer())
+        )
         stored.align = STREAM_ALIGN
         stored.set_metadata("nontemporal", past_the_caches)
 
@@ -61,7 +65,9 @@ def _stream(builder: Any, vector: Any, data: Any, at: Any) -> None:
 def _splat(builder: Any, value: Any) -> Any:
     """Return a vector that repeats one value."""
     kind, words = ir.VectorType(value.type, LANES), ir.VectorType(ir.IntType(32), LANES)
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+    one = builder.insert_element(
+        ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0)
+    )
     return builder.shuffle_vector(one, one, ir.Constant(words, None))
 
 
@@ -73,7 +79,9 @@ def _picked(builder: Any, vector: Any, lanes: list[Any]) -> Any:
     """
     picked = ir.Constant(vector.type, ir.Undefined)
     for k, lane in enumerate(lanes):
-        picked = builder.insert_element(picked, builder.extract_element(vector, lane), ir.IntType(32)(k))
+        picked = builder.insert_element(
+            picked, builder.extract_element(vector, lane), ir.IntType(32)(k)
+        )
     return picked
 
 
@@ -84,7 +92,8 @@ def _along_intrinsic(pieces: int) -> Callable[..., Any]:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         line, index, fraction, out = (
-            context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 3, 4, 8)
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data
+            for k in (0, 3, 4, 8)
         )
         _, start, gap, _, _, w, low, high, _, at, stride, streamed = arguments
         places, f = _load(builder, index, w, words), _load(builder, fraction, w, floats)
@@ -94,20 +103,33 @@ def _along_intrinsic(pieces: int) -> Callable[..., Any]:
         def pixels(first: Any) -> Any:
             found: Any = None
             for piece in range(pieces):
-                vector = _load(builder, line, builder.add(first, number(piece * LANES)), floats)
-                here = builder.icmp_unsigned(">=", places, ir.Constant(words, [piece * LANES] * LANES))
+                vector = _load(
+                    builder, line, builder.add(first, number(piece * LANES)), floats
+                )
+                here = builder.icmp_unsigned(
+                    ">=", places, ir.Constant(words, [piece * LANES] * LANES)
+                )
                 picked = _picked(builder, vector, lanes)
                 found = builder.select(here, picked, found) if piece else picked
             return found
 
         def voxels(first: Any) -> Any:
             one, other = pixels(first), pixels(builder.add(first, number(1)))
-            value = builder.fadd(one, builder.fmul(f, builder.fsub(other, one), flags=fused), flags=fused)
+            value = builder.fadd(
+                one, builder.fmul(f, builder.fsub(other, one), flags=fused), flags=fused
+            )
             lowest, highest = _splat(builder, low), _splat(builder, high)
-            value = builder.select(builder.fcmp_ordered(">", value, lowest), value, lowest)
-            return builder.select(builder.fcmp_ordered("<", value, highest), value, highest)
+            value = builder.select(
+                builder.fcmp_ordered(">", value, lowest), value, lowest
+            )
+            return builder.select(
+                builder.fcmp_ordered("<", value, highest), value, highest
+            )
 
-        rows = (voxels(start), at), (voxels(builder.add(start, gap)), builder.add(at, stride))
+        rows = (
+            (voxels(start), at),
+            (voxels(builder.add(start, gap)), builder.add(at, stride)),
+        )
         with builder.if_else(streamed) as branches:
             for branch, store in zip(branches, (_stream, _store), strict=True):
                 with branch:
@@ -122,12 +144,16 @@ def _along_intrinsic(pieces: int) -> Callable[..., Any]:
         """``out[at + v] = clip((1 - f) line[start + i] + f line[start + i + 1])`` for a vector of v, where
         ``i = index[w + v] < LANES pieces`` and ``f = fraction[w + v]``; the same from ``line[start + gap :]`` into
         ``out[at + stride :]``."""
-        return types.void(line, start, gap, index, fraction, w, low, high, out, at, stride, streamed), generate
+        return types.void(
+            line, start, gap, index, fraction, w, low, high, out, at, stride, streamed
+        ), generate
 
     return typed
 
 
-def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any, at: Any, stride: Any) -> Any:
+def _turn_intrinsic(
+    _context: Any, lines: Any, start: Any, width: Any, out: Any, at: Any, stride: Any
+) -> Any:
     """Transpose the tile ``lines[start + row * width + column]`` in registers into ``out[at + column * stride + row]``.
 
     Each round swaps one bit of the row number with one of the column number.
@@ -135,20 +161,33 @@ def _turn_intrinsic(_context: Any, lines: Any, start: Any, width: Any, out: Any,
     row, number = ir.VectorType(ir.FloatType(), LANES), ir.IntType(64)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, target = (context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in (0, 3))
+        source, target = (
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data
+            for k in (0, 3)
+        )
         _, start, width, _, at, stride = arguments
-        places = [builder.add(start, builder.mul(width, number(k))) for k in range(LANES)]
+        places = [
+            builder.add(start, builder.mul(width, number(k))) for k in range(LANES)
+        ]
         rows = [_load(builder, source, place, row) for place in places]
         for bit in (bit for bit in (8, 4, 2, 1) if bit < LANES):
             lower = [k if not k & bit else LANES + (k ^ bit) for k in range(LANES)]
             upper = [k | bit if not k & bit else LANES + k for k in range(LANES)]
-            lower, upper = (ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (lower, upper))
+            lower, upper = (
+                ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask)
+                for mask in (lower, upper)
+            )
             for k in (k for k in range(LANES) if not k & bit):
                 one, other = rows[k], rows[k + bit]
                 rows[k] = builder.shuffle_vector(one, other, lower)
                 rows[k + bit] = builder.shuffle_vector(one, other, upper)
         for k in range(LANES):
-            _store(builder, rows[k], target, builder.add(at, builder.mul(stride, number(k))))
+            _store(
+                builder,
+                rows[k],
+                target,
+                builder.add(at, builder.mul(stride, number(k))),
+            )
         return context.get_dummy_value()
 
     return types.void(lines, start, width, out, at, stride), generate
@@ -158,12 +197,22 @@ def _prefetch_intrinsic(_context: Any, pixels: Any, _index: Any) -> Any:
     """Prefetch the cache line of ``pixels[index]``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        data = context.make_array(signature.args[0])(
+            context, builder, arguments[0]
+        ).data
         byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
         prefetch = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         read, keep, data_cache = word(0), word(3), word(1)
-        builder.call(prefetch, [builder.bitcast(builder.gep(data, [arguments[1]]), byte), read, keep, data_cache])
+        builder.call(
+            prefetch,
+            [
+                builder.bitcast(builder.gep(data, [arguments[1]]), byte),
+                read,
+                keep,
+                data_cache,
+            ],
+        )
         return context.get_dummy_value()
 
     return types.void(pixels, types.uint64), generate
@@ -199,11 +248,19 @@ def _cells_intrinsic(
     word, quad = ir.IntType(32), ir.VectorType(ir.IntType(32), 4)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        arrays = [context.make_array(signature.args[k])(context, builder, arguments[k]).data for k in range(7)]
+        arrays = [
+            context.make_array(signature.args[k])(context, builder, arguments[k]).data
+            for k in range(7)
+        ]
         room, w = arguments[7:]
         places = [[builder.add(w, ir.IntType(64)(v)) for v in range(4)]] * 2
         places = [
-            [builder.zext(builder.load(builder.gep(arrays[4 + far], [place])), ir.IntType(64)) for place in places[far]]
+            [
+                builder.zext(
+                    builder.load(builder.gep(arrays[4 + far], [place])), ir.IntType(64)
+                )
+                for place in places[far]
+            ]
             for far in range(2)
         ]
         for k in range(4):
@@ -213,17 +270,27 @@ def _cells_intrinsic(
                 loaded = builder.load(builder.bitcast(pixel, word.as_pointer()))
                 loaded.align = 2
                 cells = builder.insert_element(cells, loaded, word(v))
-            target = builder.gep(arrays[6], [builder.add(w, builder.mul(room, ir.IntType(64)(k)))])
+            target = builder.gep(
+                arrays[6], [builder.add(w, builder.mul(room, ir.IntType(64)(k)))]
+            )
             builder.store(cells, builder.bitcast(target, quad.as_pointer())).align = 4
         return context.get_dummy_value()
 
-    return types.void(upper, under, back, back_under, near, far, words, room, w), generate
+    return types.void(
+        upper, under, back, back_under, near, far, words, room, w
+    ), generate
 
 
 load_cells = cast(Callable[..., None], intrinsic(_cells_intrinsic))
 along_one, along_two, along_four = (
-    cast(Callable[..., None], intrinsic(_along_intrinsic(pieces))) for pieces in (1, 2, MOST_PIECES)
+    cast(Callable[..., None], intrinsic(_along_intrinsic(pieces)))
+    for pieces in (1, 2, MOST_PIECES)
 )
-turn = cast(Callable[[F32, np.uint64, np.uint64, F32, np.uint64, np.uint64], None], intrinsic(_turn_intrinsic))
-prefetch = cast(Callable[[NDArray[Any], np.uint64], None], intrinsic(_prefetch_intrinsic))
+turn = cast(
+    Callable[[F32, np.uint64, np.uint64, F32, np.uint64, np.uint64], None],
+    intrinsic(_turn_intrinsic),
+)
+prefetch = cast(
+    Callable[[NDArray[Any], np.uint64], None], intrinsic(_prefetch_intrinsic)
+)
 fence = cast(Callable[[], None], intrinsic(_fence_intrinsic))

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from spine_engine.voxels.grid import GridPose, GridSpec
 from spine_engine.voxels.placement import EVEN, AlignedBox, aligned_box, scatter_place
-from spine_engine.voxels.prepared import PreparedChannel, PreparedStack, StackInput, prepared
+from spine_engine.voxels.prepared import (
+    PreparedChannel,
+    PreparedStack,
+    StackInput,
+    prepared,
+)
 
 COARSE_STEP = 4
 COARSE_MIN = 8
@@ -59,7 +64,10 @@ def voxelize(
     values = _output(out, len(channels), spec)
     # All channels are prepared first: filling a grid evicts the code for preparing from the caches.
     ready = [_ready(channel) for channel in channels]
-    coverage = [_fill(channel, spec, pose, grid) / grid.size for channel, grid in zip(ready, values, strict=True)]
+    coverage = [
+        _fill(channel, spec, pose, grid) / grid.size
+        for channel, grid in zip(ready, values, strict=True)
+    ]
     return VoxelGrid(values, tuple(coverage))
 
 
@@ -67,7 +75,9 @@ def _ready(channel: Sequence[StackInput] | PreparedChannel) -> PreparedChannel:
     return channel if isinstance(channel, PreparedChannel) else prepared(channel)
 
 
-def _fill(channel: PreparedChannel, spec: GridSpec, pose: GridPose, grid: NDArray[np.float32]) -> int:
+def _fill(
+    channel: PreparedChannel, spec: GridSpec, pose: GridPose, grid: NDArray[np.float32]
+) -> int:
     """Fill one channel's grid from its stacks, best first; return how many voxels they cover."""
     order = _best_first(channel, spec, pose)
     if not order:
@@ -78,7 +88,9 @@ def _fill(channel: PreparedChannel, spec: GridSpec, pose: GridPose, grid: NDArra
     covered = 0
     for turn, n in enumerate(order):
         if covered < grid.size:
-            covered += _resample(channel.stacks[n], places[n], grid, filled, fresh=turn == 0)
+            covered += _resample(
+                channel.stacks[n], places[n], grid, filled, fresh=turn == 0
+            )
     return covered
 
 
@@ -104,7 +116,16 @@ def scatter(
         for s in _ready(channel).stacks:
             pixels = s.stack.pixels.view(np.uint16)
             place = scatter_place(s.stack, spec, pose)
-            kernels.scatter_stack(pooled, spec.shape, pixels, s.sign_bit, s.rescale, place, s.clip, pool == "max")
+            kernels.scatter_stack(
+                pooled,
+                spec.shape,
+                pixels,
+                s.sign_bit,
+                s.rescale,
+                place,
+                s.clip,
+                pool == "max",
+            )
         coverage.append(kernels.settle(pooled, grid, pool == "mean") / grid.size)
     return VoxelGrid(values, tuple(coverage))
 
@@ -132,7 +153,10 @@ def _resample(
 
 
 def _resample_aligned(
-    stack: PreparedStack, box: AlignedBox, grid: NDArray[np.float32], filled: NDArray[np.bool_]
+    stack: PreparedStack,
+    box: AlignedBox,
+    grid: NDArray[np.float32],
+    filled: NDArray[np.bool_],
 ) -> int:
     """Fill the covered voxels of a new grid along the stack's own axes; return how many those are."""
     from spine_engine.voxels import aligned
@@ -154,22 +178,32 @@ def _best_first(channel: PreparedChannel, spec: GridSpec, pose: GridPose) -> lis
     """Return the numbers of the stacks that touch the grid, best coverage first, then in the channel's own order."""
     if len(channel.stacks) < 2:
         return list(range(len(channel.stacks)))
-    d, h, w = (max(min(size, COARSE_MIN), math.ceil(size / COARSE_STEP)) for size in spec.shape)
-    d_mm, h_mm, w_mm = (size / count for size, count in zip(spec.size_mm, (d, h, w), strict=True))
+    d, h, w = (
+        max(min(size, COARSE_MIN), math.ceil(size / COARSE_STEP)) for size in spec.shape
+    )
+    d_mm, h_mm, w_mm = (
+        size / count for size, count in zip(spec.size_mm, (d, h, w), strict=True)
+    )
     coarse = GridSpec((d, h, w), (d_mm, h_mm, w_mm))
     grid = np.empty(coarse.shape, np.float32)
     no_marks = np.empty((0, 0, 0), np.bool_)
     placed = zip(channel.stacks, channel.places(coarse, pose), strict=True)
-    covered = [_resample(stack, place, grid, no_marks, fresh=True) for stack, place in placed]
+    covered = [
+        _resample(stack, place, grid, no_marks, fresh=True) for stack, place in placed
+    ]
     best_first = sorted(range(len(covered)), key=lambda n: -covered[n])
     return [n for n in best_first if covered[n]]
 
 
-def _output(out: NDArray[np.float32] | None, channels: int, spec: GridSpec) -> NDArray[np.float32]:
+def _output(
+    out: NDArray[np.float32] | None, channels: int, spec: GridSpec
+) -> NDArray[np.float32]:
     """Return ``out`` after checking it, or a new array ``(C, D, H, W)``."""
     shape = (channels, *spec.shape)
     if out is None:
         return np.empty(shape, np.float32)
     if out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
-        raise ValueError(f"out must be {shape} float32 and C-contiguous, got {out.shape} {out.dtype}")
+        raise ValueError(
+            f"out must be {shape} float32 and C-contiguous, got {out.shape} {out.dtype}"
+        )
     return out

@@ -30,8 +30,14 @@ class IntensityWindow:
     high: float
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"a window needs finite low < high, got {self.low} .. {self.high}")
+        if not (
+            math.isfinite(self.low)
+            and math.isfinite(self.high)
+            and self.low < self.high
+        ):
+            raise ValueError(
+                f"a window needs finite low < high, got {self.low} .. {self.high}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +97,9 @@ def windowed(stacks: Iterable[Stack]) -> tuple[WindowedStack, ...]:
     return tuple(WindowedStack(stack, window) for stack in series)
 
 
-def _histogram(stacks: Sequence[Stack], step: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _histogram(
+    stacks: Sequence[Stack], step: int
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the rescaled values, ascending, and how often each occurs, in a centred subsample of the slices.
 
     The subsample is every ``step``-th row and column. Stored values of 16 bits are counted, not sorted; slices rescaled
@@ -101,16 +109,24 @@ def _histogram(stacks: Sequence[Stack], step: int) -> tuple[NDArray[np.float64],
     for stack in stacks:
         row, column = (((size - 1) % step) // 2 for size in stack.pixels.shape[1:])
         sample = stack.pixels[:, row::step, column::step]
-        rescales = list(zip(stack.slope.tolist(), stack.intercept.tolist(), strict=True))
+        rescales = list(
+            zip(stack.slope.tolist(), stack.intercept.tolist(), strict=True)
+        )
         for rescale in dict.fromkeys(rescales):
             slices = [s for s, other in enumerate(rescales) if other == rescale]
-            stored.setdefault(rescale, []).append(sample if len(slices) == len(rescales) else sample[slices])
+            stored.setdefault(rescale, []).append(
+                sample if len(slices) == len(rescales) else sample[slices]
+            )
     values = []
     counts = []
     for (slope, intercept), samples in stored.items():
         for sample in samples:
             lowest = -0x8000 if sample.dtype == np.int16 else 0
-            occurrences = np.bincount(sample.ravel() if lowest == 0 else sample.ravel().astype(np.int32) - lowest)
+            occurrences = np.bincount(
+                sample.ravel()
+                if lowest == 0
+                else sample.ravel().astype(np.int32) - lowest
+            )
             occurring = np.flatnonzero(occurrences)
             values.append((occurring + lowest).astype(np.float64) * slope + intercept)
             counts.append(occurrences[occurring])
@@ -119,7 +135,9 @@ def _histogram(stacks: Sequence[Stack], step: int) -> tuple[NDArray[np.float64],
     return all_values[order], np.concatenate(counts)[order]
 
 
-def _percentile(values: NDArray[np.float64], counts: NDArray[np.int64], q: float) -> float:
+def _percentile(
+    values: NDArray[np.float64], counts: NDArray[np.int64], q: float
+) -> float:
     """Return what ``np.percentile`` returns for ascending ``values`` that occur ``counts`` times, bit for bit."""
     ends = np.cumsum(counts)
     rank = (int(ends[-1]) - 1) * (q / 100.0)

@@ -14,7 +14,12 @@ from spine_training.detector.data import load_data
 from spine_training.detector.evaluate import TorchBackend, cross_validate, evaluate
 from spine_training.detector.figures import Row, as_dicts, page, rows_as_json, table
 from spine_training.detector.pictures import write_picture
-from spine_training.detector.train import DETECTOR_FIT, EPOCH_STEPS, TrainingExams, train
+from spine_training.detector.train import (
+    DETECTOR_FIT,
+    EPOCH_STEPS,
+    TrainingExams,
+    train,
+)
 from spine_training.drawing import NoMatplotlibError
 from spine_training.fit import Machine, Session, read_checkpoint
 from spine_training.folds import FOLDS
@@ -26,37 +31,68 @@ app = typer.Typer(
 )
 
 Data = Annotated[
-    list[Path], typer.Option(help="Folder with lumbar-mri/ and spider-slices/, or in RSNA's layout; repeatable.")
+    list[Path],
+    typer.Option(
+        help="Folder with lumbar-mri/ and spider-slices/, or in RSNA's layout; repeatable."
+    ),
 ]
-Picture = Annotated[Path | None, typer.Option(help="SVG file to draw the errors by level to.")]
-Cache = Annotated[Path, typer.Option(help="Folder that keeps the volumes of RSNA sets once read.")]
+Picture = Annotated[
+    Path | None, typer.Option(help="SVG file to draw the errors by level to.")
+]
+Cache = Annotated[
+    Path, typer.Option(help="Folder that keeps the volumes of RSNA sets once read.")
+]
 DEFAULT_CACHE: Final = Path("build/detector-cache")
 
 
 @app.command("train")
 def train_command(
     data: Data,
-    out: Annotated[Path, typer.Option(help="Folder for the checkpoint and the curves.")],
-    fold: Annotated[int, typer.Option(help="Fold held out, 0 to 4; -1 trains on everything.")] = 0,
-    epochs: Annotated[int, typer.Option(min=1, help=f"Epochs of {EPOCH_STEPS} batches each.")] = DETECTOR_FIT.epochs,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = DETECTOR_FIT.learning_rate,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = DETECTOR_FIT.seed,
-    phantoms: Annotated[int, typer.Option(min=0, help="Number of phantom studies mixed in.")] = 0,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the checkpoint and the curves.")
+    ],
+    fold: Annotated[
+        int, typer.Option(help="Fold held out, 0 to 4; -1 trains on everything.")
+    ] = 0,
+    epochs: Annotated[
+        int, typer.Option(min=1, help=f"Epochs of {EPOCH_STEPS} batches each.")
+    ] = DETECTOR_FIT.epochs,
+    learning_rate: Annotated[
+        float, typer.Option(help="Peak learning rate.")
+    ] = DETECTOR_FIT.learning_rate,
+    seed: Annotated[
+        int, typer.Option(help="Seed of every random draw.")
+    ] = DETECTOR_FIT.seed,
+    phantoms: Annotated[
+        int, typer.Option(min=0, help="Number of phantom studies mixed in.")
+    ] = 0,
     start: Annotated[
-        Path | None, typer.Option(help="Checkpoint whose averaged weights replace the random first ones.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint whose averaged weights replace the random first ones."
+        ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue after the last finished epoch.")
+    ] = False,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto takes a GPU where there is one.")
+        Literal["auto", "cpu", "cuda"],
+        typer.Option(help="Device; auto takes a GPU where there is one."),
     ] = "auto",
     precision: Annotated[
         Literal["bf16", "f32"], typer.Option(help="Number format of the forward pass.")
     ] = DETECTOR_FIT.precision,
-    workers: Annotated[int, typer.Option(min=0, help="Number of processes that draw slices.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Number of PyTorch's CPU threads.")] = None,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Number of processes that draw slices.")
+    ] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Number of PyTorch's CPU threads.")
+    ] = None,
     cache: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps the volumes of RSNA sets once read; OUT/cache by default."),
+        typer.Option(
+            help="Folder that keeps the volumes of RSNA sets once read; OUT/cache by default."
+        ),
     ] = None,
 ) -> None:
     """Train a detector.
@@ -93,13 +129,20 @@ def train_command(
 
 @app.command("evaluate")
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint (.pt) or an exported model (.onnx).")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A checkpoint (.pt) or an exported model (.onnx).")
+    ],
     data: Data,
-    fold: Annotated[int, typer.Option(help="Fold that the checkpoint did not see; -1: all exams.")] = 0,
+    fold: Annotated[
+        int, typer.Option(help="Fold that the checkpoint did not see; -1: all exams.")
+    ] = 0,
     precision: Annotated[
-        Literal["f32", "bf16"], typer.Option(help="Precision of an exported model under OpenVINO.")
+        Literal["f32", "bf16"],
+        typer.Option(help="Precision of an exported model under OpenVINO."),
     ] = "f32",
-    rows: Annotated[Path | None, typer.Option(help="File to write a line of JSON to for each disc.")] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="File to write a line of JSON to for each disc.")
+    ] = None,
     picture: Picture = None,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
@@ -131,7 +174,10 @@ def evaluate_command(
 @app.command("cross-validate")
 def cross_validate_command(
     checkpoints: Annotated[
-        str, typer.Argument(help="Path of the checkpoints, with {fold} in place of the fold's number.")
+        str,
+        typer.Argument(
+            help="Path of the checkpoints, with {fold} in place of the fold's number."
+        ),
     ],
     data: Data,
     fold: Annotated[
@@ -142,13 +188,20 @@ def cross_validate_command(
             help="Judge this fold alone; repeatable.",
         ),
     ] = None,
-    crops: Annotated[bool, typer.Option("--crops", help="Also judge narrower fields of view.")] = False,
-    rows: Annotated[Path | None, typer.Option(help="File to write a line of JSON to for each disc.")] = None,
+    crops: Annotated[
+        bool, typer.Option("--crops", help="Also judge narrower fields of view.")
+    ] = False,
+    rows: Annotated[
+        Path | None, typer.Option(help="File to write a line of JSON to for each disc.")
+    ] = None,
     picture: Picture = None,
     markdown_file: Annotated[
-        Path | None, typer.Option("--markdown", help="Markdown file to write the figures to.")
+        Path | None,
+        typer.Option("--markdown", help="Markdown file to write the figures to."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as JSON.")
+    ] = False,
     cache: Cache = DEFAULT_CACHE,
 ) -> None:
     """Print one table of the exams of all folds, each judged by the checkpoint that never saw it.
@@ -166,14 +219,21 @@ def cross_validate_command(
         for view, discs in by_view.items():
             discs_by_view.setdefault(view, []).extend(discs)
     if as_json:
-        typer.echo(json.dumps({view: as_dicts(discs) for view, discs in discs_by_view.items()}))
+        typer.echo(
+            json.dumps({view: as_dicts(discs) for view, discs in discs_by_view.items()})
+        )
     else:
-        typer.echo("\n\n".join(table(discs, view) for view, discs in discs_by_view.items()))
+        typer.echo(
+            "\n\n".join(table(discs, view) for view, discs in discs_by_view.items())
+        )
     if rows is not None:
         rows.write_text(rows_as_json(discs_by_view["whole"]) + "\n")
     _draw(picture, discs_by_view["whole"])
     if markdown_file is not None:
-        nets = [_net(Path(checkpoints.replace("{fold}", str(number)))) for number in fold or range(FOLDS)]
+        nets = [
+            _net(Path(checkpoints.replace("{fold}", str(number))))
+            for number in fold or range(FOLDS)
+        ]
         markdown_file.write_text(page(discs_by_view, nets))
 
 
@@ -191,7 +251,9 @@ def _net(checkpoint: Path) -> str:
     """Describe the training of a checkpoint in words."""
     content = read_checkpoint(checkpoint)
     batches = content.get("epoch", 0) * content.get("settings", {}).get("steps", 0)
-    return f"{content.get('settings', {}).get('data', 'unknown exams')}: {batches} batches"
+    return (
+        f"{content.get('settings', {}).get('data', 'unknown exams')}: {batches} batches"
+    )
 
 
 if __name__ == "__main__":

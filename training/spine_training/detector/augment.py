@@ -106,12 +106,22 @@ def _render_slice(
             for offset in offsets:
                 k = int(np.floor((lateral + offset) / spacing[2] + 0.5))
                 k = min(max(k, 0), depth - 1)
-                total += (1 - ty) * ((1 - tx) * volume[iy, ix, k] + tx * volume[iy, ix + 1, k])
-                total += ty * ((1 - tx) * volume[iy + 1, ix, k] + tx * volume[iy + 1, ix + 1, k])
+                total += (1 - ty) * (
+                    (1 - tx) * volume[iy, ix, k] + tx * volume[iy, ix + 1, k]
+                )
+                total += ty * (
+                    (1 - tx) * volume[iy + 1, ix, k] + tx * volume[iy + 1, ix + 1, k]
+                )
             value = (total / len(offsets) - low) / (high - low)
             by = 2.0 * r / out.shape[0] - 1.0
             bx = 2.0 * c / out.shape[1] - 1.0
-            field = np.exp(bias[0] * by + bias[1] * bx + bias[2] * by * by + bias[3] * bx * bx + bias[4] * bx * by)
+            field = np.exp(
+                bias[0] * by
+                + bias[1] * bx
+                + bias[2] * by * by
+                + bias[3] * bx * bx
+                + bias[4] * bx * by
+            )
             position = min(max(value * field * gain, 0.0), 1.25) * (len(lut) - 1) / 1.25
             i = min(int(position), len(lut) - 2)
             out[r, c] = lut[i] + (position - i) * (lut[i + 1] - lut[i])
@@ -192,9 +202,13 @@ def _placement(
     size_mm: F64,
 ) -> _Placement:
     """Draw a rotation, scale and shear, a field of view, and its place on the canvas."""
-    angle = np.deg2rad(rng.normal(0.0, 8.0) if rng.random() < 0.8 else rng.uniform(-25, 25))
+    angle = np.deg2rad(
+        rng.normal(0.0, 8.0) if rng.random() < 0.8 else rng.uniform(-25, 25)
+    )
     scale = np.exp(rng.normal(0.0, 0.1)) * np.exp(rng.normal(0.0, 0.04, 2))
-    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
     shear = np.array([[1.0, 0.0], [rng.normal(0.0, 0.05), 1.0]])
     forward = rotation @ shear @ np.diag(scale)
     crop = _crop_mm(rng, discs, extent)
@@ -300,7 +314,9 @@ def _sampled_image(
         image,
     )
     if rng.random() < 0.5:
-        image += (rng.exponential(0.04) * rng.standard_normal(canvas, np.float32)) * (image > 0)
+        image += (rng.exponential(0.04) * rng.standard_normal(canvas, np.float32)) * (
+            image > 0
+        )
         np.maximum(image, 0.0, out=image)
     return image
 

@@ -75,7 +75,9 @@ def load_exams(folder: Path) -> list[Exam]:
     Raises:
         UsageError: `folder` has neither `lumbar-mri` nor `spider-slices`.
     """
-    exams = _load_volumes(folder / "lumbar-mri") + _load_spider(folder / "spider-slices")
+    exams = _load_volumes(folder / "lumbar-mri") + _load_spider(
+        folder / "spider-slices"
+    )
     if not exams:
         raise UsageError(
             f"no exams in {str(folder)!r}; give a folder with lumbar-mri/*_image.nii.gz, spider-slices/*_image.png or "
@@ -126,8 +128,12 @@ def _load_spider(folder: Path) -> list[Exam]:
     exams: list[Exam] = []
     for patient, indices in sorted(slices.items()):
         indices.sort()
-        images = [np.asarray(Image.open(folder / f"{patient}_{i}_image.png")) for i in indices]
-        masks = [np.asarray(Image.open(folder / f"{patient}_{i}_mask.png")) for i in indices]
+        images = [
+            np.asarray(Image.open(folder / f"{patient}_{i}_image.png")) for i in indices
+        ]
+        masks = [
+            np.asarray(Image.open(folder / f"{patient}_{i}_mask.png")) for i in indices
+        ]
         step = float(np.median(np.diff(indices))) if len(indices) > 1 else 1.0
         spacing = (SPIDER_PIXEL_MM, SPIDER_PIXEL_MM, SPIDER_SLICE_MM * step)
         column = column_from_spider(np.stack(masks, 2), spacing)
@@ -147,7 +153,10 @@ def fold_of(exams: Sequence[Exam]) -> dict[str, int]:
     for source in sorted({exam.source for exam in exams}):
         patients = sorted({exam.patient for exam in exams if exam.source == source})
         number = {
-            patient: fold_of_study(patient) if source == RSNA else i % FOLDS for i, patient in enumerate(patients)
+            patient: fold_of_study(patient) if source == RSNA else i % FOLDS
+            for i, patient in enumerate(patients)
         }
-        fold |= {exam.name: number[exam.patient] for exam in exams if exam.source == source}
+        fold |= {
+            exam.name: number[exam.patient] for exam in exams if exam.source == source
+        }
     return fold

@@ -41,7 +41,11 @@ class TorchBackend:
     def run(self, inputs: Mapping[str, F32]) -> dict[str, F32]:
         """`{"slices": (N, 1, H, W)} -> {"heatmaps": (N, K, h, w)}`."""
         with torch.inference_mode():
-            maps = self.net.forward(torch.from_numpy(inputs["slices"]).contiguous(memory_format=torch.channels_last))
+            maps = self.net.forward(
+                torch.from_numpy(inputs["slices"]).contiguous(
+                    memory_format=torch.channels_last
+                )
+            )
         return {"heatmaps": np.ascontiguousarray(maps.float().numpy())}
 
 
@@ -53,9 +57,16 @@ def stack_from_exam(exam: Exam, slice_mm: float = SLICE_MM) -> Stack:
     group = max(1, round(slice_mm / step)) if step < 1.5 else 1
     volume = pixels_of(exam.volume)
     depth = volume.shape[2] // group * group
-    slabs = volume[:, :, :depth].astype(np.float32).reshape(*volume.shape[:2], -1, group).mean(3)
+    slabs = (
+        volume[:, :, :depth]
+        .astype(np.float32)
+        .reshape(*volume.shape[:2], -1, group)
+        .mean(3)
+    )
     lateral = (np.arange(slabs.shape[2]) * group + (group - 1) / 2) * step
-    pixels = np.ascontiguousarray(np.round(np.moveaxis(slabs, 2, 0)[::-1] * 16).astype(np.uint16))
+    pixels = np.ascontiguousarray(
+        np.round(np.moveaxis(slabs, 2, 0)[::-1] * 16).astype(np.uint16)
+    )
     origins = np.zeros((len(lateral), 3))
     origins[:, 0] = lateral[::-1]
     axes = np.array([[-1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
@@ -91,7 +102,10 @@ def evaluate_exam(
         if disc.rank not in given or not disc.known:
             continue
         truth = lps_from_volume(disc.center_mm)
-        errors = {rank: float(np.linalg.norm((entry.center_mm - truth) * keep)) for rank, entry in given.items()}
+        errors = {
+            rank: float(np.linalg.norm((entry.center_mm - truth) * keep))
+            for rank, entry in given.items()
+        }
         entry = given[disc.rank]
         mine, nearest = errors[disc.rank], min(errors.values())
         level = str(name[disc.rank])
@@ -136,7 +150,9 @@ def cropped(exam: Exam, below_mm: float) -> Exam:
     """Return the exam cut `below_mm` below the centre of L5/S1, with the discs that it still shows."""
     volume, row_mm = pixels_of(exam.volume), exam.spacing_mm[0]
     rows = int((exam.column.discs[0].center_mm[0] + below_mm) / row_mm)
-    discs = tuple(disc for disc in exam.column.discs if disc.center_mm[0] < rows * row_mm)
+    discs = tuple(
+        disc for disc in exam.column.discs if disc.center_mm[0] < rows * row_mm
+    )
     rest = np.ascontiguousarray(volume[: max(1, rows)])
     return replace(
         exam,
@@ -177,6 +193,8 @@ def cross_validate(
         by_view = {"whole": evaluate(exams, backend, fold)}
         number = fold_of(exams)
         for name, below_mm in CROPS_MM.items() if crops else ():
-            held_out = [cropped(exam, below_mm) for exam in exams if number[exam.name] == fold]
+            held_out = [
+                cropped(exam, below_mm) for exam in exams if number[exam.name] == fold
+            ]
             by_view[name] = evaluate(held_out, backend, -1)
         yield fold, by_view

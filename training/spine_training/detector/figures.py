@@ -82,7 +82,16 @@ def _figures(group: str, rows: Sequence[Row]) -> Figures:
     )
 
 
-_HEADS = ("exams", "discs", "right", "median mm", "p90 mm", "shifted", f">= {SURE}", "of them right")
+_HEADS = (
+    "exams",
+    "discs",
+    "right",
+    "median mm",
+    "p90 mm",
+    "shifted",
+    f">= {SURE}",
+    "of them right",
+)
 
 
 def _cells(entry: Figures) -> list[str]:
@@ -102,9 +111,15 @@ def _cells(entry: Figures) -> list[str]:
 def table(rows: Sequence[Row], title: str = "source") -> str:
     """Return the figures as aligned text."""
     widths = [len(head) + 2 for head in _HEADS]
-    lines = [(title, list(_HEADS)), *((entry.group, _cells(entry)) for entry in figures(rows))]
+    lines = [
+        (title, list(_HEADS)),
+        *((entry.group, _cells(entry)) for entry in figures(rows)),
+    ]
     return "\n".join(
-        f"{name:42s}" + "".join(f"{cell:>{width}s}" for cell, width in zip(cells, widths, strict=True))
+        f"{name:42s}"
+        + "".join(
+            f"{cell:>{width}s}" for cell, width in zip(cells, widths, strict=True)
+        )
         for name, cells in lines
     )
 
@@ -128,7 +143,10 @@ right. The narrower fields of view are the same exams, cut below.
 
 The nets, fold by fold:
 """
-    tables = "\n\n".join(f"## Field of view: {view}\n\n{markdown(rows)}" for view, rows in by_view.items())
+    tables = "\n\n".join(
+        f"## Field of view: {view}\n\n{markdown(rows)}"
+        for view, rows in by_view.items()
+    )
     return intro + "\n" + "\n".join(f"- {net}" for net in nets) + f"\n\n{tables}\n"
 
 

@@ -19,7 +19,9 @@ WEIGHTS = {
 def _heat_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     weight = weight * (1.0 + PEAK_WEIGHT * target)
     loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    floor = functional.binary_cross_entropy(target, target, reduction="none")  # entropy of a soft target
+    floor = functional.binary_cross_entropy(
+        target, target, reduction="none"
+    )  # entropy of a soft target
     return ((loss - floor) * weight).sum() / weight.sum().clamp_min(1.0)
 
 
@@ -52,7 +54,9 @@ def detector_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Ten
         target[:, 6],
     )
     weight = target[:, 7]
-    direction = ((output[:, 2:4] - target[:, 2:4]).abs().sum(1) * weight).sum() / weight.sum().clamp_min(1.0)
+    direction = (
+        (output[:, 2:4] - target[:, 2:4]).abs().sum(1) * weight
+    ).sum() / weight.sum().clamp_min(1.0)
     weight = target[:, 8]
     bins = level_bins(target[:, 4], output.shape[1] - 4)
     log_p = functional.log_softmax(output[:, 4:], dim=1)
@@ -66,4 +70,6 @@ def detector_loss(output: Tensor, target: Tensor) -> tuple[Tensor, dict[str, Ten
         "level": level,
     }
     total = torch.stack([WEIGHTS[k] * v for k, v in parts.items()]).sum()
-    return total, {k: v.detach() for k, v in parts.items()} | {"level_right": right.detach()}
+    return total, {k: v.detach() for k, v in parts.items()} | {
+        "level_right": right.detach()
+    }

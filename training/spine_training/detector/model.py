@@ -41,7 +41,11 @@ class ResidualConvs(nn.Module):
             bias=False,
         )
         self.norm_2: nn.Module = nn.BatchNorm2d(outputs)
-        self.skip: nn.Module = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.skip: nn.Module = (
+            nn.Identity()
+            if inputs == outputs
+            else nn.Conv2d(inputs, outputs, 1, bias=False)
+        )
 
     def convolved(self, x: Tensor) -> Tensor:
         """`(N, inputs, H, W)` -> `(N, outputs, H, W)`."""
@@ -148,7 +152,9 @@ class LevelHeatmapNet(nn.Module):
                 ColumnContext(widths[4], 128, (1, 2, 3)),
             ]
         )
-        self.up = nn.ModuleList(UpBlock(below, beside, beside) for beside, below in pairwise(widths))
+        self.up = nn.ModuleList(
+            UpBlock(below, beside, beside) for beside, below in pairwise(widths)
+        )
         self.head = nn.Conv2d(widths[0], self.spec.channels, 1)
         nn.init.constant_(self.head.bias[:2], -3.0)  # type: ignore[index]
 

@@ -84,7 +84,9 @@ def exam_from_stack(name: str, stack: Stack, spine: PhantomSpine) -> Exam:
 
 def _column(spine: PhantomSpine, volume: StackVolume) -> Column:
     """Return the five lumbar discs as drawn, thoracic ones midway between their vertebral bodies."""
-    bodies = [(rank, volume.place(spine.vertebra_center_mm[L5 - rank])) for rank in range(L5)]
+    bodies = [
+        (rank, volume.place(spine.vertebra_center_mm[L5 - rank])) for rank in range(L5)
+    ]
     discs: list[Disc] = []
     for rank in range(L5):
         if rank < LUMBAR_DISCS:

@@ -12,7 +12,17 @@ from spine_engine.anatomy import LEVELS
 from spine_engine.errors import UsageError
 from spine_training.arrays import F64
 from spine_training.detector.figures import HIT_MM, Row
-from spine_training.drawing import FAINT, FIRST, INK, SECOND, THIRD, figure, level_label, panel_title, write_svg
+from spine_training.drawing import (
+    FAINT,
+    FIRST,
+    INK,
+    SECOND,
+    THIRD,
+    figure,
+    level_label,
+    panel_title,
+    write_svg,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,10 +73,16 @@ def localisation_figure(rows: Sequence[Row]) -> Figure:
     """
     counted = [row for row in rows if not row.weak]
     if not counted:
-        raise UsageError("no disc to draw: no exam with a known disc was judged; name another --fold or more --data")
-    by_level = {str(level): [row for row in counted if row.level == level] for level in LEVELS}
+        raise UsageError(
+            "no disc to draw: no exam with a known disc was judged; name another --fold or more --data"
+        )
+    by_level = {
+        str(level): [row for row in counted if row.level == level] for level in LEVELS
+    }
     exams = len({row.exam for row in counted})
-    with figure(5.6, f"Localisation of {len(counted)} discs of {exams} exams, by level") as drawn:
+    with figure(
+        5.6, f"Localisation of {len(counted)} discs of {exams} exams, by level"
+    ) as drawn:
         grid = drawn.add_gridspec(
             2,
             2,
@@ -92,7 +108,11 @@ def _errors(axes: Axes, by_level: Mapping[str, Sequence[Row]]) -> None:
     """Draw the box of each level's errors, and every disc beyond its whiskers."""
     from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
-    drawn = {place: _errors_mm(discs) for place, discs in enumerate(by_level.values()) if discs}
+    drawn = {
+        place: _errors_mm(discs)
+        for place, discs in enumerate(by_level.values())
+        if discs
+    }
     thin = {"color": FAINT, "linewidth": 0.9}
     axes.boxplot(
         list(drawn.values()),
@@ -137,13 +157,22 @@ def _errors(axes: Axes, by_level: Mapping[str, Sequence[Row]]) -> None:
     )
     axes.grid(axis="x")
     axes.tick_params(length=0)
-    panel_title(axes, "Error", f"median, quartiles, {WHISKERS[0]} to {WHISKERS[1]} %, and every disc beyond")
+    panel_title(
+        axes,
+        "Error",
+        f"median, quartiles, {WHISKERS[0]} to {WHISKERS[1]} %, and every disc beyond",
+    )
 
 
 def _outcomes(axes: Axes, by_level: Mapping[str, Sequence[Row]]) -> None:
     """Draw how many discs are right, shifted and beside."""
     counts = {
-        name: np.array([sum(outcome_of(row) == name for row in discs) for discs in by_level.values()])
+        name: np.array(
+            [
+                sum(outcome_of(row) == name for row in discs)
+                for discs in by_level.values()
+            ]
+        )
         for name in _OUTCOMES
     }
     left = np.zeros(len(by_level))
@@ -159,7 +188,9 @@ def _outcomes(axes: Axes, by_level: Mapping[str, Sequence[Row]]) -> None:
         )
         left += counts[name]
     for place in range(len(by_level)):
-        text = ", ".join(f"{counts[name][place]} {name}" for name in _OUTCOMES if counts[name][place])
+        text = ", ".join(
+            f"{counts[name][place]} {name}" for name in _OUTCOMES if counts[name][place]
+        )
         axes.annotate(
             text,
             (0, place),

@@ -48,7 +48,10 @@ class RsnaExams:
 
     def __str__(self) -> str:
         studies = len({exam.patient for exam in self.exams})
-        reasons = "".join(f"; {count} without: {reason}" for reason, count in sorted(self.left_out.items()))
+        reasons = "".join(
+            f"; {count} without: {reason}"
+            for reason, count in sorted(self.left_out.items())
+        )
         return f"{len(self.exams)} exams of {studies} RSNA studies{reasons}; {self.lost_points} points without place"
 
 
@@ -61,9 +64,13 @@ def load_rsna(root: Path, cache: Path) -> RsnaExams:
     rsna = RsnaSet.open(root)
     cache.mkdir(parents=True, exist_ok=True)
     exams: list[Exam] = []
-    left_out = Counter({"no images": rsna.without_images} if rsna.without_images else {})
+    left_out = Counter(
+        {"no images": rsna.without_images} if rsna.without_images else {}
+    )
     lost = 0
-    missing = [study for study in rsna.studies if not _index(rsna, study, cache).exists()]
+    missing = [
+        study for study in rsna.studies if not _index(rsna, study, cache).exists()
+    ]
     unread: set[str] = set()
     for study in track(
         missing,
@@ -87,14 +94,18 @@ def load_rsna(root: Path, cache: Path) -> RsnaExams:
     return RsnaExams(tuple(exams), dict(left_out), lost)
 
 
-def column_from_places(places: Mapping[Level, DiscPlace], volume: StackVolume) -> Column:
+def column_from_places(
+    places: Mapping[Level, DiscPlace], volume: StackVolume
+) -> Column:
     """Return the truth of a volume: the places as discs, bodies midway between them and one above the topmost.
 
     Raises:
         ValueError: the places lack L5/S1, or are fewer than two.
     """
     if Level.L5_S1 not in places or len(places) < 2:
-        raise ValueError(f"want L5/S1 and a disc above it, got {', '.join(places) or 'none'}")
+        raise ValueError(
+            f"want L5/S1 and a disc above it, got {', '.join(places) or 'none'}"
+        )
     discs = tuple(
         Disc(
             RANK_OF_LEVEL[level],
@@ -102,7 +113,9 @@ def column_from_places(places: Mapping[Level, DiscPlace], volume: StackVolume) -
             volume.direction(place.axes[1]),
             known=place.known,
         )
-        for level, place in sorted(places.items(), key=lambda item: RANK_OF_LEVEL[item[0]])
+        for level, place in sorted(
+            places.items(), key=lambda item: RANK_OF_LEVEL[item[0]]
+        )
     )
     middles = [(low.center_mm + high.center_mm) / 2 for low, high in pairwise(discs)]
     return Column(
@@ -162,7 +175,9 @@ def _contrast(series: Series) -> str:
 def _index(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> Path:
     """Return the index file of a study in the cache; its name changes with the set and with the study's points."""
     content = (CACHE_VERSION, str(rsna.root.resolve()), labels.marks)
-    digest = hashlib.sha256(repr(content).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    digest = hashlib.sha256(
+        repr(content).encode("utf-8", "surrogateescape")
+    ).hexdigest()[:12]
     return cache / f"{labels.study_id}-{digest}.npz"
 
 
@@ -180,7 +195,9 @@ def _store(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> None:
             index.with_suffix(f".{k}.npy"),
             pixels_of(exam.volume),
         )
-        discs = [[d.rank, *d.center_mm, *d.direction, d.known] for d in exam.column.discs]
+        discs = [
+            [d.rank, *d.center_mm, *d.direction, d.known] for d in exam.column.discs
+        ]
         bodies = [[rank, *center] for rank, center in exam.column.bodies]
         arrays |= {
             f"{k}.name": exam.name,
@@ -197,7 +214,9 @@ def _store(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> None:
     os.replace(temporary, index)
 
 
-def _stored(rsna: RsnaSet, labels: LabelledStudy, cache: Path) -> tuple[list[Exam], str, int]:
+def _stored(
+    rsna: RsnaSet, labels: LabelledStudy, cache: Path
+) -> tuple[list[Exam], str, int]:
     """Return what `_store` kept, volumes by path."""
     index = _index(rsna, labels, cache)
     exams = []

@@ -54,7 +54,10 @@ def volume_from_stack(stack: Stack) -> StackVolume:
     """
     down, back, across, which, signs = canvas_axes(stack)
     lateral, step_mm = _even_slices(stack)
-    values = stack.pixels[lateral] * stack.slope[lateral, None, None] + stack.intercept[lateral, None, None]
+    values = (
+        stack.pixels[lateral] * stack.slope[lateral, None, None]
+        + stack.intercept[lateral, None, None]
+    )
     volume = np.moveaxis(
         values,
         (int(which[0]), int(which[1]), 0),
@@ -94,14 +97,19 @@ def _even_slices(stack: Stack) -> tuple[I64, float]:
     """Return the slice nearest to each point of an even grid along the normal, and the step (1 mm for one slice)."""
     positions = stack.positions_mm
     step_mm = stack.slice_spacing_mm or 1.0
-    grid = positions[0] + np.arange(round((positions[-1] - positions[0]) / step_mm) + 1) * step_mm
+    grid = (
+        positions[0]
+        + np.arange(round((positions[-1] - positions[0]) / step_mm) + 1) * step_mm
+    )
     return np.abs(positions[None] - grid[:, None]).argmin(1), step_mm
 
 
 def _first_voxel(stack: Stack) -> F64:
     """Return the LPS centre of the first voxel; slices that drift inside their plane lie as the middle one does."""
     middle = stack.origins_mm[len(stack.origins_mm) // 2]
-    return np.asarray(middle + (stack.positions_mm[0] - middle @ stack.axes[0]) * stack.axes[0])
+    return np.asarray(
+        middle + (stack.positions_mm[0] - middle @ stack.axes[0]) * stack.axes[0]
+    )
 
 
 def _block_mean(volume: F32, axis: int, count: int) -> F32:

@@ -54,7 +54,9 @@ class SliceColumn:
     crop_mm: F64
 
 
-def target_planes(column: SliceColumn, canvas: tuple[int, int], spec: DetectorSpec) -> F32:
+def target_planes(
+    column: SliceColumn, canvas: tuple[int, int], spec: DetectorSpec
+) -> F32:
     """Return the planes `(9, H / stride, W / stride)` of a canvas `(H, W)`."""
     origin_mm = (spec.stride - 1) / 2 * spec.pixel_mm
     rows = np.arange(canvas[0] // spec.stride, dtype=np.float64)
@@ -122,8 +124,12 @@ def _levels(y: F64, x: F64, column: SliceColumn) -> tuple[F64, F64]:
     discs, shares = column.discs, column.shares
     lower = discs[:-1, :, None, None]
     step = discs[1:, :, None, None] - lower
-    t = ((y - lower[:, 0]) * step[:, 0] + (x - lower[:, 1]) * step[:, 1]) / (step[:, 0] ** 2 + step[:, 1] ** 2)
-    beside = (y - lower[:, 0] - t * step[:, 0]) ** 2 + (x - lower[:, 1] - t * step[:, 1]) ** 2
+    t = ((y - lower[:, 0]) * step[:, 0] + (x - lower[:, 1]) * step[:, 1]) / (
+        step[:, 0] ** 2 + step[:, 1] ** 2
+    )
+    beside = (y - lower[:, 0] - t * step[:, 0]) ** 2 + (
+        x - lower[:, 1] - t * step[:, 1]
+    ) ** 2
     beside[(t < 0) | (t > 1)] = np.inf
     nearest = beside.argmin(0)
     t = np.take_along_axis(t, nearest[None], 0)[0]
@@ -143,7 +149,12 @@ def _levels(y: F64, x: F64, column: SliceColumn) -> tuple[F64, F64]:
     distance = np.hypot(*(top[:2] - second[:2]))
     above_mm = ABOVE_TOP_SHARE * distance / max(1.0, top[5] - second[5])
     along, across = _from_end(y, x, top, _upwards(discs))
-    above = (weight == 0) & (np.abs(across) < BAND_MM) & (along > 0) & (along < 1.5 * above_mm)
+    above = (
+        (weight == 0)
+        & (np.abs(across) < BAND_MM)
+        & (along > 0)
+        & (along < 1.5 * above_mm)
+    )
     u = np.where(above, top[5] + along / above_mm, u)
     weight = np.where(
         above,
@@ -157,7 +168,12 @@ def _levels(y: F64, x: F64, column: SliceColumn) -> tuple[F64, F64]:
         discs[0],
         normal if normal[0] >= 0 else -normal,
     )
-    below = (weight == 0) & (np.abs(across) < BAND_MM) & (along > 0) & (along < SACRUM_REACH_MM)
+    below = (
+        (weight == 0)
+        & (np.abs(across) < BAND_MM)
+        & (along > 0)
+        & (along < SACRUM_REACH_MM)
+    )
     u = np.where(
         below,
         discs[0, 5] - along / SACRUM_STEP_MM,
@@ -174,7 +190,10 @@ def _gaussian(
 ) -> F64:
     """Return the heat round a place: a Gaussian, as the product of one along the rows and one along the columns."""
     along, across = y - place[0], x - place[1]
-    return np.asarray(np.exp(-(along**2) / (2 * sigma_mm**2)) * np.exp(-(across**2) / (2 * sigma_mm**2)))
+    return np.asarray(
+        np.exp(-(along**2) / (2 * sigma_mm**2))
+        * np.exp(-(across**2) / (2 * sigma_mm**2))
+    )
 
 
 def _upwards(discs: F64) -> F64:

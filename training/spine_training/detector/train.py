@@ -88,10 +88,18 @@ class TrainingExams:
             chosen.setdefault(exam.source, []).append(arrays_from_exam(exam, spec))
         if phantoms:
             seeds = range(PHANTOM_SEED, PHANTOM_SEED + phantoms)
-            groups["PHANTOM"] = [arrays_from_exam(exam, spec) for seed in seeds for exam in exams_from_phantom(seed)]
+            groups["PHANTOM"] = [
+                arrays_from_exam(exam, spec)
+                for seed in seeds
+                for exam in exams_from_phantom(seed)
+            ]
         if not groups:
-            raise UsageError(f"no exam is left to train on without fold {fold}; give more data or --fold -1")
-        counts = ", ".join(f"{len(group)} {source}" for source, group in sorted(groups.items()))
+            raise UsageError(
+                f"no exam is left to train on without fold {fold}; give more data or --fold -1"
+            )
+        counts = ", ".join(
+            f"{len(group)} {source}" for source, group in sorted(groups.items())
+        )
         return cls(
             groups,
             f"{counts} exams" + (f", fold {fold} of 5 held out" if fold >= 0 else ""),
@@ -120,7 +128,9 @@ class DetectorTask:
 
     def batch(self, epoch: int, step: int) -> Batch:
         """Return ``(slices (N, 1, H, W), targets (N, 9, H / 2, W / 2))``."""
-        return self._seen.batch(np.random.default_rng((self._seed, epoch * self.steps + step)))
+        return self._seen.batch(
+            np.random.default_rng((self._seed, epoch * self.steps + step))
+        )
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, Parts]:
         """Return the detector's loss and its parts."""
@@ -148,13 +158,18 @@ class DetectorTask:
         device = next(averaged.parameters()).device
         scores: list[Parts] = []
         for step in range(WATCHED_STEPS):
-            slices, targets = self._unseen.batch(np.random.default_rng((WATCHED_SEED, step)))
+            slices, targets = self._unseen.batch(
+                np.random.default_rng((WATCHED_SEED, step))
+            )
             loss, parts = detector_loss(
                 averaged(slices.to(device)).float(),
                 targets.to(device),
             )
             scores.append({"loss": loss, "level_right": parts["level_right"]})
-        return {HELD_OUT + name: float(sum(parts[name] for parts in scores)) / WATCHED_STEPS for name in scores[0]}
+        return {
+            HELD_OUT + name: float(sum(parts[name] for parts in scores)) / WATCHED_STEPS
+            for name in scores[0]
+        }
 
 
 class _Slices:

@@ -89,7 +89,9 @@ def _frame_across(axis: F64) -> tuple[F64, F64]:
     return u, np.cross(axis, u)
 
 
-def _fit_surface(cells: dict[tuple[int, int], float], axis: F64, origin_mm: F64) -> tuple[F64, F64]:
+def _fit_surface(
+    cells: dict[tuple[int, int], float], axis: F64, origin_mm: F64
+) -> tuple[F64, F64]:
     """Return centre and sagittal direction of a height map over cells: a plane fit without outliers beyond 3 mm."""
     u, v = _frame_across(axis)
     uv = (np.array(list(cells.keys()), float) + 0.5) * 2.0
@@ -151,7 +153,9 @@ def disc_below(
 def _lowest_disc(body_mm: F64, above: Disc) -> Disc:
     """Return L5/S1 from L5 alone: under its lower endplate, or of unknown place where that endplate's fit failed."""
     center, direction = disc_below(body_mm, above.center_mm)
-    turn = np.arcsin(direction[0] * above.direction[1] - direction[1] * above.direction[0])
+    turn = np.arcsin(
+        direction[0] * above.direction[1] - direction[1] * above.direction[0]
+    )
     if np.rad2deg(turn) > MOST_KYPHOTIC_DEG:
         return Disc(
             0,
@@ -226,7 +230,10 @@ def disc_middle(disc_mm: F64, direction: F64) -> tuple[F64, F64]:
     """
     origin = disc_mm.mean(0)
     axis = np.array([direction[1], -direction[0], 0.0])
-    upper, lower = _axis_cells(disc_mm, axis, origin, -1), _axis_cells(disc_mm, axis, origin, 1)
+    upper, lower = (
+        _axis_cells(disc_mm, axis, origin, -1),
+        _axis_cells(disc_mm, axis, origin, 1),
+    )
     return _fit_surface(
         {k: (upper[k] + lower[k]) / 2 for k in upper},
         axis,
@@ -257,8 +264,13 @@ def column_from_spider(masks: U8, spacing_mm: tuple[float, float, float]) -> Col
         )
         places.append((np.array([center[0], center[1], lateral_mm]), direction))
     places.sort(key=lambda item: -item[0][0])
-    discs = tuple(Disc(rank, center, direction) for rank, (center, direction) in enumerate(places))
-    bodies = [(r, (discs[r].center_mm + discs[r + 1].center_mm) / 2) for r in range(len(discs) - 1)]
+    discs = tuple(
+        Disc(rank, center, direction) for rank, (center, direction) in enumerate(places)
+    )
+    bodies = [
+        (r, (discs[r].center_mm + discs[r + 1].center_mm) / 2)
+        for r in range(len(discs) - 1)
+    ]
     if len(discs) > 1:
         bodies.append((len(discs) - 1, body_above(discs[-1], discs[-2])))
     return Column(discs, tuple(bodies))

@@ -26,10 +26,20 @@ from spine_engine.pipeline.grading import calibrated
 from spine_engine.results import DECIMALS, PRIOR_ROWS, write_lines
 from spine_training.arrays import F64, Integers
 from spine_training.evaluation.command import make_folder
-from spine_training.evaluation.reliability import calibration_error, calibration_error_unweighted
+from spine_training.evaluation.reliability import (
+    calibration_error,
+    calibration_error_unweighted,
+)
 from spine_training.evaluation.show import calibration_table
 from spine_training.evaluation.tables import matched, read_predictions, read_truth
-from spine_training.metric import GROUPS, MISSING, PARTS, official_metric, row_losses, study_sums
+from spine_training.metric import (
+    GROUPS,
+    MISSING,
+    PARTS,
+    official_metric,
+    row_losses,
+    study_sums,
+)
 
 GROUP_SPREAD: Final = 0.35
 """Prior standard deviation of a group's ``log T`` and ``b`` round the identity. Measured in ``docs/evaluate.md``: 1.0
@@ -143,7 +153,9 @@ def cross_validated(
     return held_out
 
 
-def figures(probabilities: F64, grades: Integers, calibration: Calibration) -> dict[str, dict[str, float]]:
+def figures(
+    probabilities: F64, grades: Integers, calibration: Calibration
+) -> dict[str, dict[str, float]]:
     """Return the metric, its parts and both calibration errors before, in sample, and cross-validated."""
     stages = {
         "before": probabilities,
@@ -178,18 +190,26 @@ def read_calibration(path: Path) -> Calibration:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f"{path} is no calibration: {error}; want a file of `train calibration`") from error
+        raise UsageError(
+            f"{path} is no calibration: {error}; want a file of `train calibration`"
+        ) from error
     return calibration
 
 
 def calibration_command(
     predictions: Annotated[
-        Path, typer.Option(help="Uncalibrated predictions.csv of studies that no model was trained on.")
+        Path,
+        typer.Option(
+            help="Uncalibrated predictions.csv of studies that no model was trained on."
+        ),
     ],
-    truth: Annotated[Path, typer.Option(help="Labels in the layout of RSNA's train.csv.")],
-    out: Annotated[Path, typer.Option(help="JSON file to write, for `export bundle --calibration`.")] = Path(
-        "calibration.json"
-    ),
+    truth: Annotated[
+        Path, typer.Option(help="Labels in the layout of RSNA's train.csv.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="JSON file to write, for `export bundle --calibration`."),
+    ] = Path("calibration.json"),
 ) -> None:
     """Fit a temperature and a shift per condition and level, and score them on unseen studies.
 
@@ -199,7 +219,9 @@ def calibration_command(
     """
     labels = read_truth(truth)
     if len(labels.studies) < FOLDS:
-        raise UsageError(f"{truth} has {len(labels.studies)} studies; a calibration needs {FOLDS}, better hundreds")
+        raise UsageError(
+            f"{truth} has {len(labels.studies)} studies; a calibration needs {FOLDS}, better hundreds"
+        )
     rows = matched(
         read_predictions(predictions),
         labels,
@@ -210,7 +232,9 @@ def calibration_command(
         calibration = fit_calibration(rows, grades)
         stages = figures(rows, grades, calibration)
     except ValueError as error:
-        raise UsageError(f"{predictions}: {error}; rows that hold the prior were left out") from error
+        raise UsageError(
+            f"{predictions}: {error}; rows that hold the prior were left out"
+        ) from error
     counts = {"studies": len(grades), "labels": int((grades != MISSING).sum())}
     content = {"calibration": asdict(calibration), "figures": {**counts, **stages}}
     make_folder(out.parent)
@@ -227,12 +251,17 @@ def calibration_command(
     console = Console(highlight=False, markup=False)
     console.print(calibration_table(stages, **counts))
     if stages["cross_validated"]["metric"] >= stages["before"]["metric"]:
-        console.print("On studies it has not seen this calibration does not help: use more studies, or none.")
+        console.print(
+            "On studies it has not seen this calibration does not help: use more studies, or none."
+        )
     console.print(f"Calibration: {out}")
 
 
 def _calibration(log_temperature: F64, shift: F64) -> Calibration:
-    tables = (tuple(tuple(map(float, row)) for row in table) for table in (np.exp(log_temperature), shift))
+    tables = (
+        tuple(tuple(map(float, row)) for row in table)
+        for table in (np.exp(log_temperature), shift)
+    )
     return Calibration(temperature=next(tables), shift=next(tables))
 
 
@@ -245,7 +274,9 @@ def _canal_loss(probabilities: F64, grades: Integers) -> float:
 
 def _cumulative_logits(probabilities: F64) -> F64:
     """Return ``logit(P(y <= k))``, ``(..., 2)``, kept from infinity as the engine does."""
-    cumulative = np.cumsum(probabilities, axis=-1)[..., :-1].clip(_LOGIT_LIMIT, 1 - _LOGIT_LIMIT)
+    cumulative = np.cumsum(probabilities, axis=-1)[..., :-1].clip(
+        _LOGIT_LIMIT, 1 - _LOGIT_LIMIT
+    )
     return np.asarray(np.log(cumulative) - np.log1p(-cumulative))
 
 
@@ -269,7 +300,9 @@ def _fit(
     def objective(point: F64) -> tuple[float, F64]:
         loss, slope = _loss(point, *rows)
         away = (point - center) / spread
-        return (loss + 0.5 * float(away @ away)) / total, (slope + away / spread) / total
+        return (loss + 0.5 * float(away @ away)) / total, (
+            slope + away / spread
+        ) / total
 
     limits = [tuple(np.log(TEMPERATURE_LIMITS)), (-SHIFT_LIMIT, SHIFT_LIMIT)]
     return np.asarray(
@@ -304,6 +337,11 @@ def _loss(
         axis=1,
     )
     at = np.arange(len(grades))
-    chance, *slopes = (t[at, grades + 1] - t[at, grades] for t in (cumulative, by_temperature, by_shift))
+    chance, *slopes = (
+        t[at, grades + 1] - t[at, grades]
+        for t in (cumulative, by_temperature, by_shift)
+    )
     chance = np.maximum(chance, _EPS)
-    return float(-(weights * np.log(chance)).sum()), np.array([-(weights * slope / chance).sum() for slope in slopes])
+    return float(-(weights * np.log(chance)).sum()), np.array(
+        [-(weights * slope / chance).sum() for slope in slopes]
+    )

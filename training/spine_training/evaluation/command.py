@@ -21,17 +21,32 @@ RELIABILITY_FILE = "reliability.csv"
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Option(help="A predictions.csv, as `run` writes it.")],
-    truth: Annotated[Path, typer.Option(help="Labels in the layout of RSNA's train.csv.")],
+    predictions: Annotated[
+        Path, typer.Option(help="A predictions.csv, as `run` writes it.")
+    ],
+    truth: Annotated[
+        Path, typer.Option(help="Labels in the layout of RSNA's train.csv.")
+    ],
     against: Annotated[
-        Path | None, typer.Option(help="Second predictions.csv to compare with, study by study.")
+        Path | None,
+        typer.Option(help="Second predictions.csv to compare with, study by study."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
-    bootstrap: Annotated[int, typer.Option(min=100, help="Resamples of the confidence intervals.")] = 1000,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the whole report as JSON.")
+    ] = False,
+    bootstrap: Annotated[
+        int, typer.Option(min=100, help="Resamples of the confidence intervals.")
+    ] = 1000,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed of the resamples; the same seed gives the same intervals.")
+        int,
+        typer.Option(
+            min=0, help="Seed of the resamples; the same seed gives the same intervals."
+        ),
     ] = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.json, two CSV tables and pictures.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.json, two CSV tables and pictures."),
+    ] = None,
 ) -> None:
     """Score predictions with the official RSNA 2024 metric: its parts, confidence intervals, calibration, confusion.
 
@@ -78,7 +93,9 @@ def evaluate(
             resamples=bootstrap,
             seed=seed,
         )
-        content["comparison"] = {name: asdict(difference) for name, difference in comparison.items()}
+        content["comparison"] = {
+            name: asdict(difference) for name, difference in comparison.items()
+        }
     text = json.dumps(
         content,
         indent=2,
@@ -108,7 +125,9 @@ def evaluate(
             sep="\n",
         )
     if ignored:
-        console.print(f"{ignored} studies of {predictions} are not in {truth} and were ignored")
+        console.print(
+            f"{ignored} studies of {predictions} are not in {truth} and were ignored"
+        )
     if out is not None:
         console.print(f"Report: {out}/{', '.join(written)}")
 
@@ -162,4 +181,6 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"cannot write to {folder}: {error.strerror}; name another folder") from error
+        raise OutputError(
+            f"cannot write to {folder}: {error.strerror}; name another folder"
+        ) from error

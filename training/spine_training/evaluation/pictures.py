@@ -27,13 +27,25 @@ from spine_training.drawing import (
     write_svg,
 )
 from spine_training.evaluation.reliability import BINS, Bin
-from spine_training.evaluation.report import FIGURES, Curves, Difference, Estimate, Report
+from spine_training.evaluation.report import (
+    FIGURES,
+    Curves,
+    Difference,
+    Estimate,
+    Report,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PICTURES: Final = ("scores.svg", "levels.svg", "confusion.svg", "reliability.svg", "reliability-unweighted.svg")
+PICTURES: Final = (
+    "scores.svg",
+    "levels.svg",
+    "confusion.svg",
+    "reliability.svg",
+    "reliability-unweighted.svg",
+)
 """The files of a report's pictures."""
 
 FEW_ROWS: Final = 10
@@ -108,7 +120,9 @@ def scores_figure(
         )[0]
         axes, places = panels[0], np.arange(len(FIGURES))
         files = [each for each in (report, other) if each is not None]
-        for each, look, label, shift in zip(files, (_MINE, _THEIRS), _NAMES, (-0.17, 0.17), strict=False):
+        for each, look, label, shift in zip(
+            files, (_MINE, _THEIRS), _NAMES, (-0.17, 0.17), strict=False
+        ):
             estimates = [each.scores[name] for name in FIGURES]
             _whiskers(
                 axes,
@@ -118,7 +132,10 @@ def scores_figure(
                 look["marker"],
                 label,
             )
-        for floor, marker, label in ((report.prior, "D", "weighted prior"), (report.uniform, "x", "1/3, 1/3, 1/3")):
+        for floor, marker, label in (
+            (report.prior, "D", "weighted prior"),
+            (report.uniform, "x", "1/3, 1/3, 1/3"),
+        ):
             values = [getattr(floor, name) for name in FIGURES]
             axes.plot(
                 values,
@@ -159,9 +176,16 @@ def levels_figure(report: Report) -> Figure:
     with figure(3.3, "Weighted log loss by condition and level") as drawn:
         axes = drawn.subplots()
         shape = (len(CONDITIONS), len(LEVELS))
-        losses = np.array([np.nan if cell.log_loss is None else cell.log_loss for cell in report.cells]).reshape(shape)
+        losses = np.array(
+            [
+                np.nan if cell.log_loss is None else cell.log_loss
+                for cell in report.cells
+            ]
+        ).reshape(shape)
         texts = [
-            ("no label" if cell.log_loss is None else f"{cell.log_loss:.3f}") + "\n" + "/".join(map(str, cell.labels))
+            ("no label" if cell.log_loss is None else f"{cell.log_loss:.3f}")
+            + "\n"
+            + "/".join(map(str, cell.labels))
             for cell in report.cells
         ]
         top = max(1.0, float(np.nanmax(losses)))
@@ -178,14 +202,20 @@ def levels_figure(report: Report) -> Figure:
             _middles(len(CONDITIONS)),
             [_words(name.rpartition("_")[0]) for name in CONDITIONS],
         )
-        axes.set_xlabel(f"log loss (white 0, darkest {top:.2g}); labels: normal or mild/moderate/severe")
+        axes.set_xlabel(
+            f"log loss (white 0, darkest {top:.2g}); labels: normal or mild/moderate/severe"
+        )
     return drawn
 
 
 def confusion_figure(report: Report) -> Figure:
     """Draw the confusion of every condition group: counts, and shares of each true grade."""
-    with figure(2.75, "Most probable grade by true grade: rows, and share of the true grade") as drawn:
-        for axes, (name, group) in zip(drawn.subplots(1, len(report.groups)), report.groups.items(), strict=True):
+    with figure(
+        2.75, "Most probable grade by true grade: rows, and share of the true grade"
+    ) as drawn:
+        for axes, (name, group) in zip(
+            drawn.subplots(1, len(report.groups)), report.groups.items(), strict=True
+        ):
             counts = np.array(group.confusion)
             shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             texts = [
@@ -236,10 +266,21 @@ def reliability_figure(
             largest = 1
             for column, name in enumerate(names):
                 upper, lower = panels[2 * row, column], panels[2 * row + 1, column]
-                files = [_curves(one, name, outcome) for one in (report, other) if one is not None]
+                files = [
+                    _curves(one, name, outcome)
+                    for one in (report, other)
+                    if one is not None
+                ]
                 largest = max(largest, _reliability(upper, lower, files, weighed))
-                errors = [c.calibration_error if weighed else c.calibration_error_unweighted for c in files]
-                note = "calibration error {:.3f}" if other is None else "error {:.3f}, other {:.3f}"
+                errors = [
+                    c.calibration_error if weighed else c.calibration_error_unweighted
+                    for c in files
+                ]
+                note = (
+                    "calibration error {:.3f}"
+                    if other is None
+                    else "error {:.3f}, other {:.3f}"
+                )
                 panel_title(
                     upper,
                     _words(name),
@@ -249,7 +290,10 @@ def reliability_figure(
             _decades(panels[2 * row + 1, 0], largest)
             panels[2 * row + 1, len(names) // 2].set_xlabel(predicted)
         drawn.align_ylabels()
-        handles = [upper.plot([], [], label=label, **look)[0] for label, look in _legend(other is not None)]
+        handles = [
+            upper.plot([], [], label=label, **look)[0]
+            for label, look in _legend(other is not None)
+        ]
         drawn.legend(
             handles=handles,
             loc="outside lower left",
@@ -268,7 +312,10 @@ def _whiskers(
 ) -> None:
     """Draw values with their intervals."""
     values = np.array([each.value for each in estimates])
-    around = [values - [each.low for each in estimates], [each.high for each in estimates] - values]
+    around = [
+        values - [each.low for each in estimates],
+        [each.high for each in estimates] - values,
+    ]
     axes.errorbar(
         values,
         places,
@@ -349,7 +396,9 @@ def _matrix(axes: Axes, shares: Any, texts: Any) -> None:
         linewidth=0.7,
     )
     for (row, column), share in np.ndenumerate(shares):
-        ink = "#ffffff" if _luminance(colours(share)) < 0.179 else "#000000"  # at least 4.5 to 1 either way
+        ink = (
+            "#ffffff" if _luminance(colours(share)) < 0.179 else "#000000"
+        )  # at least 4.5 to 1 either way
         axes.text(
             column + 0.5,
             row + 0.5,
@@ -385,7 +434,9 @@ def _reliability(
     largest = 0
     upper.plot([0, 1], [0, 1], **_RIGHT)
     for curves, look in zip(files, (_MINE, _THEIRS), strict=False):
-        curve = _by_bin(curves.reliability if weighed else curves.reliability_unweighted)
+        curve = _by_bin(
+            curves.reliability if weighed else curves.reliability_unweighted
+        )
         many = curve["rows"] >= FEW_ROWS
         observed = curve["observed"]
         upper.plot(

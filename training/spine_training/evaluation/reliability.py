@@ -53,7 +53,9 @@ def unweighted(probabilities: F64) -> F64:
     return np.asarray(plain / plain.sum(-1, keepdims=True))
 
 
-def reliability(probabilities: F64, grades: Integers, cut: int | None = None) -> tuple[Bin, ...]:
+def reliability(
+    probabilities: F64, grades: Integers, cut: int | None = None
+) -> tuple[Bin, ...]:
     """Return the reliability curve as the metric weighs rows, without its empty bins.
 
     Args:
@@ -70,7 +72,9 @@ def reliability(probabilities: F64, grades: Integers, cut: int | None = None) ->
     )
 
 
-def reliability_unweighted(probabilities: F64, grades: Integers, cut: int | None = None) -> tuple[Bin, ...]:
+def reliability_unweighted(
+    probabilities: F64, grades: Integers, cut: int | None = None
+) -> tuple[Bin, ...]:
     """Return the reliability curve of rows that count alike, the metric's weights divided out of the probabilities."""
     known = grades != MISSING
     return _curve(
@@ -83,7 +87,9 @@ def reliability_unweighted(probabilities: F64, grades: Integers, cut: int | None
 
 def expected_error(curve: tuple[Bin, ...]) -> float:
     """Return the expected calibration error of a curve: its weighted mean ``|confidence - observed|``."""
-    return sum(b.weight * abs(b.confidence - b.observed) for b in curve) / sum(b.weight for b in curve)
+    return sum(b.weight * abs(b.confidence - b.observed) for b in curve) / sum(
+        b.weight for b in curve
+    )
 
 
 def calibration_error(probabilities: F64, grades: Integers) -> float:
@@ -100,7 +106,9 @@ def confusion(probabilities: F64, grades: Integers) -> I64:
     """Count labelled rows by true grade (rows of the result) and most probable grade (columns), ``(3, 3)``."""
     known = grades != MISSING
     cells = grades[known] * len(SEVERITIES) + probabilities[known].argmax(axis=-1)
-    return np.bincount(cells, minlength=len(SEVERITIES) ** 2).reshape(len(SEVERITIES), -1)
+    return np.bincount(cells, minlength=len(SEVERITIES) ** 2).reshape(
+        len(SEVERITIES), -1
+    )
 
 
 def _curve(
@@ -121,7 +129,9 @@ def _curve(
         BINS - 1,
     )
     rows = np.bincount(places, minlength=BINS)
-    weight, sure, hits = (np.bincount(places, weights * x, BINS) for x in (1.0, predicted, came_true))
+    weight, sure, hits = (
+        np.bincount(places, weights * x, BINS) for x in (1.0, predicted, came_true)
+    )
     return tuple(
         Bin(
             lower=k / BINS,

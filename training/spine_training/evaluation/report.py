@@ -137,13 +137,19 @@ def evaluate_arrays(
         ValueError: as ``official_metric``.
     """
     studies = len(grades)
-    score, prior = (official_metric(rows, grades) for rows in (probabilities, prior_probabilities(studies)))
+    score, prior = (
+        official_metric(rows, grades)
+        for rows in (probabilities, prior_probabilities(studies))
+    )
     drawn = _resampled(
         *study_sums(probabilities, grades),
         resamples,
         seed,
     )
-    scores = {name: _estimate(getattr(score, name), drawn[:, k]) for k, name in enumerate(FIGURES)}
+    scores = {
+        name: _estimate(getattr(score, name), drawn[:, k])
+        for k, name in enumerate(FIGURES)
+    }
     return Report(
         studies=studies,
         labels=int((grades != MISSING).sum()),
@@ -154,7 +160,9 @@ def evaluate_arrays(
             grades,
         ),
         calibration_error=calibration_error(probabilities, grades),
-        calibration_error_unweighted=calibration_error_unweighted(probabilities, grades),
+        calibration_error_unweighted=calibration_error_unweighted(
+            probabilities, grades
+        ),
         groups={
             name: _group(
                 probabilities[..., list(heads), :],
@@ -179,7 +187,9 @@ def compare_arrays(
     Raises:
         ValueError: as ``official_metric``.
     """
-    scores = [official_metric(probabilities, grades) for probabilities in (first, second)]
+    scores = [
+        official_metric(probabilities, grades) for probabilities in (first, second)
+    ]
     sums = [study_sums(probabilities, grades) for probabilities in (first, second)]
     drawn = [_resampled(losses, weights, resamples, seed) for losses, weights in sums]
     gaps = drawn[0] - drawn[1]
@@ -246,15 +256,23 @@ def _estimate(value: float, drawn: F64) -> Estimate:
 
 def _group(probabilities: F64, grades: I64) -> GroupReport:
     return GroupReport(
-        confusion=tuple(tuple(map(int, row)) for row in confusion(probabilities, grades)),
-        cuts={name: Curves(**_curves(probabilities, grades, cut)) for name, cut in CUTS.items()},
+        confusion=tuple(
+            tuple(map(int, row)) for row in confusion(probabilities, grades)
+        ),
+        cuts={
+            name: Curves(**_curves(probabilities, grades, cut))
+            for name, cut in CUTS.items()
+        },
         **_curves(probabilities, grades, None),
     )
 
 
 def _curves(probabilities: F64, grades: I64, cut: int | None) -> dict[str, Any]:
     """Return the fields of ``Curves``."""
-    weighted, plain = reliability(probabilities, grades, cut), reliability_unweighted(probabilities, grades, cut)
+    weighted, plain = (
+        reliability(probabilities, grades, cut),
+        reliability_unweighted(probabilities, grades, cut),
+    )
     return {
         "calibration_error": expected_error(weighted),
         "calibration_error_unweighted": expected_error(plain),
@@ -272,5 +290,8 @@ def _cells(probabilities: F64, grades: I64) -> Iterator[Cell]:
                 condition=str(condition),
                 level=str(level),
                 log_loss=float(loss[v, c] / weight[v, c]) if weight[v, c] else None,
-                labels=tuple(int((grades[:, v, c] == grade).sum()) for grade in range(len(SEVERITIES))),
+                labels=tuple(
+                    int((grades[:, v, c] == grade).sum())
+                    for grade in range(len(SEVERITIES))
+                ),
             )

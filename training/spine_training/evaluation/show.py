@@ -9,7 +9,13 @@ from rich.table import Table
 
 from spine_engine.anatomy import SEVERITIES
 from spine_training.evaluation.reliability import BINS
-from spine_training.evaluation.report import FIGURES, Curves, Difference, Estimate, Report
+from spine_training.evaluation.report import (
+    FIGURES,
+    Curves,
+    Difference,
+    Estimate,
+    Report,
+)
 
 _WORDS = ("normal/mild", "moderate", "severe")
 
@@ -22,18 +28,26 @@ def tables(report: Report) -> Iterator[Table]:
     yield _reliability(report)
 
 
-def comparison_table(comparison: Mapping[str, Difference], first: str, second: str) -> Table:
+def comparison_table(
+    comparison: Mapping[str, Difference], first: str, second: str
+) -> Table:
     """Return the table of a paired comparison of the files ``first`` and ``second``.
 
     Its last column is the share of resamples in which the first has the lower loss.
     """
     table = _table(
-        f"First: {first}\nSecond: {second}", ("", "first", "second", "difference", "95 % interval", "better")
+        f"First: {first}\nSecond: {second}",
+        ("", "first", "second", "difference", "95 % interval", "better"),
     )
     for name in FIGURES:
         row = comparison[name]
         gap = row.difference
-        values = (f"{row.first:.4f}", f"{row.second:.4f}", f"{gap.value:+.4f}", _interval(gap, "+"))
+        values = (
+            f"{row.first:.4f}",
+            f"{row.second:.4f}",
+            f"{gap.value:+.4f}",
+            _interval(gap, "+"),
+        )
         table.add_row(
             _label(name),
             *values,
@@ -76,7 +90,10 @@ def reliability_lines(report: Report) -> Iterator[str]:
     for name, group in report.groups.items():
         outcomes: dict[str, Curves] = {"most_probable": group, **group.cuts}
         for outcome, curves in outcomes.items():
-            for weighing, curve in (("metric", curves.reliability), ("alike", curves.reliability_unweighted)):
+            for weighing, curve in (
+                ("metric", curves.reliability),
+                ("alike", curves.reliability_unweighted),
+            ):
                 for b in curve:
                     figures = f"{b.lower:.6f},{b.upper:.6f},{b.rows},{b.weight:g},{b.confidence:.6f},{b.observed:.6f}"
                     yield f"{name},{outcome},{weighing},{figures}"
@@ -90,7 +107,9 @@ def _scores(report: Report) -> Table:
     )
     for name in FIGURES:
         estimate = report.scores[name]
-        floors = (f"{getattr(floor, name):.4f}" for floor in (report.prior, report.uniform))
+        floors = (
+            f"{getattr(floor, name):.4f}" for floor in (report.prior, report.uniform)
+        )
         table.add_row(
             _label(name),
             f"{estimate.value:.4f}",
@@ -101,11 +120,18 @@ def _scores(report: Report) -> Table:
 
 
 def _cells(report: Report) -> Table:
-    table = _table("Weighted log loss, and labels per grade", ("condition", "level", "log loss", *_WORDS))
+    table = _table(
+        "Weighted log loss, and labels per grade",
+        ("condition", "level", "log loss", *_WORDS),
+    )
     before = None
     for cell in report.cells:
         loss = "-" if cell.log_loss is None else f"{cell.log_loss:.4f}"
-        name = "" if cell.condition == before else _label(cell.condition.rpartition("_")[0])
+        name = (
+            ""
+            if cell.condition == before
+            else _label(cell.condition.rpartition("_")[0])
+        )
         table.add_row(
             name,
             cell.level.replace("_", "/").upper(),
@@ -139,12 +165,21 @@ def _reliability(report: Report) -> Table:
         "By top probability: its mean, the share that was right (rows), as the metric weighs rows"
     )
     table = _table(title, ("top", *report.groups))
-    curves = [{round(b.lower * BINS): b for b in group.reliability} for group in report.groups.values()]
+    curves = [
+        {round(b.lower * BINS): b for b in group.reliability}
+        for group in report.groups.values()
+    ]
     for k in sorted(set().union(*curves)):
         bins = [curve.get(k) for curve in curves]
-        cells = ["" if b is None else f"{b.confidence:.3f} {b.observed:.3f} ({b.rows})" for b in bins]
+        cells = [
+            "" if b is None else f"{b.confidence:.3f} {b.observed:.3f} ({b.rows})"
+            for b in bins
+        ]
         table.add_row(f"{k / BINS:.2f} .. {(k + 1) / BINS:.2f}", *cells)
-    for word, field in (("error", "calibration_error"), ("unweighted", "calibration_error_unweighted")):
+    for word, field in (
+        ("error", "calibration_error"),
+        ("unweighted", "calibration_error_unweighted"),
+    ):
         table.add_row(
             word,
             *(f"{getattr(group, field):.4f}" for group in report.groups.values()),
@@ -163,7 +198,9 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     for name in columns:
         table.add_column(
             name,
-            justify="left" if name in ("", "condition", "level", "group", "true") else "right",
+            justify="left"
+            if name in ("", "condition", "level", "group", "true")
+            else "right",
         )
     return table
 

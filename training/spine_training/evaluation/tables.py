@@ -37,7 +37,8 @@ stay within it. The challenge normalised any row in silence; here a larger gap i
 
 _ROW_ID = re.compile(f"(.+)_({'|'.join(CONDITIONS)})_({'|'.join(LEVELS)})", re.DOTALL)
 _PLACE: Final = {
-    (str(condition), str(level)): (LEVELS.index(level), CONDITIONS.index(condition)) for condition, level in ROW_ORDER
+    (str(condition), str(level)): (LEVELS.index(level), CONDITIONS.index(condition))
+    for condition, level in ROW_ORDER
 }
 
 
@@ -60,20 +61,28 @@ def read_truth(path: Path) -> Truth:
     for where, record in _records(path, TRUTH_COLUMNS):
         study = record["study_id"]
         if study in grades:
-            raise UsageError(f"{where}: the study {study} is there twice; every study needs exactly one line")
+            raise UsageError(
+                f"{where}: the study {study} is there twice; every study needs exactly one line"
+            )
         for name in ALL_ROW_NAMES:
             if record[name] not in GRADE_OF_WORD:
                 wanted = "Normal/Mild, Moderate, Severe or nothing"
-                raise UsageError(f"{where}: got the grade {record[name][:40]!r} in {name}, want {wanted}")
+                raise UsageError(
+                    f"{where}: got the grade {record[name][:40]!r} in {name}, want {wanted}"
+                )
         grades[study] = [GRADE_OF_WORD[record[name]] for name in ALL_ROW_NAMES]
     if not grades:
         raise UsageError(f"{path} has no study: the metric needs labels")
     studies = tuple(sorted(grades))
-    flat = np.array([grades[study] for study in studies]).reshape(-1, len(CONDITIONS), len(LEVELS))
+    flat = np.array([grades[study] for study in studies]).reshape(
+        -1, len(CONDITIONS), len(LEVELS)
+    )
     table = flat.transpose(0, 2, 1).copy()
     for group, heads in GROUPS.items():
         if (table[..., list(heads)] == MISSING).all():
-            raise UsageError(f"{path} has no label of the {group} group, so the metric is not defined on it")
+            raise UsageError(
+                f"{path} has no label of the {group} group, so the metric is not defined on it"
+            )
     return Truth(studies=studies, grades=table)
 
 
@@ -94,7 +103,9 @@ def read_predictions(path: Path) -> dict[str, F64]:
     ):
         name = _ROW_ID.fullmatch(record["row_id"])
         if name is None:
-            raise UsageError(f"{where}: unknown row id {record['row_id'][:80]!r}, want <study>_<condition>_<level>")
+            raise UsageError(
+                f"{where}: unknown row id {record['row_id'][:80]!r}, want <study>_<condition>_<level>"
+            )
         row = _probabilities(where, [record[severity] for severity in SEVERITIES])
         study, condition, level = name.groups()
         if study not in tables:
@@ -104,7 +115,9 @@ def read_predictions(path: Path) -> dict[str, F64]:
             )
         place = _PLACE[condition, level]
         if not np.isnan(tables[study][place][0]):
-            raise UsageError(f"{where}: the row {record['row_id']} is there twice; every row must be there once")
+            raise UsageError(
+                f"{where}: the row {record['row_id']} is there twice; every row must be there once"
+            )
         tables[study][place] = row
     if not tables:
         raise UsageError(f"{path} has no rows: it needs 25 a study")
@@ -132,7 +145,9 @@ def matched(predictions: Mapping[str, F64], truth: Truth, path: Path) -> F64:
             CONDITIONS[condition],
             LEVELS[level],
         )
-        raise UsageError(f"{path}: {len(holes)} rows are missing (the first: {first}); every study needs its 25 rows")
+        raise UsageError(
+            f"{path}: {len(holes)} rows are missing (the first: {first}); every study needs its 25 rows"
+        )
     return table
 
 
@@ -151,7 +166,9 @@ def _records(
             for cells in lines:
                 where = f"{path}, line {lines.line_num}"
                 if len(cells) != len(header):
-                    raise UsageError(f"{where}: got {len(cells)} cells, want {len(header)} as in the first line")
+                    raise UsageError(
+                        f"{where}: got {len(cells)} cells, want {len(header)} as in the first line"
+                    )
                 yield where, dict(zip(header, cells, strict=True))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
@@ -167,7 +184,9 @@ def _check_header(
 ) -> None:
     absent = [name for name in columns if name not in header]
     if absent:
-        raise UsageError(f"{path} has no column {absent[0]!r} ({len(absent)} of {len(columns)} are missing)")
+        raise UsageError(
+            f"{path} has no column {absent[0]!r} ({len(absent)} of {len(columns)} are missing)"
+        )
     surplus = [name for name in header if name not in columns]
     if len(set(header)) != len(header) or (exactly and surplus):
         raise UsageError(
@@ -182,11 +201,17 @@ def _probabilities(where: str, cells: list[str]) -> list[float]:
         try:
             value = float(cell)
         except ValueError:
-            raise UsageError(f"{where}: {severity} is {cell[:40]!r}, which is no number") from None
+            raise UsageError(
+                f"{where}: {severity} is {cell[:40]!r}, which is no number"
+            ) from None
         if not isfinite(value) or value < 0:
-            raise UsageError(f"{where}: {severity} is {cell[:40]}; a probability is a finite number from 0 to 1")
+            raise UsageError(
+                f"{where}: {severity} is {cell[:40]}; a probability is a finite number from 0 to 1"
+            )
         values.append(value)
     total = sum(values)
     if abs(total - 1) > SUM_TOLERANCE:
-        raise UsageError(f"{where}: the row sums to {total:.6g}; want 1 within {SUM_TOLERANCE:g}")
+        raise UsageError(
+            f"{where}: the row sums to {total:.6g}; want 1 within {SUM_TOLERANCE:g}"
+        )
     return [value / total for value in values]

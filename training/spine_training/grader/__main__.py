@@ -26,15 +26,29 @@ app = typer.Typer(
 
 @app.command("evaluate")
 def evaluate_command(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of train grader or whole-study.")],
-    cache: Annotated[Path, typer.Option(help="Folder that keeps the phantoms' grids; missing ones are made.")],
-    studies: Annotated[int, typer.Option(min=1, help="Number of held-out phantom studies.")] = 400,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint of train grader or whole-study.")
+    ],
+    cache: Annotated[
+        Path,
+        typer.Option(
+            help="Folder that keeps the phantoms' grids; missing ones are made."
+        ),
+    ],
+    studies: Annotated[
+        int, typer.Option(min=1, help="Number of held-out phantom studies.")
+    ] = 400,
     seed: Annotated[
         int | None,
-        typer.Option(help="Seed of other phantoms, as for spine-engine phantom; without it, the held-out ones."),
+        typer.Option(
+            help="Seed of other phantoms, as for spine-engine phantom; without it, the held-out ones."
+        ),
     ] = None,
     consistency_studies: Annotated[
-        int, typer.Option(min=0, help="Number of studies that are mirrored and posed; 0 for none.")
+        int,
+        typer.Option(
+            min=0, help="Number of studies that are mirrored and posed; 0 for none."
+        ),
     ] = 12,
     workers: Workers = 1,
     threads: Annotated[int, typer.Option(min=1, help="Number of CPU threads.")] = 1,
@@ -46,7 +60,11 @@ def evaluate_command(
     torch.set_num_threads(threads)
     grader = load_grader(checkpoint)
     model = MirrorAveraged(grader)
-    source = PhantomSource.held_out(studies) if seed is None else PhantomSource(tuple(study_seeds(studies, seed)))
+    source = (
+        PhantomSource.held_out(studies)
+        if seed is None
+        else PhantomSource(tuple(study_seeds(studies, seed)))
+    )
     jitter = BoxJitter(boxes=2)
     cut_missing(source, grader.config, jitter, cache, workers)
     grids = load_grids(source, grader.config, jitter, cache)

@@ -85,7 +85,9 @@ def augment(
             moved,
             spacing_mm,
         ).clamp(0, 1)
-        changed = torch.where(moved > 0, tinted, 0.0)  # holes, where nothing was imaged, stay empty
+        changed = torch.where(
+            moved > 0, tinted, 0.0
+        )  # holes, where nothing was imaged, stay empty
         if draw[1] < options.drop_channel:
             changed = changed.clone()
             changed[torch.randint(len(changed), ())] = 0

@@ -16,7 +16,14 @@ from spine_training.backbones import canonical_backbone
 from spine_training.curves import HELD_OUT
 from spine_training.fit import CHECKPOINT, Machine, Session
 from spine_training.grader.evaluate import report
-from spine_training.grader.grids import TRUE_BOXES, BoxJitter, GridSet, GridSource, load_grids, make_grids
+from spine_training.grader.grids import (
+    TRUE_BOXES,
+    BoxJitter,
+    GridSet,
+    GridSource,
+    load_grids,
+    make_grids,
+)
 from spine_training.grader.model import WHOLE_STUDY, Grader, GraderConfig
 from spine_training.grader.phantoms import PhantomSource
 from spine_training.grader.rsna_grids import RsnaSource
@@ -33,30 +40,76 @@ WATCHED_PHANTOMS: Final = 40
 WHOLE_STUDY_JITTER: Final = BoxJitter(center_mm=12.0, rotation_deg=6.0)
 """The levels' place in the picture differs from exam to exam; straying this far teaches not to rely on it."""
 
-Data = Annotated[Path | None, typer.Option(help="Folder in RSNA's layout: train.csv, its other tables, train_images/.")]
-Phantoms = Annotated[int, typer.Option(min=0, help="Number of phantom studies to train on, in place of --data.")]
-Out = Annotated[Path, typer.Option(help="Folder for the checkpoint and the curves.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder that keeps the cut grids; OUT/grids by default.")]
-Fold = Annotated[int, typer.Option(help="Fold held out and scored after each epoch, 0 to 4; -1 trains on all studies.")]
-Backbone = Annotated[
-    str, typer.Option(help="Backbone: a name of timm_3d or of this project, or a .json file that configures one.")
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder in RSNA's layout: train.csv, its other tables, train_images/."
+    ),
 ]
-Pool = Annotated[Literal["avg", "max"], typer.Option(help="Pooling of the last feature maps into one vector.")]
-Shape = Annotated[tuple[int, int, int], typer.Option(help="Grid in voxels: down, back, left.")]
-Spacing = Annotated[tuple[float, float, float], typer.Option(help="Voxel in mm: down, back, left.")]
+Phantoms = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Number of phantom studies to train on, in place of --data."
+    ),
+]
+Out = Annotated[Path, typer.Option(help="Folder for the checkpoint and the curves.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder that keeps the cut grids; OUT/grids by default."),
+]
+Fold = Annotated[
+    int,
+    typer.Option(
+        help="Fold held out and scored after each epoch, 0 to 4; -1 trains on all studies."
+    ),
+]
+Backbone = Annotated[
+    str,
+    typer.Option(
+        help="Backbone: a name of timm_3d or of this project, or a .json file that configures one."
+    ),
+]
+Pool = Annotated[
+    Literal["avg", "max"],
+    typer.Option(help="Pooling of the last feature maps into one vector."),
+]
+Shape = Annotated[
+    tuple[int, int, int], typer.Option(help="Grid in voxels: down, back, left.")
+]
+Spacing = Annotated[
+    tuple[float, float, float], typer.Option(help="Voxel in mm: down, back, left.")
+]
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over all grids.")]
 BatchSize = Annotated[int, typer.Option(min=2, help="Grids a step on each device.")]
 Rate = Annotated[float, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
-Start = Annotated[Path | None, typer.Option(help="Checkpoint whose averaged weights replace the random first ones.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue after the last finished epoch.")]
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option(help="Device; auto takes a GPU where there is one.")]
-Precision = Annotated[Literal["bf16", "f32"], typer.Option(help="Number format of the forward pass.")]
-Workers = Annotated[int, typer.Option(min=0, help="Number of processes that prepare grids and batches.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Number of PyTorch's CPU threads.")]
+Start = Annotated[
+    Path | None,
+    typer.Option(
+        help="Checkpoint whose averaged weights replace the random first ones."
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue after the last finished epoch.")
+]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="Device; auto takes a GPU where there is one."),
+]
+Precision = Annotated[
+    Literal["bf16", "f32"], typer.Option(help="Number format of the forward pass.")
+]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Number of processes that prepare grids and batches.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Number of PyTorch's CPU threads.")
+]
 Detector = Annotated[
     Path | None,
-    typer.Option(help="Detector that finds the levels: bundle, .onnx or .pt; by default the packaged bundle's."),
+    typer.Option(
+        help="Detector that finds the levels: bundle, .onnx or .pt; by default the packaged bundle's."
+    ),
 ]
 
 _FIT: Final = FitOptions(epochs=24, learning_rate=2e-3)
@@ -217,14 +270,20 @@ def cut_missing(
         console.print(f"cut the grids of {count} studies into {cache}")
 
 
-def _source(data: Path | None, phantoms: int, detector: Path | None) -> RsnaSource | PhantomSource:
+def _source(
+    data: Path | None, phantoms: int, detector: Path | None
+) -> RsnaSource | PhantomSource:
     if (data is None) == (phantoms == 0):
-        raise UsageError("give either --data, a folder in RSNA's layout, or --phantoms, a number of studies to draw")
+        raise UsageError(
+            "give either --data, a folder in RSNA's layout, or --phantoms, a number of studies to draw"
+        )
     if data is None:
         return PhantomSource.training(phantoms)
     rsna = RsnaSet.open(data)
     if rsna.without_images:
-        console.print(f"{rsna.without_images} studies of train.csv have no images here and are left out")
+        console.print(
+            f"{rsna.without_images} studies of train.csv have no images here and are left out"
+        )
     return RsnaSource(
         data,
         tuple(study.study_id for study in rsna.studies),

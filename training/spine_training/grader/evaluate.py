@@ -15,7 +15,11 @@ from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.phantom import PhantomSpine, Protocol, draw_spine, render
 from spine_engine.phantom.severity import best_predictions, reader_probabilities
 from spine_training.arrays import F64, I64
-from spine_training.evaluation.reliability import calibration_error, calibration_error_unweighted, unweighted
+from spine_training.evaluation.reliability import (
+    calibration_error,
+    calibration_error_unweighted,
+    unweighted,
+)
 from spine_training.grader.grids import GridSet, cut_levels, small_rotation
 from spine_training.grader.model import MIRRORED_HEADS, GraderConfig
 from spine_training.grader.phantoms import level_boxes, one_t2
@@ -35,7 +39,12 @@ def predict(
     model.eval()
     device = next(model.parameters()).device
     parts = [
-        model(torch.from_numpy(grids[start : start + batch].astype(np.float32)).to(device)).double().cpu().numpy()
+        model(
+            torch.from_numpy(grids[start : start + batch].astype(np.float32)).to(device)
+        )
+        .double()
+        .cpu()
+        .numpy()
         for start in range(0, len(grids), batch)
     ]
     return np.concatenate(parts)
@@ -80,11 +89,15 @@ def scores(rows: F64, grades: I64, narrowing: F64) -> dict[str, float]:
     }
     if not np.isnan(narrowing).any():
         figures["best"] = official_metric(best_predictions(narrowing), grades).metric
-        figures["miss_of_reader"] = float(np.abs(unweighted(rows) - reader_probabilities(narrowing)).mean())
+        figures["miss_of_reader"] = float(
+            np.abs(unweighted(rows) - reader_probabilities(narrowing)).mean()
+        )
     return figures
 
 
-def consistency(model: nn.Module, config: GraderConfig, seeds: Iterable[int]) -> dict[str, float]:
+def consistency(
+    model: nn.Module, config: GraderConfig, seeds: Iterable[int]
+) -> dict[str, float]:
     """Return the mean |probability difference| of phantoms, with true boxes, after a mirror, a pose and others.
 
     ``mirrored``: the patient reflected left to right, conditions exchanged back. ``posed``: patient and planes turned

@@ -143,7 +143,9 @@ class GridSet:
 
     def box_set(self, box: int) -> NDArray[np.float16]:
         """Return one set of all studies in memory, ``(S * L, C, D, H, W)``."""
-        return np.concatenate([np.load(file, mmap_mode="r")[box] for file in self.files])
+        return np.concatenate(
+            [np.load(file, mmap_mode="r")[box] for file in self.files]
+        )
 
     def grades_of_epoch(self, epoch: int) -> I64:
         """Return ``grades``, read by another noisy reader each epoch where the narrowing is known."""
@@ -204,10 +206,14 @@ def load_grids(
                 grades.append(labels["grades"])
                 narrowing.append(labels["narrowing"])
         except FileNotFoundError:
-            raise UsageError(f"the grids of study {name} are not in {cache}; cut them first") from None
+            raise UsageError(
+                f"the grids of study {name} are not in {cache}; cut them first"
+            ) from None
         files.append(_grids_file(folder, name))
     if not files:
-        raise UsageError("no study of the training data can be used: none has both a label and a level that was found")
+        raise UsageError(
+            "no study of the training data can be used: none has both a label and a level that was found"
+        )
     return GridSet(
         tuple(files),
         np.stack(grades),
@@ -266,14 +272,22 @@ def box_sets(
     rng: np.random.Generator,
 ) -> list[Sequence[F64]]:
     """Return a study's boxes as they are, then as often as ``jitter`` says strayed ones."""
-    return [boxes, *([strayed(box, jitter, rng) for box in boxes] for _ in range(jitter.boxes - 1))]
+    return [
+        boxes,
+        *(
+            [strayed(box, jitter, rng) for box in boxes]
+            for _ in range(jitter.boxes - 1)
+        ),
+    ]
 
 
 def strayed(box: F64, jitter: BoxJitter, rng: np.random.Generator) -> F64:
     """Return a box ``(4, 3)`` moved and turned at random within ``jitter``, about its own axes."""
     shift = rng.uniform(-jitter.center_mm, jitter.center_mm, 3)
     angles = np.radians(rng.uniform(-jitter.rotation_deg, jitter.rotation_deg, 3))
-    return np.concatenate([(box[0] + shift @ box[1:])[None], small_rotation(angles) @ box[1:]])
+    return np.concatenate(
+        [(box[0] + shift @ box[1:])[None], small_rotation(angles) @ box[1:]]
+    )
 
 
 def small_rotation(angles: F64) -> F64:
@@ -283,7 +297,9 @@ def small_rotation(angles: F64) -> F64:
         return np.eye(3)
     x, y, z = angles / angle
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.asarray(np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross)
+    return np.asarray(
+        np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    )
 
 
 def _cut_one(
@@ -299,7 +315,9 @@ def _cut_one(
     if cut is not None:
         grids = _grids_file(folder, name)
         _replace(grids, lambda file: np.save(file, cut.grids.astype(np.float16)))
-    labels: dict[str, Any] = {} if cut is None else {"grades": cut.grades, "narrowing": cut.narrowing}
+    labels: dict[str, Any] = (
+        {} if cut is None else {"grades": cut.grades, "narrowing": cut.narrowing}
+    )
     _replace(
         _labels_file(folder, name),
         lambda file: np.savez(

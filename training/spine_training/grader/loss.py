@@ -31,9 +31,12 @@ def grading_loss(probabilities: Tensor, grades: Tensor) -> Tensor:
         class_weights=np.asarray(SEVERITY_WEIGHTS),
     ).view_as(grades)
     weights = torch.tensor(SEVERITY_WEIGHTS, device=rows.device)[target] * known
-    losses, weights = ((x * known).unflatten(1, (len(CONDITIONS), -1)) for x in (rows, weights))
+    losses, weights = (
+        (x * known).unflatten(1, (len(CONDITIONS), -1)) for x in (rows, weights)
+    )
     groups = [
-        losses[:, list(conditions)].sum() / weights[:, list(conditions)].sum().clamp(min=1.0)
+        losses[:, list(conditions)].sum()
+        / weights[:, list(conditions)].sum().clamp(min=1.0)
         for conditions in GROUPS.values()
     ]
     return torch.stack(groups).mean()
@@ -53,6 +56,8 @@ def narrowing_loss(latents: Tensor, cutpoints: Tensor, narrowing: Tensor) -> Ten
     low, high = cutpoints.detach().T
     scale = (high - low) / (READER_THRESHOLDS[1] - READER_THRESHOLDS[0])
     known = ~narrowing.isnan()
-    error = ((latents - low) / scale + READER_THRESHOLDS[0] - narrowing.nan_to_num()) * known
+    error = (
+        (latents - low) / scale + READER_THRESHOLDS[0] - narrowing.nan_to_num()
+    ) * known
     mean: Tensor = error.abs().sum() / known.sum().clamp(min=1)
     return mean

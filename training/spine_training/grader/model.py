@@ -29,7 +29,9 @@ CUTPOINT_MARGIN: Final = 1e-3
 INITIAL_CUTPOINT: Final = 1.5
 """Cut-points start at minus and plus this: trained ones end 5 to 8 apart, the library's 1 apart is a slow start."""
 
-MIRRORED_HEADS: Final = tuple(CONDITIONS.index(MIRRORED_CONDITION[condition]) for condition in CONDITIONS)
+MIRRORED_HEADS: Final = tuple(
+    CONDITIONS.index(MIRRORED_CONDITION[condition]) for condition in CONDITIONS
+)
 """The head of a level grader that grades each condition once the image is mirrored left to right."""
 
 
@@ -61,7 +63,8 @@ class GraderConfig:
     def from_dict(cls, values: dict[str, Any]) -> GraderConfig:
         """Build from ``asdict``'s output, lists or tuples alike."""
         fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
         }
         return cls(**fields)
 
@@ -87,7 +90,11 @@ class GraderConfig:
     @property
     def mirrored_heads(self) -> tuple[int, ...]:
         """The head that takes each head's part once the image is mirrored left to right."""
-        return tuple(head * self.levels + level for head in MIRRORED_HEADS for level in range(self.levels))
+        return tuple(
+            head * self.levels + level
+            for head in MIRRORED_HEADS
+            for level in range(self.levels)
+        )
 
 
 WHOLE_STUDY: Final = GraderConfig(
@@ -119,7 +126,9 @@ class Grader(nn.Module):
         for link in self.links():
             link.cutpoints.data[:] = torch.tensor([-INITIAL_CUTPOINT, INITIAL_CUTPOINT])
         for axis, count in zip("dhw", config.shape, strict=True):
-            ramp = torch.linspace(-1, 1, count).view([count if axis == name else 1 for name in "ncdhw"])
+            ramp = torch.linspace(-1, 1, count).view(
+                [count if axis == name else 1 for name in "ncdhw"]
+            )
             self.register_buffer(
                 f"place_{axis}",
                 ramp,
@@ -135,7 +144,10 @@ class Grader(nn.Module):
         if self.config.coordinates:
             shape = (image.shape[0], 1, *self.config.shape)
             image = torch.cat(
-                [image, *(self.get_buffer(f"place_{axis}").expand(shape) for axis in "dhw")],
+                [
+                    image,
+                    *(self.get_buffer(f"place_{axis}").expand(shape) for axis in "dhw"),
+                ],
                 1,
             )
         features = self.backbone(image).float()

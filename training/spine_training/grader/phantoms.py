@@ -94,7 +94,10 @@ class PhantomSource:
 
 def level_boxes(centers_mm: F64, axes: F64) -> list[F64]:
     """Return the boxes ``(4, 3)`` of discs at centres ``(5, 3)`` with axes ``(5, 3, 3)``."""
-    return [np.concatenate([center[None], rows]) for center, rows in zip(centers_mm, axes, strict=True)]
+    return [
+        np.concatenate([center[None], rows])
+        for center, rows in zip(centers_mm, axes, strict=True)
+    ]
 
 
 def one_t2(phantom: PhantomStudy, prefer: str) -> Study:
@@ -102,6 +105,8 @@ def one_t2(phantom: PhantomStudy, prefer: str) -> Study:
     whole = phantom.as_study()
     contrasts = {series.contrast for series in whole.with_role(Role.SAGITTAL_T2)}
     kept = tuple(
-        s for s in whole.series if s.role is not Role.SAGITTAL_T2 or len(contrasts) < 2 or s.contrast == prefer
+        s
+        for s in whole.series
+        if s.role is not Role.SAGITTAL_T2 or len(contrasts) < 2 or s.contrast == prefer
     )
     return replace(whole, series=kept)

@@ -71,7 +71,9 @@ class RsnaSource:
         """Return the source without the studies of ``fold``, and the source of them alone."""
         held_out = [name for name in self.names if fold_of_study(name) == fold]
         kept = [name for name in self.names if fold_of_study(name) != fold]
-        return RsnaSource(self.root, kept, self.detector), RsnaSource(self.root, held_out, self.detector)
+        return RsnaSource(self.root, kept, self.detector), RsnaSource(
+            self.root, held_out, self.detector
+        )
 
     def cut(
         self,
@@ -104,7 +106,9 @@ class RsnaSource:
         lost = np.array([np.isnan(box).any() for box in true])
         if lost.all():
             return None
-        grids = np.stack([cut_levels(study, boxes, config) for boxes in box_sets(true, jitter, rng)])
+        grids = np.stack(
+            [cut_levels(study, boxes, config) for boxes in box_sets(true, jitter, rng)]
+        )
         return _cut(
             grids,
             np.where(lost[:, None], MISSING, grades),
@@ -120,7 +124,11 @@ def level_box(
     disc, place = discs[level], pointed.get(level)
     detected = disc.source != Source.PRIOR
     if place is not None and not (
-        detected and (not place.known or np.linalg.norm(disc.center_mm - place.center_mm) <= SAME_DISC_MM)
+        detected
+        and (
+            not place.known
+            or np.linalg.norm(disc.center_mm - place.center_mm) <= SAME_DISC_MM
+        )
     ):
         return np.concatenate([place.center_mm[None], place.axes])
     return np.concatenate([disc.center_mm[None], disc.axes]) if detected else _NOT_FOUND
@@ -135,14 +143,20 @@ def open_detector(path: Path | None) -> tuple[Model, DetectorSpec]:
     """
     if path is None or path.is_dir():
         bundle = Bundle.open(path)
-        return bundle.open_model(bundle.detector, precision="f32"), bundle.detector.spec or DetectorSpec()
+        return bundle.open_model(
+            bundle.detector, precision="f32"
+        ), bundle.detector.spec or DetectorSpec()
     if path.suffix == ".onnx" and path.is_file():
         return open_backend(path.read_bytes(), precision="f32"), DetectorSpec()
     if path.suffix == ".pt" and path.is_file():
-        from spine_training.detector.evaluate import TorchBackend  # only a checkpoint needs PyTorch
+        from spine_training.detector.evaluate import (
+            TorchBackend,
+        )  # only a checkpoint needs PyTorch
 
         return TorchBackend(path), DetectorSpec()
-    raise UsageError(f"got the detector {path}; want a bundle's folder, an .onnx file or a .pt checkpoint")
+    raise UsageError(
+        f"got the detector {path}; want a bundle's folder, an .onnx file or a .pt checkpoint"
+    )
 
 
 @lru_cache(maxsize=2)
@@ -154,7 +168,11 @@ def _digest(detector: Path | None) -> str:
     if detector is None or detector.is_dir():
         bundle = Bundle.open(detector)
         return bundle.detector.sha256
-    return hashlib.sha256(detector.read_bytes()).hexdigest() if detector.is_file() else "none"
+    return (
+        hashlib.sha256(detector.read_bytes()).hexdigest()
+        if detector.is_file()
+        else "none"
+    )
 
 
 def _cut(grids: F32, grades: I64) -> Cut:

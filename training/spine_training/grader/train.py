@@ -42,7 +42,9 @@ class GradingOptions:
 
     def __post_init__(self) -> None:
         if self.batch < 2:
-            raise UsageError(f"batch is {self.batch}; batch norm needs at least 2 grids")
+            raise UsageError(
+                f"batch is {self.batch}; batch norm needs at least 2 grids"
+            )
 
 
 Watch = Callable[[Grader], dict[str, float]]
@@ -76,7 +78,9 @@ class GradingTask:
         self._watch = watch
         self._places = grids.places
         if len(self._places) < 2:
-            raise UsageError("the training data has fewer than two labelled grids; give more studies")
+            raise UsageError(
+                "the training data has fewer than two labelled grids; give more studies"
+            )
         self.steps = math.ceil(len(self._places) / options.batch)
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
         self._grades = lru_cache(maxsize=2)(grids.grades_of_epoch)
@@ -84,13 +88,17 @@ class GradingTask:
     def batch(self, epoch: int, step: int) -> Batch:
         """Return grids ``(N, C, D, H, W)``, grades ``(N, heads)`` and narrowing ``(N, heads)``."""
         grids, grades, narrowing = [], [], []
-        for number, place in enumerate(self._order(epoch)[step :: self.steps]):  # as many grids in every batch, or one
+        for number, place in enumerate(
+            self._order(epoch)[step :: self.steps]
+        ):  # as many grids in every batch, or one
             study, box, level = place.tolist()
             labels = [
                 torch.from_numpy(self._grades(epoch)[study, level]),
                 torch.from_numpy(self._grids.narrowing[study, level]).float(),
             ]
-            grid = torch.from_numpy(self._grids.grid(study, box, level).astype(np.float32))
+            grid = torch.from_numpy(
+                self._grids.grid(study, box, level).astype(np.float32)
+            )
             config, seed = self.model.config, self._draw(epoch, step, number)
             grid, labels = augment(
                 grid,
@@ -115,7 +123,10 @@ class GradingTask:
             cutpoints = torch.stack([link.cutpoints for link in grader.links()])
             exact = narrowing_loss(latents, cutpoints, narrowing)
         weight = self._options.exact_weight * max(0.0, 1.0 - progress / EXACT_SHARE)
-        return graded + weight * exact, {"grading": graded.detach(), "exact": exact.detach()}
+        return graded + weight * exact, {
+            "grading": graded.detach(),
+            "exact": exact.detach(),
+        }
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Return the groups: cut-points apart, they travel far."""
@@ -142,7 +153,9 @@ class GradingTask:
         return self._watch(averaged)
 
     def _order_of_epoch(self, epoch: int) -> I64:
-        order = np.random.default_rng([self._seed, epoch, 0x0D]).permutation(len(self._places))
+        order = np.random.default_rng([self._seed, epoch, 0x0D]).permutation(
+            len(self._places)
+        )
         return self._places[order]
 
     def _draw(
@@ -151,7 +164,12 @@ class GradingTask:
         step: int,
         number: int,
     ) -> int:
-        return int(np.random.SeedSequence([self._seed, epoch, step, number]).generate_state(1, np.uint64)[0] >> 1)
+        return int(
+            np.random.SeedSequence([self._seed, epoch, step, number]).generate_state(
+                1, np.uint64
+            )[0]
+            >> 1
+        )
 
 
 def train(

@@ -68,7 +68,9 @@ def step_costs(missed: int) -> F64:
     return costs
 
 
-def named_column(log_probability: F64, missed: Sequence[int], width: int = WIDTH) -> NamedColumn:
+def named_column(
+    log_probability: F64, missed: Sequence[int], width: int = WIDTH
+) -> NamedColumn:
     """Name the vertebrae of a column, from above, so that the sum of `-ln p` and the step costs is smallest.
 
     Args:

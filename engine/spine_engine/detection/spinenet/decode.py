@@ -58,7 +58,9 @@ def is_vertebra(corners: F64) -> NDArray[np.bool_]:
 
 def polygons_from_maps(maps: F32) -> list[Polygons]:
     """Decode the maps `(N, 13, H, W)` of N patches: the vertebrae of each, by their centroids in raster order."""
-    from spine_engine.detection.spinenet.kernels import label_components  # numba: only a run should pay
+    from spine_engine.detection.spinenet.kernels import (
+        label_components,
+    )  # numba: only a run should pay
 
     height, width = maps.shape[2:]
     labels = np.empty((height, width), np.int32)
@@ -98,7 +100,9 @@ def _grouped(maps: F32, peaks: list[NDArray[np.int64]], width: int) -> Polygons:
     heat = np.full(corners.shape[:2], np.nan)
     for kind in range(CORNERS):
         spots = _points(peaks[kind], width)
-        arrow = maps[[ARROW_X + kind, ARROW_Y + kind]][:, peaks[kind]].T.astype(np.float64)
+        arrow = maps[[ARROW_X + kind, ARROW_Y + kind]][:, peaks[kind]].T.astype(
+            np.float64
+        )
         chosen = _nearest_votes(spots + arrow, centroids)
         has_vote = chosen >= 0
         votes = chosen[has_vote]
@@ -108,10 +112,14 @@ def _grouped(maps: F32, peaks: list[NDArray[np.int64]], width: int) -> Polygons:
     seen = np.isfinite(heat).sum(axis=1)
     for kind in range(CORNERS):
         missing = np.isnan(heat[:, kind])
-        corners[missing, kind] = centroids[missing] + arrows[missing, (kind + 2) % CORNERS]
+        corners[missing, kind] = (
+            centroids[missing] + arrows[missing, (kind + 2) % CORNERS]
+        )
     valid = seen >= CORNERS - 1
     valid[valid] = is_vertebra(corners[valid])
-    return Polygons(corners[valid], seen[valid], np.nansum(heat[valid], axis=1) / seen[valid])
+    return Polygons(
+        corners[valid], seen[valid], np.nansum(heat[valid], axis=1) / seen[valid]
+    )
 
 
 def _points(flat: NDArray[np.int64], width: int) -> F64:

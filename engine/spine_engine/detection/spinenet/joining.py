@@ -51,13 +51,19 @@ class Body:
     @property
     def height_mm(self) -> float:
         """The mean length of the anterior and posterior edge."""
-        edges = self.corners_mm[[RIGHT_BOTTOM, LEFT_BOTTOM]] - self.corners_mm[[RIGHT_TOP, LEFT_TOP]]
+        edges = (
+            self.corners_mm[[RIGHT_BOTTOM, LEFT_BOTTOM]]
+            - self.corners_mm[[RIGHT_TOP, LEFT_TOP]]
+        )
         return float(np.linalg.norm(edges, axis=1).mean())
 
     @property
     def depth_mm(self) -> float:
         """The mean length of the upper and lower edge."""
-        edges = self.corners_mm[[RIGHT_TOP, RIGHT_BOTTOM]] - self.corners_mm[[LEFT_TOP, LEFT_BOTTOM]]
+        edges = (
+            self.corners_mm[[RIGHT_TOP, RIGHT_BOTTOM]]
+            - self.corners_mm[[LEFT_TOP, LEFT_BOTTOM]]
+        )
         return float(np.linalg.norm(edges, axis=1).mean())
 
 
@@ -78,7 +84,9 @@ def without_doubles(polygons: Polygons) -> Polygons:
     for index in order.tolist():
         if not shared[index, unique].any():
             unique.append(index)
-    return Polygons(polygons.corners[unique], polygons.seen[unique], polygons.heat[unique])
+    return Polygons(
+        polygons.corners[unique], polygons.seen[unique], polygons.heat[unique]
+    )
 
 
 def groups_from_polygons(polygons: F64, slices: I64) -> list[I64]:
@@ -124,10 +132,17 @@ def _merged(groups: list[I64], polygons: F64) -> list[I64]:
 
 def bodies_from_slices(view: View, seen: list[Polygons]) -> list[Body]:
     """Return the vertebrae of a view, from above, given the polygons of each slice (points of the picture)."""
-    slices = np.repeat(np.arange(len(seen)), [len(polygons.corners) for polygons in seen])
+    slices = np.repeat(
+        np.arange(len(seen)), [len(polygons.corners) for polygons in seen]
+    )
     if not len(slices):
         return []
-    placed = np.concatenate([view.placed(number, polygons.corners) for number, polygons in enumerate(seen)])
+    placed = np.concatenate(
+        [view.placed(number, polygons.corners) for number, polygons in enumerate(seen)]
+    )
     groups = groups_from_polygons(view.in_plane(placed), slices)
-    bodies = [Body(placed[g].mean(axis=0), int(slices[g].min()), int(slices[g].max())) for g in groups]
+    bodies = [
+        Body(placed[g].mean(axis=0), int(slices[g].min()), int(slices[g].max()))
+        for g in groups
+    ]
     return sorted(bodies, key=lambda body: view.in_plane(body.center_mm)[::-1].tolist())

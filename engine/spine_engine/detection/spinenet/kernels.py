@@ -30,12 +30,19 @@ def cubic_taps(size: int, count: int) -> tuple[I64, F32]:
     near = ((a + 2) * distance - (a + 3)) * distance**2 + 1
     far = ((distance - 5) * distance + 8) * a * distance - 4 * a
     weights = np.where(distance <= 1, near, far)
-    return np.clip(base[:, None] + np.arange(-1, 3), 0, size - 1), weights.astype(np.float32)
+    return np.clip(base[:, None] + np.arange(-1, 3), 0, size - 1), weights.astype(
+        np.float32
+    )
 
 
 @njit(nogil=True, cache=True)
 def resample_cubic(
-    out: F32, pixels: NDArray[np.uint16], row_taps: I64, row_weights: F32, column_taps: I64, column_weights: F32
+    out: F32,
+    pixels: NDArray[np.uint16],
+    row_taps: I64,
+    row_weights: F32,
+    column_taps: I64,
+    column_weights: F32,
 ) -> None:
     """Fill `out (H, W)` with cubic samples of the patch `pixels (R, C)`, kept within the patch's own range.
 
@@ -58,21 +65,34 @@ def resample_cubic(
         first, second, third, fourth = row_taps[i]
         w0, w1, w2, w3 = row_weights[i]
         for j in range(width):
-            value = w0 * lines[first, j] + w1 * lines[second, j] + w2 * lines[third, j] + w3 * lines[fourth, j]
+            value = (
+                w0 * lines[first, j]
+                + w1 * lines[second, j]
+                + w2 * lines[third, j]
+                + w3 * lines[fourth, j]
+            )
             out[i, j] = min(max(value, floor), ceiling)
 
 
 def resample_cubic_reference(
-    pixels: NDArray[np.uint16], row_taps: I64, row_weights: F32, column_taps: I64, column_weights: F32
+    pixels: NDArray[np.uint16],
+    row_taps: I64,
+    row_weights: F32,
+    column_taps: I64,
+    column_weights: F32,
 ) -> F64:
     """Reference of `resample_cubic`, in float64; returns `(H, W)`."""
     lines = (pixels[:, column_taps] * column_weights.astype(np.float64)).sum(axis=-1)
-    samples: F64 = (lines[row_taps] * row_weights.astype(np.float64)[..., None]).sum(axis=1)
+    samples: F64 = (lines[row_taps] * row_weights.astype(np.float64)[..., None]).sum(
+        axis=1
+    )
     return np.clip(samples, float(pixels.min()), float(pixels.max()))
 
 
 @njit(nogil=True, cache=True)
-def label_components(heat: F32, threshold: float, labels: I32, stack: I32, tops: I32) -> int:
+def label_components(
+    heat: F32, threshold: float, labels: I32, stack: I32, tops: I32
+) -> int:
     """Label the connected components of the pixels above a threshold; return how many there are.
 
     Pixels that touch at an edge or a corner are connected. Components are numbered from 1 by their first pixel in
@@ -140,7 +160,10 @@ def _overlap(a: F64, b: F64) -> float:
         kept = 0
         for i in range(count):
             j = (i + 1) % count
-            here, there = _cross(p, q, part[i, 0], part[i, 1]), _cross(p, q, part[j, 0], part[j, 1])
+            here, there = (
+                _cross(p, q, part[i, 0], part[i, 1]),
+                _cross(p, q, part[j, 0], part[j, 1]),
+            )
             if here >= 0:
                 next_part[kept] = part[i]
                 kept += 1
@@ -167,7 +190,10 @@ def overlaps(a: F64, b: F64) -> F64:
         for j in range(len(b)):
             apart = False
             for d in range(2):
-                apart |= a[i, :, d].max() <= b[j, :, d].min() or b[j, :, d].max() <= a[i, :, d].min()
+                apart |= (
+                    a[i, :, d].max() <= b[j, :, d].min()
+                    or b[j, :, d].max() <= a[i, :, d].min()
+                )
             if not apart:
                 result[i, j] = _overlap(a[i], b[j])
     return result

@@ -8,7 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spine_engine.detection.spinenet.beam import CLASS_NAMES
-from spine_engine.detection.spinenet.joining import LEFT_BOTTOM, LEFT_TOP, RIGHT_BOTTOM, RIGHT_TOP, Body
+from spine_engine.detection.spinenet.joining import (
+    LEFT_BOTTOM,
+    LEFT_TOP,
+    RIGHT_BOTTOM,
+    RIGHT_TOP,
+    Body,
+)
 from spine_engine.detection.spinenet.view import View
 
 F32 = NDArray[np.float32]
@@ -53,17 +59,28 @@ def volume_round(view: View, body: Body) -> F32:
     from spine_engine.detection.kernels import resample_slice
 
     corners = view.in_plane(body.corners_mm)
-    along = corners[RIGHT_TOP] - corners[LEFT_TOP] + corners[RIGHT_BOTTOM] - corners[LEFT_BOTTOM]
+    along = (
+        corners[RIGHT_TOP]
+        - corners[LEFT_TOP]
+        + corners[RIGHT_BOTTOM]
+        - corners[LEFT_BOTTOM]
+    )
     along = along / np.linalg.norm(along)
-    turned = np.array([-along[1], along[0]])  # a quarter turn from posterior is inferior
+    turned = np.array(
+        [-along[1], along[0]]
+    )  # a quarter turn from posterior is inferior
     step_mm = VOLUME_EDGES * max(body.height_mm, body.depth_mm) / VOLUME_PX
     first_mm = corners.mean(axis=0) - (along + turned) * step_mm * (VOLUME_PX - 1) / 2
     row_step = (turned * step_mm / view.spacing_mm)[::-1].copy()
     column_step = (along * step_mm / view.spacing_mm)[::-1].copy()
     planes = np.empty((body.last - body.first + 1, VOLUME_PX, VOLUME_PX), np.float32)
     for plane, number in zip(planes, range(body.first, body.last + 1), strict=True):
-        start = ((first_mm - view.in_plane(view.origins_mm[number])) / view.spacing_mm)[::-1].copy()
-        resample_slice(plane, view.pixels[number], start, row_step, column_step, np.zeros((1, 2)))
+        start = ((first_mm - view.in_plane(view.origins_mm[number])) / view.spacing_mm)[
+            ::-1
+        ].copy()
+        resample_slice(
+            plane, view.pixels[number], start, row_step, column_step, np.zeros((1, 2))
+        )
         plane *= view.slope[number]
         plane += view.intercept[number]
     blended = planes.reshape(len(planes), -1).T @ _blend(len(planes)).T
@@ -82,7 +99,9 @@ def _blend(slices: int) -> F32:
     return weights.astype(np.float32)
 
 
-def context_column(view: View, bodies: Sequence[Body], probability: F64) -> tuple[F32, NDArray[np.int64]]:
+def context_column(
+    view: View, bodies: Sequence[Body], probability: F64
+) -> tuple[F32, NDArray[np.int64]]:
     """Paint the probabilities `(V, 24)` of a view's vertebrae over the picture's height.
 
     Returns:
@@ -97,5 +116,7 @@ def context_column(view: View, bodies: Sequence[Body], probability: F64) -> tupl
     for number, body in enumerate(bodies):
         place = float(view.in_plane(body.center_mm)[1]) - top
         rows[number] = int(np.clip(place, 0, height - 1))
-        column[np.abs(middle - place) <= max(PAINTED * body.height_mm, 0.5)] = probability[number]
+        column[np.abs(middle - place) <= max(PAINTED * body.height_mm, 0.5)] = (
+            probability[number]
+        )
     return column[None, None], rows

@@ -47,7 +47,9 @@ class PatchGrid:
 
     def to_picture(self, number: int, points: F64) -> F64:
         """Map points `(..., 2)` (x, y) of patch `number`, in its 224 pixels, to the picture."""
-        return np.asarray(self.starts[number] + (points + 0.5) * self.size / PATCH_PX - 0.5)
+        return np.asarray(
+            self.starts[number] + (points + 0.5) * self.size / PATCH_PX - 0.5
+        )
 
 
 def patch_grid(view: View) -> PatchGrid:
@@ -55,7 +57,9 @@ def patch_grid(view: View) -> PatchGrid:
     columns_rows = np.array(view.pixels.shape[:0:-1])
     edge_mm = min(PATCH_MM, float((columns_rows * view.spacing_mm).min()))
     size = np.clip((edge_mm / view.spacing_mm + 1e-6).astype(np.int64), 1, columns_rows)
-    axes = zip(columns_rows.tolist(), size.tolist(), view.spacing_mm.tolist(), strict=True)
+    axes = zip(
+        columns_rows.tolist(), size.tolist(), view.spacing_mm.tolist(), strict=True
+    )
     columns, rows = (_starts(*axis) for axis in axes)
     starts = np.array([(column, row) for row in rows for column in columns])
     return PatchGrid(starts, size)
@@ -75,7 +79,10 @@ def patches_from_slice(view: View, number: int, grid: PatchGrid) -> F32:
 
     Stored values do as well as rescaled ones: the division cancels the rescale of a slice, all but its sign.
     """
-    from spine_engine.detection.spinenet.kernels import cubic_taps, resample_cubic  # numba: only a run should pay
+    from spine_engine.detection.spinenet.kernels import (
+        cubic_taps,
+        resample_cubic,
+    )  # numba: only a run should pay
 
     picture = view.pixels[number]
     columns, rows = grid.size.tolist()

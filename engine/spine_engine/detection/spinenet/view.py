@@ -42,7 +42,9 @@ class View:
     def placed(self, number: int, points: F64) -> F64:
         """Return the points `(..., 2)` of slice `number` in the patient, LPS mm `(..., 3)`."""
         mm = points * self.spacing_mm
-        return np.asarray(self.origins_mm[number] + mm[..., :1] * self.back + mm[..., 1:] * self.down)
+        return np.asarray(
+            self.origins_mm[number] + mm[..., :1] * self.back + mm[..., 1:] * self.down
+        )
 
     def in_plane(self, points_mm: F64) -> F64:
         """Project LPS points `(..., 3)` on one plane for all slices: mm `(..., 2)` along `back` and `down`."""
@@ -52,7 +54,9 @@ class View:
     def rows_mm(self) -> tuple[float, float]:
         """The upper and lower edge of the pictures along `down`, mm in the plane of `in_plane`."""
         tops = self.origins_mm @ self.down - self.spacing_mm[1] / 2
-        return float(tops.min()), float(tops.max() + self.pixels.shape[1] * self.spacing_mm[1])
+        return float(tops.min()), float(
+            tops.max() + self.pixels.shape[1] * self.spacing_mm[1]
+        )
 
 
 def view_from_stack(stack: Stack) -> View:
@@ -66,10 +70,21 @@ def view_from_stack(stack: Stack) -> View:
     for axis, sign in zip(which, signs, strict=True):
         if sign < 0:
             pixels = np.flip(pixels, axis=axis)
-            origins = origins + (pixels.shape[axis] - 1) * stack.spacing_mm[axis - 1] * stack.axes[axis]
+            origins = (
+                origins
+                + (pixels.shape[axis] - 1)
+                * stack.spacing_mm[axis - 1]
+                * stack.axes[axis]
+            )
     if which[0] == 2:
         pixels = pixels.transpose(0, 2, 1)
     spacing = np.array([stack.spacing_mm[which[1] - 1], stack.spacing_mm[which[0] - 1]])
     return View(
-        np.ascontiguousarray(pixels), stack.slope[chosen], stack.intercept[chosen], origins, down, back, spacing
+        np.ascontiguousarray(pixels),
+        stack.slope[chosen],
+        stack.intercept[chosen],
+        origins,
+        down,
+        back,
+        spacing,
     )

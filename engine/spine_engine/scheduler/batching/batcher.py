@@ -34,10 +34,18 @@ class BatchPolicy:
     max_delay_ms: float
 
     def __post_init__(self) -> None:
-        if not self.sizes or self.sizes[0] < 1 or list(self.sizes) != sorted({*self.sizes}):
-            raise ValueError(f"batch sizes must be positive and ascend, got {self.sizes}")
+        if (
+            not self.sizes
+            or self.sizes[0] < 1
+            or list(self.sizes) != sorted({*self.sizes})
+        ):
+            raise ValueError(
+                f"batch sizes must be positive and ascend, got {self.sizes}"
+            )
         if not self.max_delay_ms >= 0:
-            raise ValueError(f"max_delay_ms must not be negative, got {self.max_delay_ms}")
+            raise ValueError(
+                f"max_delay_ms must not be negative, got {self.max_delay_ms}"
+            )
 
     @property
     def largest(self) -> int:
@@ -77,7 +85,9 @@ class _Request:
     @property
     def kind(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """What requests must have in common to go into one batch: the shape of an item."""
-        return tuple((name, array.shape[1:]) for name, array in sorted(self.inputs.items()))
+        return tuple(
+            (name, array.shape[1:]) for name, array in sorted(self.inputs.items())
+        )
 
 
 class Batcher:
@@ -116,7 +126,10 @@ class Batcher:
         answers = [part.result() for part in parts]
         if len(answers) == 1:
             return answers[0]
-        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}
+        return {
+            name: np.concatenate([answer[name] for answer in answers])
+            for name in answers[0]
+        }
 
     def close(self) -> None:
         """Answer what waits with an error, end the thread and release the model."""
@@ -132,7 +145,10 @@ class Batcher:
         items = len(next(iter(inputs.values())))
         if not self._joins or items <= most:
             return [inputs]
-        return [{name: array[k : k + most] for name, array in inputs.items()} for k in range(0, items, most)]
+        return [
+            {name: array[k : k + most] for name, array in inputs.items()}
+            for k in range(0, items, most)
+        ]
 
     def _ask(self, inputs: Tensors) -> Future[dict[str, NDArray[np.float32]]]:
         request = _Request(inputs, len(next(iter(inputs.values()))), time.monotonic())
@@ -159,14 +175,20 @@ class Batcher:
                 return []
             if self._joins:
                 due = self._waiting[0].since + self.policy.max_delay_ms / 1000
-                self._changed.wait_for(lambda: self._closed or self._full(), max(0.0, due - time.monotonic()))
+                self._changed.wait_for(
+                    lambda: self._closed or self._full(),
+                    max(0.0, due - time.monotonic()),
+                )
             if self._closed:
                 return []
             return self._take()
 
     def _full(self) -> bool:
         kind = self._waiting[0].kind
-        return sum(request.items for request in self._waiting if request.kind == kind) >= self.policy.largest
+        return (
+            sum(request.items for request in self._waiting if request.kind == kind)
+            >= self.policy.largest
+        )
 
     def _take(self) -> list[_Request]:
         """Remove the oldest request and those that fit with it from the queue."""
@@ -198,14 +220,20 @@ class Batcher:
         for request in batch:
             stop = start + request.items
             request.answer.set_result(
-                outputs if len(batch) == 1 and not self._joins else {n: a[start:stop] for n, a in outputs.items()}
+                outputs
+                if len(batch) == 1 and not self._joins
+                else {n: a[start:stop] for n, a in outputs.items()}
             )
             start = stop
 
     def _call(self, batch: Sequence[_Request]) -> dict[str, NDArray[np.float32]]:
         items = sum(request.items for request in batch)
         size = self.policy.padded(items) if self._joins else items
-        inputs = batch[0].inputs if len(batch) == 1 and size == items else _joined(batch, size)
+        inputs = (
+            batch[0].inputs
+            if len(batch) == 1 and size == items
+            else _joined(batch, size)
+        )
         began = self.busy_since = time.monotonic()
         try:
             return self.backend.run(inputs)

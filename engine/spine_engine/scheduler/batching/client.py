@@ -38,7 +38,9 @@ class ServedBackend:
         self.inputs, self.outputs = _infos(said["inputs"]), _infos(said["outputs"])
         self.device = Device(**said["device"])
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, inputs: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
         """Run the model once, in whatever company.
 
         Raises:
@@ -47,7 +49,9 @@ class ServedBackend:
             RuntimeError: the model raised on this request.
         """
         check_inputs(self.inputs, inputs)
-        if self._channel is not None and self._channel.ended:  # by a process that died since; another is in its place
+        if (
+            self._channel is not None and self._channel.ended
+        ):  # by a process that died since; another is in its place
             self.close()
         if self._channel is None:
             self._connect()
@@ -62,7 +66,11 @@ class ServedBackend:
             raise CompanionLostError(self._generation)
         message, outputs = answer
         if "error" in message:
-            raise MemoryError if message["memory"] else RuntimeError(f"the {self._role} raised {message['error']}")
+            raise (
+                MemoryError
+                if message["memory"]
+                else RuntimeError(f"the {self._role} raised {message['error']}")
+            )
         return {name: array.copy() for name, array in outputs.items()}
 
     def close(self) -> None:

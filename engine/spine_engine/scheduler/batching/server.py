@@ -23,8 +23,18 @@ from typing import Any, Final
 from spine_engine.backends.base import Backend
 from spine_engine.errors import BackendError, SpineEngineError
 from spine_engine.scheduler.batching.batcher import Batcher, BatchPolicy
-from spine_engine.scheduler.batching.shared_arrays import ArrayChannel, connected, listening, own_peer
-from spine_engine.scheduler.process import START_TIMEOUT_S, no_main_module, peak_memory_bytes, prepare_process
+from spine_engine.scheduler.batching.shared_arrays import (
+    ArrayChannel,
+    connected,
+    listening,
+    own_peer,
+)
+from spine_engine.scheduler.process import (
+    START_TIMEOUT_S,
+    no_main_module,
+    peak_memory_bytes,
+    prepare_process,
+)
 
 OpenModel = Callable[[str], tuple[Backend, BatchPolicy]]
 """Opens the model of a role, in the model process; what it raises as ``SpineEngineError`` is raised in the worker."""
@@ -73,7 +83,9 @@ class ModelServer:
             alive = self._process is not None and self._process.is_alive()
             if not alive or gone == self.generation:
                 self._end()
-                if not self._start() and not self._start():  # one death while starting may be bad luck, two are not
+                if (
+                    not self._start() and not self._start()
+                ):  # one death while starting may be bad luck, two are not
                     raise BackendError(
                         "the process of the models died twice while it started; run 'spine-engine doctor'"
                     )
@@ -83,7 +95,9 @@ class ModelServer:
         self.generation += 1
         context = multiprocessing.get_context("spawn")
         serving = (self.address, self._factory, self._call_timeout_s, self.generation)
-        self._process = context.Process(target=_serve, args=serving, name="models", daemon=True)
+        self._process = context.Process(
+            target=_serve, args=serving, name="models", daemon=True
+        )
         with no_main_module():
             self._process.start()
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -123,21 +137,29 @@ class ModelServer:
 # -- in the model process ----------------------------------------------------------------------------------------------
 
 
-def _serve(address: str, factory: ModelsFactory, call_timeout_s: float, generation: int) -> None:
+def _serve(
+    address: str, factory: ModelsFactory, call_timeout_s: float, generation: int
+) -> None:
     prepare_process()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # a worker takes three for each model
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (hard, hard)
+    )  # a worker takes three for each model
     served = _Connections(factory(), generation)
     threading.Thread(target=served.watch, args=(call_timeout_s,), daemon=True).start()
     listener = listening(address)
     while True:
         try:
             connection, _ = listener.accept()
-        except OSError:  # too many files open: whoever waits is taken when another has hung up
+        except (
+            OSError
+        ):  # too many files open: whoever waits is taken when another has hung up
             time.sleep(_FULL_S)
             continue
         if own_peer(connection):
-            threading.Thread(target=served.converse, args=(connection,), daemon=True).start()
+            threading.Thread(
+                target=served.converse, args=(connection,), daemon=True
+            ).start()
         else:
             connection.close()
 
@@ -163,8 +185,13 @@ class _Connections:
                     raise
                 except Exception as error:  # noqa: BLE001 - it is this request's error; its worker is told
                     said = f"{type(error).__name__}: {error}"[:1000]
-                    channel.send({"error": said, "memory": isinstance(error, MemoryError)})
-        except (OSError, MemoryError):  # the worker was killed, or what it sent cannot be had: it is told by the end
+                    channel.send(
+                        {"error": said, "memory": isinstance(error, MemoryError)}
+                    )
+        except (
+            OSError,
+            MemoryError,
+        ):  # the worker was killed, or what it sent cannot be had: it is told by the end
             pass
         finally:
             channel.close()
@@ -180,11 +207,21 @@ class _Connections:
             channel.send({"refused": type(error).__name__, "why": str(error)})
             return None
         except Exception as error:  # noqa: BLE001 - the worker must not take it for the death of this process
-            channel.send({"refused": "BackendError", "why": f"the model cannot be opened: {error!r}"[:1000]})
+            channel.send(
+                {
+                    "refused": "BackendError",
+                    "why": f"the model cannot be opened: {error!r}"[:1000],
+                }
+            )
             return None
         backend = batcher.backend
-        infos = {side: [asdict(info) for info in getattr(backend, side)] for side in ("inputs", "outputs")}
-        channel.send({**infos, "device": asdict(backend.device), "generation": self._generation})
+        infos = {
+            side: [asdict(info) for info in getattr(backend, side)]
+            for side in ("inputs", "outputs")
+        }
+        channel.send(
+            {**infos, "device": asdict(backend.device), "generation": self._generation}
+        )
         return batcher
 
     def watch(self, call_timeout_s: float) -> None:

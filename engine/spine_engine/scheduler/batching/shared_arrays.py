@@ -54,7 +54,9 @@ def connected(address: str) -> socket.socket:
 
 def own_peer(connection: socket.socket) -> bool:
     """Whether the process at the other end belongs to this user: an abstract name has no permissions of its own."""
-    _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, user, _ = struct.unpack(
+        "3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    )
     return bool(user == os.getuid())
 
 
@@ -107,7 +109,9 @@ class ArrayChannel:
         if not text:
             return None
         content = json.loads(text)
-        return content["message"], {name: self._view(*place) for name, place in content["arrays"].items()}
+        return content["message"], {
+            name: self._view(*place) for name, place in content["arrays"].items()
+        }
 
     def close(self) -> None:
         """Hang up."""
@@ -122,7 +126,12 @@ class ArrayChannel:
             end += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
         own = self._with_room(end)
         for name, array in arrays.items():
-            np.copyto(np.frombuffer(own, np.float32, array.size, places[name][0]).reshape(array.shape), array)
+            np.copyto(
+                np.frombuffer(own, np.float32, array.size, places[name][0]).reshape(
+                    array.shape
+                ),
+                array,
+            )
         return places
 
     def _with_room(self, size: int) -> mmap.mmap:
