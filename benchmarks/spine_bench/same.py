@@ -111,6 +111,5 @@ def revision(name: str) -> Iterator[Path]:
 def graded(tree: Path, folder: Path) -> tuple[bytes, float]:
     """Run the engine of a tree over a folder; return its ``predictions.csv`` and the studies a second."""
     with tempfile.TemporaryDirectory(prefix="spine-same-") as out:
-        return (Path(out) / "predictions.csv").read_bytes(), run(
-            folder, Path(out), PYTHONPATH=str(tree / "engine")
-        )["studies_per_s"]
+        record = run(folder, Path(out), PYTHONPATH=str(tree / "engine"))
+        return (Path(out) / "predictions.csv").read_bytes(), record["studies_per_s"]

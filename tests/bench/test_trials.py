@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -172,6 +173,16 @@ def test_two_revisions_are_the_same_when_no_byte_differs(monkeypatch, content, v
     )
     assert found.record == {"phantoms": {"same": verdict, "ratio": 1.5}}
     assert found.failure == ("" if verdict else "predictions.csv differs")
+
+
+def test_a_tree_is_measured_by_a_run_of_its_own_engine(monkeypatch):
+    def run(folder, output, **environment):
+        assert environment == {"PYTHONPATH": str(Path("tree/engine"))}
+        (output / "predictions.csv").write_bytes(folder.name.encode())
+        return {"studies_per_s": 7.0}
+
+    monkeypatch.setattr(same, "run", run)
+    assert same.graded(Path("tree"), Path("in/studies")) == (b"studies", 7.0)
 
 
 @pytest.mark.skipif(
