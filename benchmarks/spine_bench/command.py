@@ -105,6 +105,10 @@ TRIALS: Final = {
         "spine_bench.baselines.seconds:measure",
         "Seconds a study of each system, and where they go.",
     ),
+    "shards": Trial(
+        "spine_bench.shards:measure",
+        "Shards, some killed, merged: the same bytes as one run; a large merge.",
+    ),
     "voxelizer": Trial(
         "spine_bench.voxelizer:measure",
         "How fast the voxelizer is, beside what people use.",

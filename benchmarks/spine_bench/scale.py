@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +23,13 @@ from spine_bench.findings import Findings, Work, figures_found
 from spine_bench.harness.host import lone_worker
 from spine_bench.harness.interfaces import folder_library, write_copies
 from spine_engine import Engine, Status, StudyResult
+from spine_engine.anatomy import LEVELS
 from spine_engine.dicom import WorkUnit, discover
 from spine_engine.dicom.discovery import InputFile
 from spine_engine.phantom import Protocol, write_studies
-from spine_engine.results import ROW_ORDER, SeriesResult, in_millionths
+from spine_engine.results import ROW_ORDER, LevelResult, SeriesResult, in_millionths
 from spine_engine.run.ledger import Ledger
+from spine_engine.study import Source
 
 SLICES: Final = 5
 MATRIX: Final = 96
@@ -136,37 +139,56 @@ def discovery_ms(folder: Path) -> float:
 
 def ledger_ms() -> float:
     """Return the milliseconds of processor time that the ledger takes for a study: met, begun, finished."""
-    rows = tuple(in_millionths((1, 2, 3)) for _ in ROW_ORDER)
-    series = tuple(
-        SeriesResult(path=f"s{k}", role=None, evidence="none", stacks=1, slices=15)
-        for k in range(3)
-    )
     with TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite", {"made": "up"})
         began = time.process_time()
-        for number in range(LEDGER_STUDIES):
-            name = f"2.25.{number:039}"
-            unit = WorkUnit(
-                name,
-                tuple(
-                    InputFile(f"{name}/series/{index:04}.dcm", 250_000)
-                    for index in range(UNIT_FILES)
-                ),
-                name,
-            )
+        for unit, result in made_up_studies(LEDGER_STUDIES):
             ledger.meet(unit)
             ledger.begin(unit)
-            ledger.finish(
-                unit,
-                [
-                    StudyResult(
-                        study_id=name, status=Status.GRADED, rows=rows, series=series
-                    )
-                ],
-                [],
-            )
+            ledger.finish(unit, [result], [])
         ledger.close()
         return 1e3 * (time.process_time() - began) / LEDGER_STUDIES
+
+
+def made_up_studies(count: int) -> Iterator[tuple[WorkUnit, StudyResult]]:
+    """Yield studies that were never read, with results as long as those of real ones."""
+    random = np.random.default_rng(0)
+    axes = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+    for number in range(count):
+        name = f"2.25.{number:039}"
+        files = tuple(
+            InputFile(f"{name}/series/{index:04}.dcm", 250_000)
+            for index in range(UNIT_FILES)
+        )
+        levels = {
+            level: LevelResult(
+                center_mm=tuple(random.normal(0, 50, 3)),
+                axes=axes,
+                size_mm=(10.0, 34.0, 47.0),
+                confidence=float(random.random()),
+                source=Source.DETECTOR,
+            )
+            for level in LEVELS
+        }
+        series = tuple(
+            SeriesResult(
+                path=f"{name}/series{index}",
+                role="sagittal_t2",
+                evidence="TE 100 ms",
+                stacks=1,
+                slices=15,
+            )
+            for index in range(3)
+        )
+        rows = (tuple(row) for row in random.dirichlet((8, 2, 1), len(ROW_ORDER)))
+        result = StudyResult(
+            study_id=name,
+            status=Status.GRADED,
+            rows=tuple(in_millionths(row) for row in rows),
+            series=series,
+            levels=levels,
+        )
+        yield WorkUnit(name, files, name), result
 
 
 def write_thin(folder: Path, count: int) -> None:

@@ -33,7 +33,7 @@ def test_help_names_every_command_and_run_has_an_example(call):
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "demo", "inspect", "doctor", "bundle", "phantom"]
+    "name", ["run", "merge", "demo", "inspect", "doctor", "bundle", "phantom"]
 )
 def test_every_command_loads_and_has_an_example(call, name):
     done = call(name, "--help")
@@ -112,6 +112,7 @@ def test_help_imports_no_runtime_and_commands_that_read_no_pixels_no_compiler():
 
 OWN = [
     "run",
+    "merge",
     "demo",
     "inspect",
     "report",

@@ -12,6 +12,7 @@ from spine_engine.engine import Engine
 from spine_engine.errors import BundleError
 from spine_engine.options import RunOptions
 from spine_engine.run.folders import locked
+from spine_engine.run.shards import WHOLE
 
 IN, OUT = "--input", "--output"
 
@@ -25,11 +26,19 @@ def spine_engine(monkeypatch, in_process):
         def __init__(self, options):
             self.options = options
 
-        def run(self, folder, output):
+        def run(self, folder, output, *, shard=WHOLE):
             asked.update(folder=folder, output=output)
+            return self.start(Path(folder), output, shard=shard)
+
+        def merge(self, shards, folder, output):
+            return self.start(
+                Path(folder), output, shards=shards, discover=lambda root: iter(())
+            )
+
+        def start(self, folder, output, **how):
             names = ("timeout_s", "max_attempts", "precision", "detector")
             options = {name: getattr(self.options, name) for name in names}
-            return start(Path(folder), output, factory=asked.get("factory"), **options)
+            return start(folder, output, factory=asked.get("factory"), **how, **options)
 
     def open_engine(bundle=None, *, options=None):
         asked.update(bundle=bundle, options=options)
@@ -273,3 +282,48 @@ def test_no_report_is_written_of_a_run_that_was_interrupted(
     done = spine_engine("run", IN, root, OUT, tmp_path / "out", "--report")
     assert (done.exit_code, reports) == (130, [])
     assert "Interrupted" in done.stdout
+
+
+def test_shards_are_merged_and_a_missing_one_is_told(
+    spine_engine, root, tmp_path, monkeypatch
+):
+    for index in range(9):
+        write_exam(root, f"f{index}", f"1.{index}")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "1")
+    for out, words in {
+        "one": (),
+        "a": ("--shard", "1/2"),
+        "b": ("--shard", "auto", "--shards", "2"),
+    }.items():
+        done = spine_engine("run", IN, root, OUT, tmp_path / out, *words)
+        assert done.exit_code == 0, done.output
+    both = (tmp_path / "a", tmp_path / "b")
+    done = spine_engine("merge", *both, OUT, tmp_path / "all")
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("10 studies: 10 graded")
+    merged, one = (tmp_path / out / "predictions.csv" for out in ("all", "one"))
+    assert merged.read_bytes() == one.read_bytes()
+    done = spine_engine("merge", both[0], OUT, tmp_path / "half")
+    assert done.exit_code == 8
+    assert "Missing: shard 2/2 was not given" in done.stdout
+
+
+def test_a_merge_asks_for_what_its_shards_ran_with(spine_engine, root, tmp_path):
+    out = tmp_path / "a"
+    words = ("--shard", "1/1", "--precision", "f32", "--no-detector")
+    assert spine_engine("run", IN, root, OUT, out, *words).exit_code == 0
+    assert spine_engine("merge", out, OUT, tmp_path / "all").exit_code == 0
+    options = spine_engine.asked["options"]
+    assert (options.precision, options.detector) == ("f32", False)
+
+
+def test_shards_without_auto_are_wrong_usage(spine_engine, root, tmp_path):
+    done = spine_engine("run", IN, root, OUT, tmp_path / "a", "--shards", "4")
+    assert done.exit_code == 2
+    assert "--shards needs --shard auto" in done.stderr
+
+
+def test_merging_a_folder_without_results_is_said(spine_engine, tmp_path):
+    done = spine_engine("merge", tmp_path, OUT, tmp_path / "all")
+    assert done.exit_code == 6
+    assert "name the output folder of a run" in done.stderr

@@ -276,7 +276,7 @@ def test_a_ledger_of_another_version_is_refused(path):
     with sqlite3.connect(path) as other:
         other.execute("UPDATE facts SET value = '1' WHERE name = 'schema'")
     other.close()
-    with pytest.raises(OutputError, match="made with schema 1, this run has 2"):
+    with pytest.raises(OutputError, match="made with schema 1, this run has 3"):
         Ledger(path, {})
     with pytest.raises(
         OutputError,
@@ -324,7 +324,7 @@ def test_a_folder_whose_ledger_holds_no_outcome_is_bound_to_nothing_but_its_vers
         again.fact("runs"),
         again.fact("schema"),
         again.devices(),
-    ) == ("b2", "2", "2", {})
+    ) == ("b2", "2", "3", {})
     again.meet(unit())
     again.finish(unit(), [graded("1", b"")], [])
     again.close()

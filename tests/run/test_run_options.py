@@ -195,6 +195,8 @@ def test_run_json_holds_this():
         "devices": {"grader": {"device": "cpu"}},
         "options": {"workers": 2},
         "interrupted": False,
+        "shard": "1/1",
+        "missing_shards": [],
         "studies": {"total": 3, "graded": 2, "prior": 0, "failed": 1, "incomplete": 1},
         "reasons": {"no_sagittal": 0, "timeout": 1},
         "refused_files": {

@@ -30,6 +30,7 @@ from spine_engine.results import (
 from spine_engine.run.memory import Resources
 from spine_engine.run.plan import RunPlan
 from spine_engine.run.run import Run, RunIdentity
+from spine_engine.run.shards import WHOLE
 from spine_engine.scheduler import Facts
 
 
@@ -221,6 +222,8 @@ def start(
     resources=None,
     series="none",
     companion=None,
+    shard=WHOLE,
+    shards=(),
     **options,
 ) -> Run:
     """Begin a run over fake exams; ``factory`` takes the place of one that makes each ``worker``."""
@@ -234,10 +237,13 @@ def start(
         max_attempts=chosen.max_attempts,
         companion=companion,
         series_descriptions=series,
+        shard=shard,
     )
     facts = {"name": "fake", "version": "1", "digest": bundle}
-    identity = RunIdentity(bundle=facts, options=chosen, series_descriptions=series)
-    run = Run(plan, output, identity=identity)
+    identity = RunIdentity(
+        bundle=facts, options=chosen, series_descriptions=series, shard=shard
+    )
+    run = Run(plan, output, identity=identity, shards=shards)
     STARTED.append(run)
     return run
 

@@ -21,6 +21,10 @@ COMMAND_GROUP: Final = "spine_engine.commands"
 
 _OWN: Final[dict[str, tuple[str, str]]] = {
     "run": ("spine_engine.cli.run:run", "Grade a folder of DICOM studies."),
+    "merge": (
+        "spine_engine.cli.merge:merge",
+        "Join the results of the shards of a run.",
+    ),
     "demo": (
         "spine_engine.cli.demo:demo",
         "Make three phantom studies, grade them and show the grades.",

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from spine_engine.backends import BACKENDS
+from spine_engine.errors import UsageError
 
 if TYPE_CHECKING:
     from spine_engine.run.run import Run
+    from spine_engine.run.shards import Shard
     from spine_engine.run.summary import RunSummary
 
 _SIZE: Final = re.compile(r"(\d+(?:\.\d+)?) *([kmgt]?)(i?b)?", re.IGNORECASE)
@@ -129,6 +131,20 @@ def run(
             help="Grade with the whole-study grader alone, without finding levels.",
         ),
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N|auto",
+            help="Grade part I of N; auto: that of this task of a Slurm array or Indexed Job.",
+        ),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many shards there are, for --shard auto in Kubernetes.",
+        ),
+    ] = None,
     report: Annotated[
         bool,
         typer.Option(
@@ -168,7 +184,9 @@ def run(
         series_descriptions=series_descriptions,
         detector=not no_detector,
     )
-    work = Engine.open(bundle, options=options).run(folder, output)
+    work = Engine.open(bundle, options=options).run(
+        folder, output, shard=chosen_shard(shard, shards)
+    )
     with stopping_on_signals(work), shown(work.progress):
         summary = work.finish()
     if as_json:
@@ -183,6 +201,21 @@ def run(
             closing_line(write_with_progress(output, workers=workers)), err=as_json
         )
     raise typer.Exit(summary.exit_code)
+
+
+def chosen_shard(shard: str | None, shards: int | None) -> Shard:
+    """Return what ``--shard`` and ``--shards`` ask for; the whole folder without them.
+
+    Raises:
+        UsageError: they are no shard, or do not go together.
+    """
+    from spine_engine.run.shards import WHOLE, Shard
+
+    if shard == "auto":
+        return Shard.from_environment(shards)
+    if shards is not None:
+        raise UsageError("--shards needs --shard auto: give --shard I/N alone")
+    return WHOLE if shard is None else Shard.parse(shard)
 
 
 @contextmanager
@@ -215,13 +248,14 @@ def closing_lines(
 ) -> Iterator[str]:
     """Yield the summary of a run in at most eight lines."""
     from spine_engine.results import Status
+    from spine_engine.run.folders import shared_file_system
 
     record = summary.record()
     counts = ", ".join(f"{record['studies'][status]} {status}" for status in Status)
     yield f"{summary.studies} studies: {counts}{_listed(summary.reasons)}"
     if summary.incomplete:
         yield f"{summary.incomplete} incomplete: files could not be read; the same command tries these studies again"
-    if not summary.studies:
+    if not summary.studies and summary.shard.count == 1:
         yield "No MR study was found in the input; 'spine-engine inspect DIR' shows what it holds."
     if record["refused_files"]["total"]:
         yield f"{record['refused_files']['total']} files or folders not used{_listed(summary.refused_files)}"
@@ -233,6 +267,10 @@ def closing_lines(
         yield f"Series roles from {name}"
     for why in summary.series_tables.get("left_out", {}).values():
         yield f"Not used: {why}"
+    if (kind := shared_file_system(output)) is not None:
+        yield f"The ledger keeps a rollback journal, which is slower: {output} is on {kind}"
+    for shard in summary.missing_shards:
+        yield f"Missing: shard {shard}"
     if summary.interrupted:
         yield "Interrupted: the same command resumes the run."
     yield DEMONSTRATION if packaged else "Research use only; not a medical device."

@@ -96,6 +96,7 @@ class Dispatcher:
                 await self._run_all(pool, self._scattered(), merged=True)
             if not self._stop.is_set():
                 self._ledger.sweep(merged=True)
+                self._ledger.end()
         except ExceptionGroup as group:
             raise _first(group) from None
         finally:
@@ -153,7 +154,7 @@ class Dispatcher:
                     self._ledger.keep_below(item.path)
         elif isinstance(item, WorkUnit):
             unit = self._without_output(item)
-            if unit is not None:
+            if unit is not None and self._plan.shard.holds(unit):
                 await self._ahead.acquire()
                 self._progress.found += 1
                 self._enqueue(unit, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,26 @@ from typing import Final
 
 from spine_engine.errors import OutputBusyError, OutputError, UsageError
 
+MOUNTS: Final = Path("/proc/self/mountinfo")
+_OCTAL: Final = re.compile(rb"\\([0-7]{3})")
+"""How a mount table writes spaces and the like."""
+_SHARED: Final = (
+    "9p",
+    "afs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "fuse",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "nfs",
+    "ocfs2",
+    "panfs",
+    "smb",
+    "virtiofs",
+)
+"""How the types of file systems that machines share begin."""
 LOCK_FILE: Final = ".spine-engine.lock"
 """Stays in the folder; it is the lock on it that counts, and the system drops that when the process ends."""
 
@@ -51,6 +72,25 @@ def excluded_path(root: Path, output: Path) -> str | None:
             f"input and output are the same folder, {output}; give the output a folder of its own"
         )
     return real.relative_to(root).as_posix() if real.is_relative_to(root) else None
+
+
+def shared_file_system(folder: Path, mounts: Path = MOUNTS) -> str | None:
+    """Return the type of the file system of ``folder`` if other machines may write to it; None for a local one.
+
+    What a write-ahead log shares between processes is memory, which machines do not share.
+    """
+    try:
+        lines = mounts.read_bytes().splitlines()
+    except OSError:  # not Linux
+        return None
+    real, deepest, kind = os.fsencode(folder.resolve()), b"", ""
+    for line in lines:
+        mounted, _, file_system = line.partition(b" - ")
+        place = _OCTAL.sub(lambda code: bytes([int(code[1], 8)]), mounted.split()[4])
+        inside = real == place or real.startswith(place.rstrip(b"/") + b"/")
+        if inside and len(place) >= len(deepest):
+            deepest, kind = place, file_system.split()[0].decode()
+    return kind if kind.startswith(_SHARED) else None
 
 
 @dataclass(frozen=True)

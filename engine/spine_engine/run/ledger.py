@@ -1,6 +1,7 @@
 """The crash-safe record of a run: which units were opened, how that ended, and every study's outcome.
 
-SQLite in WAL mode with synchronous FULL, one writer (the main process). The start of an attempt is committed before the
+SQLite in WAL mode (a rollback journal on file systems that machines share, where WAL is not safe) with synchronous
+FULL, one writer (the main process). The start of an attempt is committed before the
 unit is opened and its outcome before the next one takes its place, so after any crash the ledger knows what was done
 and what was being done. Results are read back by cursor: nothing here grows with the number of studies.
 
@@ -17,6 +18,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,15 +26,46 @@ from typing import Any, Final
 from spine_engine.dicom.discovery import InputFile, RefusedFile, WorkUnit, merged_unit
 from spine_engine.errors import OutputError, Reason, Warn
 from spine_engine.results import Row, StudyResult, study_from_line, study_line
+from spine_engine.run.folders import shared_file_system
 
 LEDGER_FILE: Final = "ledger.sqlite"
-_SCHEMA_VERSION: Final = "2"
+_SCHEMA_VERSION: Final = "3"
 _BATCH: Final = 500
 """Small notes (refused files, units met again) committed at once: losing them costs nothing, a commit each costs ms."""
 _MERGED_PREFIX: Final = "//merged/"
 """Keys of units made of several others; keys of discovered units are relative paths and never begin with a slash."""
 _DEVICE: Final = "device of the "
 """Begins the names of the facts that say what a model ran on; its role follows."""
+
+_ENDED: Final = "ended"
+"""Names the fact that says which run went to its end last."""
+_OWN_FACTS: Final = ("schema", "runs", _ENDED, "shard")
+"""Facts of one ledger, which the shards of a run need not share."""
+_COLUMNS: Final = {
+    "units": (
+        "key",
+        "digest",
+        "study_id",
+        "files",
+        "parent",
+        "state",
+        "attempts",
+        "faults",
+        "last_fault",
+    ),
+    "outcomes": (
+        "study_id",
+        "part",
+        "unit",
+        "status",
+        "reason",
+        "line",
+        "rows",
+        "finished",
+    ),
+    "refused": ("path", "unit", "reason"),
+}
+"""What a ledger takes over of another, by table: everything but the number of the run that met it last."""
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -41,7 +74,7 @@ CREATE TABLE IF NOT EXISTS units (
     state TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0, faults INTEGER NOT NULL DEFAULT 0, last_fault TEXT);
 CREATE INDEX IF NOT EXISTS units_by_parent ON units (parent) WHERE parent IS NOT NULL;
 CREATE TABLE IF NOT EXISTS outcomes (
-    study_id TEXT, part INTEGER, unit BLOB, status TEXT NOT NULL, reason TEXT, line TEXT NOT NULL, rows TEXT NOT NULL,
+    study_id TEXT, part INTEGER, unit BLOB, status TEXT NOT NULL, reason TEXT, line BLOB NOT NULL, rows BLOB NOT NULL,
     finished REAL NOT NULL, PRIMARY KEY (study_id, part, unit));
 CREATE INDEX IF NOT EXISTS outcomes_by_unit ON outcomes (unit);
 CREATE TABLE IF NOT EXISTS refused (
@@ -81,7 +114,8 @@ class Ledger:
         self._path = path
         try:
             self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode = WAL")
+            journal = "WAL" if shared_file_system(path.parent) is None else "DELETE"
+            self._db.execute(f"PRAGMA journal_mode = {journal}")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.executescript(_TABLES)
         except sqlite3.Error as error:
@@ -98,6 +132,46 @@ class Ledger:
             self._agree(name, value)
         self._met = int(self.fact("runs") or 0) + 1
         self._write("INSERT OR REPLACE INTO facts VALUES ('runs', ?)", str(self._met))
+        self._commit()
+
+    def clear(self) -> None:
+        """Forget every unit but those made of several others, before shards are joined."""
+        prefix = _key(_MERGED_PREFIX)
+        self._forget(f"substr(key, 1, {len(prefix)}) != ?", prefix)
+        self._write("DELETE FROM refused WHERE unit = x''")
+
+    def join(self, path: Path) -> None:
+        """Take over what the ledger at ``path`` holds, as if this run had met it; it is a shard of the same run.
+
+        Raises:
+            OutputError: it cannot be read, or its results were made with other facts than this run's.
+        """
+        with closing(LedgerReader(path)) as shard:
+            for name, value in shard.facts().items():
+                known = self.fact(name)
+                if known is not None and known != value:
+                    raise OutputError(
+                        f"{path.parent} holds results made with {name} {value}, the others have {known}: "
+                        "shards that are merged must agree"
+                    )
+                if known is None:
+                    self._write("INSERT INTO facts VALUES (?, ?)", name, value)
+            for table, columns in _COLUMNS.items():
+                names, marks = ", ".join(columns), ", ".join("?" for _ in columns)
+                if table != "outcomes":
+                    names, marks = f"{names}, met", f"{marks}, {self._met}"
+                self._begin()
+                self._db.executemany(
+                    f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})",
+                    shard.rows(table, columns),
+                )
+        self._commit()
+
+    def end(self) -> None:
+        """Commit that this run has met and walked everything there is."""
+        self._write(
+            "INSERT OR REPLACE INTO facts VALUES (?, ?)", _ENDED, str(self._met)
+        )
         self._commit()
 
     def close(self) -> None:
@@ -235,9 +309,9 @@ class Ledger:
         self._write("DELETE FROM outcomes WHERE unit = ?", key)
         self._write("DELETE FROM refused WHERE unit = ?", key)
         for result in results:
-            line, rows = (
-                study_line(result),
-                json.dumps(result.rows, separators=(",", ":")),
+            line = zlib.compress(study_line(result).encode())
+            rows = zlib.compress(
+                json.dumps(result.rows, separators=(",", ":")).encode()
             )
             values = (
                 result.study_id,
@@ -320,7 +394,8 @@ class Ledger:
         for study_id, rows, line in self._db.execute(query):
             if study_id != last:
                 last = study_id
-                yield study_id, json.loads(rows), line
+                line = zlib.decompress(line).decode()
+                yield study_id, json.loads(zlib.decompress(rows)), line
 
     def incomplete(self) -> int:
         """Return how many studies were recorded without a file of theirs that could not be read."""
@@ -377,9 +452,12 @@ class Ledger:
         self._write(f"DELETE FROM refused WHERE unit IN {gone}", *values)
         self._write(f"DELETE FROM units WHERE {condition}", *values)
 
-    def _write(self, statement: str, *values: Any) -> None:
+    def _begin(self) -> None:
         if not self._db.in_transaction:
             self._db.execute("BEGIN IMMEDIATE")
+
+    def _write(self, statement: str, *values: Any) -> None:
+        self._begin()
         self._db.execute(statement, values)
 
     def _note(self, statement: str, *values: Any) -> None:
@@ -440,6 +518,22 @@ class LedgerReader:
         ).fetchone()
         return None if row is None else str(row[0])
 
+    def facts(self) -> dict[str, str]:
+        """Return the facts that decided the results, by name."""
+        rows = self._db.execute("SELECT name, value FROM facts ORDER BY name")
+        return {name: value for name, value in rows if name not in _OWN_FACTS}
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last run into the output folder went to its end."""
+        return self.fact(_ENDED) == self.fact("runs")
+
+    def rows(
+        self, table: str, columns: Sequence[str]
+    ) -> Iterator[tuple[bytes | str | float | None, ...]]:
+        """Yield the rows of a table."""
+        yield from self._db.execute(f"SELECT {', '.join(columns)} FROM {table}")
+
     def studies(self) -> Iterator[RecordedStudy]:
         """Yield every study once, sorted by study id."""
         last = None
@@ -466,14 +560,15 @@ _STUDIES: Final = (
 
 
 def _recorded(
-    study_id: str, line: str, rows: str, finished: float, key: bytes, files: bytes
+    study_id: str, line: bytes, rows: bytes, finished: float, key: bytes, files: bytes
 ) -> RecordedStudy:
     unit = WorkUnit(
         key=_text(key), files=_unpacked(files), study_id=study_id, part=True
     )
-    return RecordedStudy(
-        result=study_from_line(line, json.loads(rows)), unit=unit, finished=finished
+    result = study_from_line(
+        zlib.decompress(line).decode(), json.loads(zlib.decompress(rows))
     )
+    return RecordedStudy(result=result, unit=unit, finished=finished)
 
 
 def _by_chance(results: Sequence[StudyResult], refused: Sequence[RefusedFile]) -> bool:

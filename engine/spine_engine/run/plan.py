@@ -18,6 +18,7 @@ from spine_engine.pipeline.models import open_role, opened_bundle
 from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.pipeline.unit_worker import unit_worker
 from spine_engine.run.memory import Resources, divide_memory
+from spine_engine.run.shards import WHOLE, Shard
 from spine_engine.scheduler import Companion, WorkerFactory, WorkerPool
 from spine_engine.scheduler.batching.batcher import BatchPolicy, doubling
 from spine_engine.scheduler.batching.server import ModelServer
@@ -44,6 +45,7 @@ class RunPlan:
         companion: the process that serves models to the workers, not yet started; None where each opens its own.
         series_descriptions: digest of the stated roles of series, or ``"none"``.
         series_tables: names of the tables that state them, and of tables that were left out, for ``run.json``.
+        shard: the part of the input that this run grades.
     """
 
     root: Path
@@ -55,6 +57,7 @@ class RunPlan:
     companion: Companion | None = None
     series_descriptions: str = "none"
     series_tables: Mapping[str, Any] = field(default_factory=dict)
+    shard: Shard = WHOLE
 
     def open_pool(
         self, on_facts: OnFacts = lambda facts: None

@@ -9,7 +9,7 @@ import sqlite3
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from spine_engine.run.dispatcher import Dispatcher, Progress
 from spine_engine.run.folders import OutputLock, check_input, excluded_path, locked
 from spine_engine.run.ledger import LEDGER_FILE, Ledger, LedgerReader
 from spine_engine.run.plan import RunPlan
+from spine_engine.run.shards import WHOLE, Shard, join_shards
 from spine_engine.run.summary import RunSummary
 from spine_engine.scheduler import peak_memory_bytes
 
@@ -48,6 +49,7 @@ class RunIdentity:
     bundle: Mapping[str, str]
     options: RunOptions
     series_descriptions: str
+    shard: Shard = WHOLE
 
     def facts(self, root: Path) -> dict[str, str]:
         """Return the facts that the ledger holds on to, by name."""
@@ -64,6 +66,7 @@ class RunIdentity:
             "threads": str(self.options.thread_count)
             if self.options.device.lower() == "cpu"
             else "-",
+            "shard": str(self.shard),
         }
 
 
@@ -78,17 +81,24 @@ class Run:
     """
 
     def __init__(
-        self, plan: RunPlan, output: Path | None, *, identity: RunIdentity
+        self,
+        plan: RunPlan,
+        output: Path | None,
+        *,
+        identity: RunIdentity,
+        shards: Sequence[Path] = (),
     ) -> None:
-        """Check the folders; nothing runs yet.
+        """Check the folders; nothing runs yet. ``shards`` are output folders whose results are taken over at the start.
 
         Raises:
-            UsageError: the input is not a readable folder, or is the output as well.
+            UsageError: the input is not a readable folder, or is the output as well; the shards are not of one set.
         """
         root = check_input(plan.root)
         self._plan = replace(plan, root=root)
         self._exclude = None if output is None else excluded_path(root, output)
         self._identity = identity
+        self._shards = shards
+        self._missing_shards: list[str] = []
         self._results: queue.Queue[StudyResult | None] = queue.Queue(_WAITING)
         self._error: BaseException | None = None
         self._aborted = threading.Event()
@@ -201,6 +211,7 @@ class Run:
                     output / LEDGER_FILE, self._identity.facts(self._plan.root)
                 )
                 stack.callback(ledger.close)
+                self._missing_shards = join_shards(ledger, self._shards)
                 self._carry_out(lock, ledger)
         except sqlite3.Error as error:
             self._error = OutputError(
@@ -296,6 +307,8 @@ class Run:
             interrupted=self.progress.stopped,
             digests=digests,
             series_tables=self._plan.series_tables,
+            shard=self._identity.shard,
+            missing_shards=self._missing_shards,
             incomplete=ledger.incomplete(),
             statuses=statuses,
             reasons=reasons,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from spine_engine.results import Status
+from spine_engine.run.shards import WHOLE, Shard
 
 EXIT_ALL_GRADED: Final = 0
 EXIT_SOME_NOT_GRADED: Final = 8
@@ -29,6 +30,8 @@ class RunSummary:
         incomplete: studies recorded without a file of theirs that could not be read; the next run tries them again.
         statuses, reasons: studies in the output folder by status, and those not graded by reason.
         refused_files: files and folders that were not used, by reason; ``refused_examples`` names the first of them.
+        shard: the part of the input that the output folder holds.
+        missing_shards: of a merge, the shards that were not given or had not ended, each with what is wrong.
         walked: units walked by this run; ``resumed`` had been done by earlier ones.
         wall_s: duration of this run; ``stage_seconds`` the time its studies spent in each stage, over all workers.
         digests: SHA-256 of the other result files by name, which were written by the same finish.
@@ -41,6 +44,8 @@ class RunSummary:
     devices: Mapping[str, Mapping[str, str]]
     options: Mapping[str, Any]
     interrupted: bool
+    shard: Shard = WHOLE
+    missing_shards: Sequence[str] = ()
     incomplete: int = 0
     statuses: Mapping[str, int]
     reasons: Mapping[str, int]
@@ -64,16 +69,15 @@ class RunSummary:
         """The exit code of ``spine-engine run``."""
         if self.interrupted:
             return EXIT_INTERRUPTED
-        all_graded = (
-            self.studies > 0 and self.statuses.get(Status.GRADED, 0) == self.studies
-        )
+        some = self.studies > 0 or self.shard.count > 1
+        all_graded = some and self.statuses.get(Status.GRADED, 0) == self.studies
         return (
             EXIT_ALL_GRADED if all_graded and not self._lost else EXIT_SOME_NOT_GRADED
         )
 
     @property
     def _lost(self) -> bool:
-        """Whether a unit died before its study's id was known, or a file or folder could not be read."""
+        """Whether a unit died before its study's id was known, or a file, folder or shard could not be read."""
         reasons = (
             "worker_died",
             "timeout",
@@ -81,8 +85,10 @@ class RunSummary:
             "out_of_memory",
             "unreadable",
         )
-        return self.incomplete > 0 or any(
-            self.refused_files.get(reason) for reason in reasons
+        return (
+            self.incomplete > 0
+            or len(self.missing_shards) > 0
+            or any(self.refused_files.get(reason) for reason in reasons)
         )
 
     def record(self) -> dict[str, Any]:
@@ -94,6 +100,8 @@ class RunSummary:
             "devices": {role: dict(device) for role, device in self.devices.items()},
             "options": dict(self.options),
             "interrupted": self.interrupted,
+            "shard": str(self.shard),
+            "missing_shards": list(self.missing_shards),
             "studies": {
                 "total": self.studies,
                 **{str(status): self.statuses.get(status, 0) for status in Status},
