@@ -122,6 +122,37 @@ class Stack:
         return middle
 
 
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
+class StoredSlice:
+    """One image as its file has it: nothing is renormalised, sorted or left out. What grids of recipes are made of.
+
+    Attributes:
+        pixels: ``(R, C)`` uint16 or int16; shared with the stack that the image is part of, if any.
+        flip: where the file is MONOCHROME1, ``pixels`` are inverted and ``flip - pixels`` is what it stores; else None.
+        position_mm: ImagePositionPatient, the centre of the first pixel.
+        orientation: ImageOrientationPatient: the way column indices grow, then the way row indices grow.
+        spacing_mm: PixelSpacing: between rows, between columns.
+        thickness_mm: SliceThickness; None where the file has none.
+    """
+
+    pixels: NDArray[np.uint16] | NDArray[np.int16]
+    flip: int | None
+    position_mm: tuple[float, ...]
+    orientation: tuple[float, ...]
+    spacing_mm: tuple[float, float]
+    thickness_mm: float | None
+
+    def __repr__(self) -> str:
+        return f"<StoredSlice of {self.pixels.shape[0]} x {self.pixels.shape[1]}>"
+
+    @property
+    def stored(self) -> NDArray[np.uint16] | NDArray[np.int16]:
+        """The stored values ``(R, C)``: ``pixels`` itself, or a copy that is not inverted."""
+        if self.flip is None:
+            return self.pixels
+        return (self.flip - self.pixels.astype(np.int32)).astype(self.pixels.dtype)  # type: ignore[return-value]
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Series:
     """One series of a study: what it is used for, why, and its stacks.
@@ -134,6 +165,10 @@ class Series:
         slices: how many images were kept.
         contrast: ``"t1"``, ``"t2"``, ``"stir"`` or ``"pd"`` where known; a STIR series may play ``SAGITTAL_T2``.
         reason: why the series cannot be used at all; None for a sound series, with or without a role.
+        kind: what its images count as where every image of a kind takes part, as in grids of recipes: what the series
+            table states, else the role that images of its contrast play; None when there is neither.
+        stored: every image of the series that was decoded and can be placed: those of its stacks, duplicates, and
+            those of no stack.
     """
 
     path: str
@@ -143,6 +178,8 @@ class Series:
     slices: int
     contrast: str | None = None
     reason: Reason | None = None
+    kind: Role | None = None
+    stored: tuple[StoredSlice, ...] = ()
 
     def __repr__(self) -> str:
         return f"<Series {self.path!r}: {self.role or 'no role'}, {self.slices} slices>"

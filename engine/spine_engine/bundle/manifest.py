@@ -27,6 +27,7 @@ from spine_engine.errors import BundleError
 from spine_engine.study import Role
 from spine_engine.voxels.grid import GridSpec
 from spine_engine.voxels.layout import GridLayout, Normalisation
+from spine_engine.voxels.recipe import PRESETS, GridRecipe, recipe_named
 
 SCHEMA: Final = 1
 """The version of the manifest's schema that this engine reads and writes."""
@@ -66,6 +67,20 @@ class GridEntry:
     def spec(self) -> GridSpec:
         """Shape and spacing, as the voxelizer wants them."""
         return GridSpec(self.shape, self.spacing_mm)
+
+    @classmethod
+    def of_recipe(cls, recipe: GridRecipe) -> GridEntry:
+        """Return the grid that an entry with such a recipe must have; its spacing is nominal, 1 mm: the recipe's own
+        differs from study to study.
+
+        Raises:
+            ValueError: the recipe leaves the grid to the manifest.
+        """
+        if recipe.shape is None:
+            raise ValueError(
+                f"the recipe {recipe.name} leaves the grid to the manifest"
+            )
+        return cls(shape=recipe.shape, spacing_mm=(1.0, 1.0, 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +213,9 @@ class GraderEntry(ModelEntry):
         output: ``probabilities``: normal-mild, moderate, severe, from a cumulative link.
         output_channels: the graded conditions in order; for a whole study, ``condition`` major, ``level`` minor.
         calibration: correction of the probabilities; null for none.
+        recipe: how a grid is made of a study's pixels: the name of a preset, or a whole ``GridRecipe``. With any other
+            than ``native``, ``channels``, ``grid`` and ``normalisation`` must be those that the recipe implies
+            (``GridEntry.of_recipe``, ``grid_range``).
     """
 
     channels: tuple[Role, ...]
@@ -206,9 +224,11 @@ class GraderEntry(ModelEntry):
     normalisation: Normalisation = "series_window"
     output: Literal["probabilities"] = "probabilities"
     calibration: Calibration | None = None
+    recipe: str | GridRecipe = "native"
 
     def __post_init__(self) -> None:
         ModelEntry.__post_init__(self)
+        self._check_recipe()
         shape = self.inputs[0].shape
         wanted = (len(self.channels), *self.grid.shape)
         if shape[1:] != wanted:
@@ -219,9 +239,49 @@ class GraderEntry(ModelEntry):
             raise ValueError("a role can fill only one channel")
         _check_channels(self.outputs[0], self.output_channels)
 
+    def _check_recipe(self) -> None:
+        """Raise ``ValueError`` unless the recipe is known and all else is as it implies."""
+        recipe = self.grid_recipe
+        if recipe != PRESETS.get(recipe.name, recipe):
+            raise ValueError(
+                f"the recipe {recipe.name!r} is not the preset of that name: give it another"
+            )
+        if recipe.is_native:
+            return
+        if recipe.of_levels != self.grades_levels:
+            what = "one level" if recipe.of_levels else "a whole study"
+            raise ValueError(
+                f"the recipe {recipe.name!r} makes grids of {what}, and the outputs are not of that"
+            )
+        implied = {
+            "channels": recipe.channels,
+            "grid": GridEntry.of_recipe(recipe),
+            "normalisation": "grid_range",
+        }
+        for name, value in implied.items():
+            if getattr(self, name) != value:
+                raise ValueError(
+                    f"{name} must be as the recipe {recipe.name!r} implies"
+                )
+
+    @property
+    def grid_recipe(self) -> GridRecipe:
+        """The recipe of its grids, whether named or written out. Raises ``ValueError`` for an unknown name."""
+        return (
+            recipe_named(self.recipe) if isinstance(self.recipe, str) else self.recipe
+        )
+
     @property
     def layout(self) -> GridLayout:
-        """How the grids of its input are cut."""
+        """How the grids of its input are cut, where the recipe is ``native``.
+
+        Raises:
+            BundleError: it is another, which makes its grids by itself.
+        """
+        if not self.grid_recipe.is_native:
+            raise BundleError(
+                f"grids of the recipe {self.grid_recipe.name} cannot be laid out as the engine's own"
+            )
         return GridLayout(
             channels=self.channels,
             spec=self.grid.spec,

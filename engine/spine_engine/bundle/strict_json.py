@@ -29,12 +29,15 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return read_dataclass(kind, value, where)
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value is None and types.NoneType in args:
             return None
+        options = [option for option in args if option is not types.NoneType]
+        if (
+            isinstance(value, str) and str in options
+        ):  # a name, or the object that it stands for
+            return value
         return _read(
-            next(option for option in args if option is not types.NoneType),
-            value,
-            where,
+            next(option for option in options if option is not str), value, where
         )
     if origin is tuple and isinstance(value, list):
         return _read_tuple(args, value, where)
@@ -66,7 +69,7 @@ def _read_single(kind: Any, value: Any, where: str) -> Any:
         return kind(value) if isinstance(kind, type) else value
     if kind is float and type(value) in (int, float) and math.isfinite(value):
         return float(value)
-    if kind in (int, str) and type(value) is kind:
+    if kind in (bool, int, str) and type(value) is kind:
         return value
     raise ValueError(f"{where}: got {json.dumps(value)[:60]}, want {_name_of(kind)}")
 
@@ -104,7 +107,12 @@ def read_dataclass(kind: type, value: Any, where: str) -> Any:
 
 
 def _name_of(kind: Any) -> str:
-    names = {float: "a number", int: "a whole number", str: "a text"}
+    names = {
+        float: "a number",
+        int: "a whole number",
+        str: "a text",
+        bool: "true or false",
+    }
     return names.get(
         kind, "a list" if typing.get_origin(kind) is tuple else "another type"
     )

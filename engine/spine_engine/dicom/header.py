@@ -30,6 +30,7 @@ WANTED: Final[dict[int, bytes]] = {
     0x00180020: b"CS",  # ScanningSequence
     0x00180022: b"CS",  # ScanOptions
     0x00180024: b"SH",  # SequenceName
+    0x00180050: b"DS",  # SliceThickness
     0x00180080: b"DS",  # RepetitionTime
     0x00180081: b"DS",  # EchoTime
     0x00180082: b"DS",  # InversionTime
@@ -148,6 +149,7 @@ class FrameHeader:
     stack_id: str
     image_type: tuple[str, ...]
     acquired: str
+    thickness_mm: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -424,4 +426,5 @@ def _frame(index: int, sources: list[Elements]) -> FrameHeader:
         image_type=_words(*source(0x00089007, 0x00080008)),
         acquired=_text(*source(0x00189074))
         or _text(sources[-1], 0x00080022) + _text(sources[-1], 0x00080032),
+        thickness_mm=number(0x00180050),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from spine_engine.dicom.geometry import BuiltStack, Slice, build_stacks, contrast_groups
 from spine_engine.dicom.overrides import RoleOverrides
+from spine_engine.dicom.pixels import Pixels
 from spine_engine.dicom.roles import (
     MIN_SLICES,
     Decision,
@@ -17,7 +18,7 @@ from spine_engine.dicom.roles import (
     plane_of,
 )
 from spine_engine.errors import Reason, Warn
-from spine_engine.study import Role, Series, Study
+from spine_engine.study import Role, Series, StoredSlice, Study
 
 
 @dataclass
@@ -42,14 +43,28 @@ class ReadSeries:
 
 
 @dataclass
+class _Contrast:
+    """The slices of one contrast of a series, and the parts that were made of them."""
+
+    slices: list[Slice]
+    parts: list[Part] = field(default_factory=list)
+
+
+@dataclass
 class _Draft:
-    """A series on its way: its parts with their place in the study's list, or a finished refusal."""
+    """A series on its way: its contrasts with their parts, or a finished refusal; ``stated`` is the override's role."""
 
     read: ReadSeries
-    parts: list[Part]
+    stated: Role | None
+    contrasts: list[_Contrast]
     warnings: set[Warn]
     notes: list[str]
     refusal: Series | None = None
+
+    @property
+    def parts(self) -> list[Part]:
+        """The parts of all its contrasts."""
+        return [part for contrast in self.contrasts for part in contrast.parts]
 
 
 def assemble(
@@ -69,9 +84,12 @@ def assemble(
         warnings |= draft.warnings
         if draft.refusal is not None:
             series.append(draft.refusal)
-        for part in draft.parts:
+        stored = _stored(draft, decisions) if draft.parts else []
+        for part, (kind, images) in zip(draft.parts, stored, strict=True):
             decision = decisions[id(part)]
-            series.append(_series(part, decision, draft.notes))
+            series.append(
+                _series(part, decision, draft.notes, kind=kind, stored=images)
+            )
             if decision.overridden:
                 warnings.add(Warn.ROLE_OVERRIDDEN)
             if decision.role is not None:
@@ -102,8 +120,9 @@ def _draft(study_id: str, read: ReadSeries, overrides: RoleOverrides) -> _Draft:
     stated = overrides.role(study_id, read.series_uid, read.path)
     failures = Counter(read.failures)
     groups: list[list[BuiltStack]] = []
-    for contrast in contrast_groups(read.slices):
-        built, refused = build_stacks(contrast)
+    contrasts = [_Contrast(slices) for slices in contrast_groups(read.slices)]
+    for contrast in contrasts:
+        built, refused = build_stacks(contrast.slices)
         failures += refused
         groups.append(built)
     notes = (
@@ -111,7 +130,7 @@ def _draft(study_id: str, read: ReadSeries, overrides: RoleOverrides) -> _Draft:
         if failures
         else []
     )
-    draft = _Draft(read, [], set(), notes)
+    draft = _Draft(read, stated, contrasts, set(), notes)
     usable = [built for group in groups for built in group if len(built.slices) > 1]
     if not usable:
         reason = (
@@ -129,12 +148,78 @@ def _draft(study_id: str, read: ReadSeries, overrides: RoleOverrides) -> _Draft:
             evidence = "; ".join(["no stack of slices at different positions", *notes])
             draft.refusal = Series(read.path, None, evidence, (), 0, reason=reason)
             draft.warnings.add(Warn.SERIES_REFUSED)
+        images = (_as_stored(one, one.pixels) for one in read.slices)
+        stored = tuple(image for image in images if image is not None)
+        draft.refusal = replace(
+            draft.refusal, kind=stated, stored=stored if stated else ()
+        )
         return draft
     if failures:
         draft.warnings.add(Warn.SLICE_DROPPED)
-    for group in groups:
-        draft.parts.extend(_parts(read, group, stated))
+    for contrast, group in zip(contrasts, groups, strict=True):
+        contrast.parts.extend(_parts(read, group, stated))
     return draft
+
+
+def _stored(
+    draft: _Draft, decisions: Mapping[int, Decision]
+) -> list[tuple[Role | None, tuple[StoredSlice, ...]]]:
+    """Return for each part of a draft the kind of its images, and the images: those of its stacks.
+
+    A contrast's images that are in no stack go with its first part, if they are of one kind with all its parts.
+    """
+    parts: list[tuple[Role | None, list[StoredSlice]]] = []
+    homeless: list[StoredSlice] = []
+    for contrast in draft.contrasts:
+        roles = {decisions[id(part)].role for part in contrast.parts} - {None}
+        kind = draft.stated or (next(iter(roles)) if len(roles) == 1 else None)
+        first = len(parts)
+        in_stacks: set[int] = set()
+        for part in contrast.parts:
+            pairs = [
+                pair
+                for built in part.stacks
+                for pair in zip(built.slices, built.stack.pixels, strict=True)
+            ]
+            in_stacks.update(id(one) for one, _ in pairs)
+            images = [_as_stored(one, pixels) for one, pixels in pairs]
+            parts.append(
+                (
+                    kind or decisions[id(part)].role,
+                    [image for image in images if image is not None],
+                )
+            )
+        if kind is not None:
+            left = [
+                _as_stored(one, one.pixels)
+                for one in contrast.slices
+                if id(one) not in in_stacks
+            ]
+            (parts[first][1] if contrast.parts else homeless).extend(
+                image for image in left if image is not None
+            )
+    parts[0][1].extend(homeless)
+    return [(kind, tuple(images)) for kind, images in parts]
+
+
+def _as_stored(one: Slice, pixels: Pixels) -> StoredSlice | None:
+    """Return a slice as its file has it, with its pixels or a stack's copy of them; None where it has no place."""
+    frame, image = one.frame, one.image
+    if (
+        frame.position_mm is None
+        or frame.orientation is None
+        or frame.spacing_mm is None
+    ):
+        return None
+    largest = -1 if image.signed else (1 << image.bits_stored) - 1
+    return StoredSlice(
+        pixels=pixels,
+        flip=largest if image.monochrome1 else None,
+        position_mm=frame.position_mm,
+        orientation=frame.orientation,
+        spacing_mm=frame.spacing_mm,
+        thickness_mm=frame.thickness_mm,
+    )
 
 
 def _parts(
@@ -155,7 +240,14 @@ def _parts(
         )
 
 
-def _series(part: Part, decision: Decision, notes: list[str]) -> Series:
+def _series(
+    part: Part,
+    decision: Decision,
+    notes: list[str],
+    *,
+    kind: Role | None,
+    stored: tuple[StoredSlice, ...],
+) -> Series:
     """Build the series record of one part."""
     evidence = "; ".join(
         [
@@ -165,8 +257,16 @@ def _series(part: Part, decision: Decision, notes: list[str]) -> Series:
         ]
     )
     stacks = tuple(built.stack for built in part.stacks)
+    contrast = decision.contrast
     return Series(
-        part.path, decision.role, evidence, stacks, part.slices, decision.contrast
+        part.path,
+        decision.role,
+        evidence,
+        stacks,
+        part.slices,
+        contrast,
+        kind=kind,
+        stored=stored,
     )
 
 

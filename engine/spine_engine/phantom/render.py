@@ -22,7 +22,7 @@ from spine_engine.phantom.protocol import (
 from spine_engine.phantom.sampling import SUPERSAMPLING, sample
 from spine_engine.phantom.signal import TEXTURE, Sequence
 from spine_engine.phantom.spine import CURVE_MARGIN_MM, PhantomSpine
-from spine_engine.study import Role, Series, Stack, Study
+from spine_engine.study import Role, Series, Stack, StoredSlice, Study
 
 # Compiled in from other files: 810c5c937653
 
@@ -50,7 +50,36 @@ class PhantomSeries:
         """Return the series as the reader would return it, without writing files."""
         slices = sum(len(stack.pixels) for stack in self.stacks)
         return Series(
-            self.name, self.role, "phantom", self.stacks, slices, self.sequence.contrast
+            self.name,
+            self.role,
+            "phantom",
+            self.stacks,
+            slices,
+            self.sequence.contrast,
+            kind=self.role,
+            stored=self.stored,
+        )
+
+    @property
+    def stored(self) -> tuple[StoredSlice, ...]:
+        """The images as the phantom's files have them, with the decimals that are written."""
+        return tuple(
+            StoredSlice(
+                pixels=pixels,
+                flip=None,
+                position_mm=tuple(round(value, 6) for value in origin.tolist()),
+                orientation=tuple(
+                    round(value, 10)
+                    for value in (*stack.axes[2].tolist(), *stack.axes[1].tolist())
+                ),
+                spacing_mm=(
+                    round(stack.spacing_mm[0], 8),
+                    round(stack.spacing_mm[1], 8),
+                ),
+                thickness_mm=round(self.thickness_mm, 2),
+            )
+            for stack in self.stacks
+            for pixels, origin in zip(stack.pixels, stack.origins_mm, strict=True)
         )
 
 

@@ -3,6 +3,7 @@
 from spine_engine.voxels.grid import GridPose, GridSpec
 from spine_engine.voxels.layout import GridLayout
 from spine_engine.voxels.prepared import PreparedChannel, prepared
+from spine_engine.voxels.recipe import PRESETS, GridRecipe, recipe_named
 from spine_engine.voxels.voxelize import VoxelGrid, scatter, voxelize
 from spine_engine.voxels.window import (
     IntensityWindow,
@@ -13,8 +14,10 @@ from spine_engine.voxels.window import (
 )
 
 __all__ = [
+    "PRESETS",
     "GridLayout",
     "GridPose",
+    "GridRecipe",
     "GridSpec",
     "IntensityWindow",
     "PreparedChannel",
@@ -22,6 +25,7 @@ __all__ = [
     "WindowedStack",
     "full_window",
     "prepared",
+    "recipe_named",
     "robust_window",
     "scatter",
     "voxelize",
