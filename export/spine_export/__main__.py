@@ -16,6 +16,7 @@ from spine_export.onnx import Width
 from spine_export.parts import Part, detector_part, grader_part, spinenet_part
 from spine_export.sources import BundleRecipe, Card, PipelineConfig, SpineNetFiles
 from spine_export.verify import agrees, verify
+from spine_training.checkpoints import Averaging
 from spine_training.evaluation.calibration import read_calibration
 from spine_training.spinenet import SpineNetKind
 
@@ -44,6 +45,13 @@ Described = Annotated[
     Path | None,
     typer.Option(
         help="JSON: backbone, shape, pool, spacing_mm, ...; for a file of weights of the older pipelines."
+    ),
+]
+WeightsOption = Annotated[
+    Averaging | None,
+    typer.Option(
+        "--weights",
+        help="Which weights of a file that has both; averaged ones (ema) by default.",
     ),
 ]
 
@@ -79,6 +87,7 @@ def grader_command(
     ],
     out: Onnx,
     described: Described = None,
+    weights: WeightsOption = None,
     precision: Precision = "f32",
     check: Verify = False,
     worst: Worst = None,
@@ -89,7 +98,7 @@ def grader_command(
     """
     config = None if described is None else PipelineConfig.read(described)
     _export(
-        grader_part(checkpoint, config),
+        grader_part(checkpoint, config, weights=weights),
         out,
         precision,
         check,
@@ -150,6 +159,7 @@ def bundle_command(
         Path | None, typer.Option(help="Checkpoint of train whole-study, or weights.")
     ] = None,
     whole_study_described: Described = None,
+    weights: WeightsOption = None,
     calibration: Annotated[
         Path | None, typer.Option(help="JSON file that train calibration wrote.")
     ] = None,
@@ -185,6 +195,7 @@ def bundle_command(
             for role, path in described.items()
             if path is not None
         },
+        weights=weights,
         calibration=None if calibration is None else read_calibration(calibration),
         card=Card() if card is None else Card.read(card),
         int8=int8,

@@ -95,6 +95,7 @@ def _groups(recipe: BundleRecipe) -> Iterator[dict[str, Part]]:
                 recipe.described.get(role),
                 calibration,
                 role=role,
+                weights=recipe.weights,
             )
         }
 

@@ -37,6 +37,7 @@ from spine_export.onnx import (
 )
 from spine_export.pipelines import open_grader
 from spine_export.sources import PipelineConfig
+from spine_training.checkpoints import Averaging
 from spine_training.detector.model import Deployed, load_detector
 from spine_training.grader.model import GraderConfig, MirrorAveraged
 from spine_training.spinenet import SpineNetKind, load_spinenet
@@ -94,6 +95,7 @@ def grader_part(
     calibration: Calibration | None = None,
     *,
     role: str | None = None,
+    weights: Averaging | None = None,
 ) -> Part:
     """Return a grader: ours, averaged with its mirror image, or that of an older pipeline as it is.
 
@@ -101,12 +103,13 @@ def grader_part(
         checkpoint: checkpoint of ``train``, or a file of weights alone.
         described: facts that such a file lacks; None for ours.
         calibration: for its manifest entry.
+        weights: which weights of such a file that has averaged and plain ones; averaged ones if not given.
         role: ``grader`` or ``whole_study_grader``, where it must be that kind.
 
     Raises:
         UsageError: the file is no such grader.
     """
-    grader = open_grader(checkpoint, described)
+    grader = open_grader(checkpoint, described, weights)
     kind = "grader" if grader.config.task == "level" else "whole_study_grader"
     if role not in (None, kind):
         raise UsageError(

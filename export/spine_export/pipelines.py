@@ -25,6 +25,7 @@ from spine_engine.errors import UsageError
 from spine_export.sources import PipelineConfig
 from spine_training.backbones import NARROW_BACKBONES, Shape, build_backbone
 from spine_training.checkpoints import (
+    Averaging,
     Mismatch,
     differences,
     fill,
@@ -56,7 +57,11 @@ _FAMILY_MARKS: Final = {
 """A key that every model of a family in timm_3d has; the first that is found decides."""
 
 
-def open_grader(checkpoint: Path, described: PipelineConfig | None) -> Grader:
+def open_grader(
+    checkpoint: Path,
+    described: PipelineConfig | None,
+    weights: Averaging | None = None,
+) -> Grader:
     """Read a grader of ``train``, or one of the older pipelines as it is described; its cut-points ascend.
 
     Raises:
@@ -70,15 +75,20 @@ def open_grader(checkpoint: Path, described: PipelineConfig | None) -> Grader:
             raise UsageError(f"{error}; {wanted}") from None
         require_ascending(grader, checkpoint)
         return grader
-    return load_pipeline_grader(checkpoint, described)
+    return load_pipeline_grader(checkpoint, described, weights)
 
 
-def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
+def load_pipeline_grader(
+    path: Path,
+    described: PipelineConfig,
+    weights: Averaging | None = None,
+) -> Grader:
     """Read a grader of either pipeline: five heads make a level grader, 25 a whole-study grader.
 
     Args:
         path: any file that ``read_weights`` takes.
         described: facts that the file lacks; without a backbone the error names the nearest.
+        weights: which weights of a file that has both; averaged ones if not given.
 
     Returns:
         A grader in evaluation mode that computes what the file's own model computes, no coordinates added.
@@ -87,14 +97,14 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
         UsageError: the file cannot be read safely or holds something else; the message names the keys, the nearest
             architecture, or the cut-points that do not ascend.
     """
-    state = read_weights(path)
-    weights = _backbone_weights(state, path)
+    state = read_weights(path, weights)
+    backbone_weights = _backbone_weights(state, path)
     heads = {
         name.removeprefix("heads."): tensor
         for name, tensor in state.items()
         if name.startswith("heads.")
     }
-    if unknown := len(state) - len(weights) - len(heads):
+    if unknown := len(state) - len(backbone_weights) - len(heads):
         raise UsageError(
             f"{path.name} has {unknown} tensors that belong to neither backbone nor heads: not a grader"
         )
@@ -107,7 +117,7 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
     backbone, shape = described.backbone, described.shape
     if backbone is None:
         raise UsageError(
-            f"{path.name} does not say what its backbone is: {_nearest(weights, shape)}; give the backbone"
+            f"{path.name} does not say what its backbone is: {_nearest(backbone_weights, shape)}; give the backbone"
         )
     config = GraderConfig(
         task="whole_study" if tasks[count] == "whole_study" else "level",
@@ -119,16 +129,16 @@ def load_pipeline_grader(path: Path, described: PipelineConfig) -> Grader:
         coordinates=False,
     )
     grader = _build(config, path)
-    if f"{_CLASSIFIER_NORM}weight" in weights:
+    if f"{_CLASSIFIER_NORM}weight" in backbone_weights:
         grader.backbone.classifier = nn.Sequential(
             nn.LayerNorm(grader.backbone.num_features)
         )
     fill(
         grader.backbone,
-        weights,
+        backbone_weights,
         file=path,
         what=f"the backbone {' '.join(backbone.split())[:80]} for {_sides(shape)} voxels",
-        advise=lambda mismatch: _advice(mismatch, weights, config),
+        advise=lambda mismatch: _advice(mismatch, backbone_weights, config),
     )
     fill(
         grader.heads,

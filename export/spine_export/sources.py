@@ -14,6 +14,7 @@ from spine_engine.errors import UsageError
 from spine_engine.phantom.samples import PHANTOMS
 from spine_engine.voxels import GridSpec
 from spine_training.backbones import Pool, Shape
+from spine_training.checkpoints import Averaging
 
 LICENCE: Final = "not stated: the weights belong to whoever trained them"
 INTENDED_USE: Final = "Research only; not a medical device."
@@ -110,6 +111,7 @@ class BundleRecipe:
         detector: a checkpoint of ``train``, or SpineNet's three; a level grader needs one.
         grader, whole_study: checkpoints of ``train``, or of the older pipelines where ``described`` has their role.
         described: facts that files of weights alone lack, by ``grader`` and ``whole_study_grader``.
+        weights: which weights of a described file that has averaged and plain ones; averaged ones if not given.
         calibration: calibration of the level grader's probabilities.
         card: facts that the checkpoints lack.
         int8: also try the graders in INT8.
@@ -125,6 +127,7 @@ class BundleRecipe:
     grader: Path | None = None
     whole_study: Path | None = None
     described: Mapping[str, PipelineConfig] = field(default_factory=dict)
+    weights: Averaging | None = None
     calibration: Calibration | None = None
     card: Card = field(default_factory=Card)
     int8: bool = False

@@ -40,7 +40,9 @@ def exported(tmp_path, monkeypatch):
             describe=lambda path: "entry",
         )
         asked = []
-        monkeypatch.setattr(command, "grader_part", lambda checkpoint, config: part)
+        monkeypatch.setattr(
+            command, "grader_part", lambda checkpoint, config, weights: part
+        )
         monkeypatch.setattr(command, "phantom_samples", lambda: "samples")
         monkeypatch.setattr(
             command, "verify", lambda *given: (asked.append(given), found)[1]

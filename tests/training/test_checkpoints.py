@@ -4,7 +4,12 @@ import json
 import os
 import struct
 import zipfile
+from argparse import Namespace
+from collections import defaultdict
+from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
@@ -77,6 +82,114 @@ def test_safetensors_of_another_name_are_told_apart(tmp_path):
 def test_wrappers_and_prefixes_are_taken_off(content, tmp_path):
     torch.save(content, tmp_path / "net.pt")
     assert same(read_weights(tmp_path / "net.pt"), STATE)
+
+
+class Settings(dict):
+    """Like Lightning's AttributeDict: a mapping of a class that a reader does not have."""
+
+
+class Small(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+LIGHTNING = {
+    "epoch": 3,
+    "pytorch-lightning_version": "2.4.0",
+    "state_dict": {
+        **prefixed("model."),
+        "criterion.weight": torch.ones(3),
+        "val_metric.total": torch.zeros(()),
+    },
+    "loops": {"fit_loop": {"state_dict": {}}},
+    "callbacks": {"ModelCheckpoint{}": {"best_model_score": torch.tensor(0.4)}},
+    "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(2)}}}],
+    "lr_schedulers": [{"last_epoch": 3}],
+    "hparams_name": "kwargs",
+    "hyper_parameters": Settings(root=Path("/data"), args=Namespace(lr=1e-3)),
+}
+TIMM = {
+    "epoch": 1,
+    "arch": "x",
+    "args": Namespace(model="x", lr=0.1),
+    "optimizer": {"state": {0: {"exp_avg": torch.zeros(2), "step": torch.ones(())}}},
+    "state_dict": OTHER,
+    "state_dict_ema": STATE,
+    "metric": np.float64(0.4),
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LIGHTNING,
+        TIMM,
+        {"state_dict": OTHER, "ema_state_dict": STATE},
+        {"model": OTHER, "model_ema": prefixed("module.")},
+        {"model": OTHER, "ema": {"module": STATE, "decay": 0.99, "updates": 7}},
+        {"model_weights": STATE, "best": np.float32(0.4), "folds": np.arange(5)},
+        {"model_state_dict": STATE, "optimizer_state_dict": {"a": torch.zeros(9)}},
+        {name: tensor.numpy() for name, tensor in STATE.items()},
+        {"weights": {name: tensor.numpy() for name, tensor in STATE.items()}},
+        defaultdict(dict, {"net": STATE}),
+        {"model": defaultdict(list, STATE)},
+        {"anything": {"at_all": STATE}, "epoch": 1},
+        {"experiment": {"x": 3, "w": prefixed("module.")}},
+        prefixed("model._orig_mod."),
+        {"state_dict": prefixed("_orig_mod.model.")},
+        {**prefixed("model."), "criterion.cuts": torch.zeros(2)},
+        {
+            "online_model.0.weight": OTHER["0.weight"],
+            "online_model.0.bias": OTHER["0.bias"],
+            **prefixed("ema_model."),
+            "initted": torch.tensor(True),
+            "step": torch.tensor(3),
+        },
+        {"where": Path("/a/b"), "args": SimpleNamespace(a=1), "model": STATE},
+        {"model": STATE, "rng": np.random.default_rng(0).bit_generator.state},
+        {"model": STATE, "metrics": {"loss": torch.tensor(0.1)}},
+    ],
+)
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "former format"])
+def test_weights_are_found_in_whatever_people_wrap_them_in(content, zipped, tmp_path):
+    torch.save(content, tmp_path / "net.pt", _use_new_zipfile_serialization=zipped)
+    assert same(read_weights(tmp_path / "net.pt"), STATE)
+
+
+def test_averaged_weights_win_unless_plain_ones_are_asked_for(tmp_path):
+    torch.save(TIMM, tmp_path / "net.pt")
+    assert same(read_weights(tmp_path / "net.pt"), STATE)
+    assert same(read_weights(tmp_path / "net.pt", "ema"), STATE)
+    assert same(read_weights(tmp_path / "net.pt", "plain"), OTHER)
+    torch.save({"model": STATE}, tmp_path / "plain.pt")
+    assert same(read_weights(tmp_path / "plain.pt", "plain"), STATE)
+    with pytest.raises(UsageError, match=r"plain\.pt holds no averaged weights"):
+        read_weights(tmp_path / "plain.pt", "ema")
+    torch.save({"ema": STATE}, tmp_path / "ema.pt")
+    with pytest.raises(UsageError, match=r"ema\.pt holds averaged weights alone"):
+        read_weights(tmp_path / "ema.pt", "plain")
+
+
+def test_several_sets_of_weights_are_not_chosen_from(tmp_path):
+    torch.save({"fold0": STATE, "fold1": OTHER}, tmp_path / "net.pt")
+    with pytest.raises(
+        UsageError,
+        match=r"several sets of weights \(fold0, fold1\): save one alone",
+    ):
+        read_weights(tmp_path / "net.pt")
+
+
+def test_hyperparameters_may_hold_whole_modules(tmp_path):
+    content = {**LIGHTNING, "hyper_parameters": {"criterion": nn.CrossEntropyLoss()}}
+    torch.save(content, tmp_path / "net.pt")
+    assert same(read_weights(tmp_path / "net.pt"), STATE)
+
+
+def test_a_module_that_was_saved_whole_is_read_without_its_class(tmp_path):
+    module = Small()
+    torch.save(module, tmp_path / "net.pt")
+    assert same(read_weights(tmp_path / "net.pt"), module.state_dict())
 
 
 def test_safetensors_and_the_old_format_of_torch_are_read(tmp_path):

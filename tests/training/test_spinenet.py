@@ -1,7 +1,6 @@
 """The three networks of SpineNet V2: the published names and shapes, and checkpoints in their published form."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -228,7 +227,11 @@ def test_a_file_without_weights_is_refused(content, tmp_path):
 
 
 def test_a_file_that_would_run_code_or_is_damaged_is_refused(tmp_path):
-    torch.save({"net": {}, "path": Path("x")}, tmp_path / "code.pt")
+    class Runs:
+        def __reduce__(self):
+            return exec, ("raise SystemExit",)
+
+    torch.save({"net": {}, "extra": Runs()}, tmp_path / "code.pt")
     (tmp_path / "text.pt").write_text("no checkpoint")
     (tmp_path / "empty.pt").touch()
     for name in ("code.pt", "text.pt", "empty.pt"):

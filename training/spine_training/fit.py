@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from spine_engine.errors import UsageError
+from spine_training.checkpoints import read_pickle
 from spine_training.optimisation import FitOptions, averaged_model, scheduled
 from spine_training.progress import Reporter
 
@@ -297,16 +298,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file does not exist or is no checkpoint of this project.
     """
-    try:
-        content = torch.load(
-            path,
-            map_location="cpu",
-            weights_only=True,
-        )
-    except Exception as error:  # noqa: BLE001 - whatever torch.load raises on a file that is none of its own
+    if not path.is_file():
         raise UsageError(
-            f"cannot read {path} as a checkpoint: {type(error).__name__}; give a file of train"
-        ) from None
+            f"cannot read {path}: there is no such file; give a file of train"
+        )
+    content = read_pickle(path)
     if not isinstance(content, dict) or not {"config", "model"} <= content.keys():
         raise UsageError(
             f"{path} is no checkpoint of this project: it lacks 'config' or 'model'; give a file of train"
