@@ -89,6 +89,10 @@ TRIALS: Final = {
         "spine_bench.pictures:measure",
         "Make the pictures of the README and of docs/report.md.",
     ),
+    "recipes": Trial(
+        "spine_bench.recipes:measure",
+        "How fast grids of recipes are, beside the engine's own.",
+    ),
     "report": Trial(
         "spine_bench.report:measure",
         "How long the report of a run takes, and how large it is.",

@@ -62,7 +62,8 @@ class Engine:
         many machines as there are; :meth:`merge` joins what they wrote.
 
         Raises:
-            UsageError: the input is not a readable folder, or the series descriptions cannot be used.
+            UsageError: the input is not a readable folder, or the series descriptions or the vertebral centres cannot
+                be used.
         """
         plan, identity = self._planned(folder, shard)
         return Run(plan, None if output is None else Path(output), identity=identity)
@@ -99,5 +100,6 @@ class Engine:
             options=options,
             series_descriptions=plan.series_descriptions,
             shard=shard,
+            centers=plan.centers,
         )
         return plan, identity

@@ -65,6 +65,7 @@ class Warn(StrEnum):
     TRANSITIONAL_ANATOMY = "transitional_anatomy"
     WHOLE_STUDY_GRADER = "whole_study_grader"
     FILE_UNREADABLE = "file_unreadable"
+    NO_SLICE_THICKNESS = "no_slice_thickness"
 
 
 class SpineEngineError(Exception):

@@ -47,6 +47,8 @@ class RunOptions:
         series_descriptions: a CSV in RSNA's layout that says which series plays which part; ``None`` uses one lying
             beside the input folder when there is one.
         detector: find the levels first and grade each; false grades with the bundle's whole-study grader alone.
+        centers: a CSV of vertebral centres, for graders whose recipe cuts between them (``centers.CenterTable``);
+            studies that are not in it are located as usual.
 
     Raises:
         UsageError: a value is out of range.
@@ -65,6 +67,7 @@ class RunOptions:
     max_attempts: int = 2
     series_descriptions: Path | None = None
     detector: bool = True
+    centers: Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("workers", "threads"):

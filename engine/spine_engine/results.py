@@ -64,13 +64,35 @@ class SeriesResult:
 class LevelResult:
     """Where a disc was found: patient LPS mm; ``axes`` rows run superior to inferior, anterior to posterior, right to
     left. ``None`` where the study could not be localised (``source`` is then ``"prior"``).
+
+    ``confidence`` is None where the place was given. ``box_center_mm`` is the centre of the graded box where that is
+    not the disc's, as in recipes that cut between vertebrae.
     """
 
     center_mm: tuple[float, float, float] | None
     axes: tuple[tuple[float, float, float], ...] | None
     size_mm: tuple[float, float, float] | None
-    confidence: float
+    confidence: float | None
     source: Source
+    box_center_mm: tuple[float, float, float] | None = None
+
+
+class CenterSource(StrEnum):
+    """How a vertebral centre is known: a body that was found, midway between two discs, half a step beyond the last
+    disc, or given by the user."""
+
+    BODY = "body"
+    BETWEEN_DISCS = "between_discs"
+    BEYOND_DISC = "beyond_disc"
+    GIVEN = "given"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VertebraResult:
+    """A vertebral centre that levels were cut between, patient LPS mm, and how it is known."""
+
+    center_mm: tuple[float, float, float]
+    source: CenterSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +118,7 @@ class StudyResult:
         series: what its series are.
         levels: the five discs, or empty when the study was not looked at.
         alternative: another numbering of the discs, where one is worth telling.
+        vertebrae: the six centres that levels were cut between, by name; empty where the grids need none.
         rows: millionths by (condition, level), 25 entries in the order of ``predictions.csv``.
         not_assessed: ``<condition>_<level>`` of the rows that hold the weighted prior instead of a grade.
         timings_ms: wall time of each stage.
@@ -109,6 +132,7 @@ class StudyResult:
     series: tuple[SeriesResult, ...] = ()
     levels: Mapping[Level, LevelResult] = field(default_factory=dict)
     alternative: AlternativeResult | None = None
+    vertebrae: Mapping[str, VertebraResult] = field(default_factory=dict)
     rows: tuple[Row, ...]
     not_assessed: tuple[str, ...] = ()
     timings_ms: Mapping[str, float] = field(default_factory=dict)
@@ -254,6 +278,14 @@ def study_line(result: StudyResult) -> str:
         "not_assessed": list(result.not_assessed),
         "timings_ms": {stage: round(ms, 1) for stage, ms in result.timings_ms.items()},
     }
+    if result.vertebrae:
+        record["vertebrae"] = {
+            name: {
+                "center_mm": _rounded(entry.center_mm, PLACE_DECIMALS),
+                "source": entry.source,
+            }
+            for name, entry in result.vertebrae.items()
+        }
     if result.detail is not None:
         record["detail"] = result.detail
     return json.dumps(record, allow_nan=False)
@@ -268,15 +300,21 @@ def _level_record(entry: LevelResult) -> dict[str, Any]:
     ):
         center = _rounded(entry.center_mm, PLACE_DECIMALS)
         axes = [_rounded(axis, AXIS_DECIMALS) for axis in entry.axes]
+        middle = (
+            center
+            if entry.box_center_mm is None
+            else _rounded(entry.box_center_mm, PLACE_DECIMALS)
+        )
         box = {
-            "center": center,
+            "center": middle,
             "axes": axes,
             "size": _rounded(entry.size_mm, PLACE_DECIMALS),
         }
+    confidence = None if entry.confidence is None else round(entry.confidence, 4)
     return {
         "center_mm": center,
         "box_mm": box,
-        "confidence": round(entry.confidence, 4),
+        "confidence": confidence,
         "source": entry.source,
     }
 
@@ -315,6 +353,10 @@ def study_from_line(line: str, rows: Iterable[Sequence[int]]) -> StudyResult:
             Level(name): _level_of(entry) for name, entry in record["levels"].items()
         },
         alternative=_alternative_of(record["alternative_levels"]),
+        vertebrae={
+            name: _vertebra_of(entry)
+            for name, entry in record.get("vertebrae", {}).items()
+        },
         rows=tuple((row[0], row[1], row[2]) for row in rows),
         not_assessed=tuple(record["not_assessed"]),
         timings_ms=record["timings_ms"],
@@ -329,15 +371,25 @@ def _reason(code: str | None) -> Reason | None:
 def _level_of(entry: Mapping[str, Any]) -> LevelResult:
     box = entry["box_mm"]
     center, size = (
-        (None, None) if box is None else (_point(box["center"]), _point(box["size"]))
+        (None, None)
+        if box is None
+        else (_point(entry["center_mm"]), _point(box["size"]))
     )
     axes = None if box is None else tuple(_point(axis) for axis in box["axes"])
+    box_center = None if box is None else _point(box["center"])
     return LevelResult(
         center_mm=center,
         axes=axes,
         size_mm=size,
         confidence=entry["confidence"],
         source=Source(entry["source"]),
+        box_center_mm=None if box_center == center else box_center,
+    )
+
+
+def _vertebra_of(entry: Mapping[str, Any]) -> VertebraResult:
+    return VertebraResult(
+        center_mm=_point(entry["center_mm"]), source=CenterSource(entry["source"])
     )
 
 

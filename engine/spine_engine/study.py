@@ -35,11 +35,13 @@ class Role(StrEnum):
 
 
 class Source(StrEnum):
-    """How the place of a disc level is known: from the detector, between its neighbours, or from the field of view."""
+    """How the place of a disc level is known: from the detector, between its neighbours, from the field of view, or
+    between vertebral centres that the user gave."""
 
     DETECTOR = "detector"
     INTERPOLATED = "interpolated"
     PRIOR = "prior"
+    GIVEN = "given"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

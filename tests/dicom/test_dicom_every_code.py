@@ -41,6 +41,7 @@ WARNINGS_ELSEWHERE = {
     "level_interpolated": "detection/test_detect.py",
     "level_not_covered": "pipeline/test_unit_worker.py",
     "low_confidence": "detection/test_detect.py",
+    "no_slice_thickness": "pipeline/test_recipes_end_to_end.py",
     "series_disagree": "detection/test_numbering.py",
     "transitional_anatomy": "detection/test_numbering.py",
     "whole_study_grader": "pipeline/test_unit_worker.py",

@@ -14,7 +14,7 @@ from spine_engine.cli import app, view
 from spine_engine.errors import StudyError, UsageError
 from spine_engine.report import montage, offscreen, ply
 from spine_engine.study import Study
-from spine_engine.voxels import GridLayout
+from spine_engine.voxels import PRESETS, GridLayout
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_a_level_without_a_place_has_no_grid_and_the_others_each_have_one(
         view._write_grids(
             a_study(),
             detection,
-            SimpleNamespace(layout=None),
+            SimpleNamespace(layout=None, grid_recipe=PRESETS["native"]),
             some_levels(),
             tmp_path,
             pictures=True,
@@ -254,3 +254,13 @@ def test_a_study_of_which_nothing_can_be_shown_is_refused(monkeypatch, tmp_path)
     )
     with pytest.raises(UsageError, match=r"study 1\.2 has no series to show"):
         view._shown_study(tmp_path, None, None)
+
+
+def test_grids_of_another_recipe_are_not_shown_as_if_they_were_the_engines_own(
+    tmp_path,
+):
+    entry = SimpleNamespace(grid_recipe=PRESETS["rsna2024-level-128"])
+    (said,) = view._write_grids(
+        a_study(), None, entry, some_levels(), tmp_path, pictures=True
+    )
+    assert said == "no grids: those of the recipe rsna2024-level-128 are not shown here"

@@ -63,6 +63,7 @@ def test_the_other_words_of_the_vocabulary():
         "detector": "found in the images",
         "interpolated": "placed between its neighbours",
         "prior": "not found; a guess from the field of view",
+        "given": "midway between the vertebral centres that were given",
     }
     assert dict(words.ROLE_NAMES) == {
         "sagittal_t1": "Sagittal T1", "sagittal_t2": "Sagittal T2/STIR", "axial_t2": "Axial T2", None: "No role",
@@ -94,7 +95,8 @@ WARNING_TITLES = {
     "series_refused": "A series was refused", "frame_of_reference": "Different frames of reference",
     "role_overridden": "Stated role disagrees", "no_sagittal_t1": "No sagittal T1", "no_sagittal_t2": "No sagittal T2",
     "no_axial_t2": "No axial T2", "level_interpolated": "Level interpolated", "level_not_covered": "Level not covered",
-    "low_confidence": "Low confidence", "series_disagree": "Series disagree on levels",
+    "low_confidence": "Low confidence", "no_slice_thickness": "No slice thickness",
+    "series_disagree": "Series disagree on levels",
     "transitional_anatomy": "Transitional anatomy?", "whole_study_grader": "Graded as a whole",
     "file_unreadable": "Files could not be read",
 }  # fmt: skip
@@ -107,7 +109,7 @@ def test_every_reason_and_warning_has_its_title():
     assert {
         str(code): said.title for code, said in words.WARNINGS.items()
     } == WARNING_TITLES
-    assert (len(Reason), len(Warn)) == (21, 19)
+    assert (len(Reason), len(Warn)) == (21, 20)
 
 
 def test_a_code_of_another_version_keeps_its_name():

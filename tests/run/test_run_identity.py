@@ -112,7 +112,8 @@ def facts(**changed):
 def test_the_facts_of_a_run_are_these():
     assert facts() == {
         "engine version": __version__, "bundle": "d1", "input": "in", "backend": "openvino", "device": "cpu",
-        "precision": "auto", "series descriptions": "s1", "detector": "on", "schedule": "study", "threads": "1",
+        "precision": "auto", "series descriptions": "s1", "detector": "on", "centres": "none",
+        "schedule": "study", "threads": "1",
         "shard": "1/1",
     }  # fmt: skip
 

@@ -20,7 +20,7 @@ def test_nothing_chosen_means_this():
     assert dataclasses.asdict(RunOptions()) == {
         "workers": None, "threads": None, "schedule": "auto", "max_batch": 32, "max_delay_ms": 2.0,
         "max_memory_bytes": None, "backend": "openvino", "device": "cpu", "precision": "auto", "timeout_s": 300.0,
-        "max_attempts": 2, "series_descriptions": None, "detector": True,
+        "max_attempts": 2, "series_descriptions": None, "detector": True, "centers": None,
     }  # fmt: skip
 
 

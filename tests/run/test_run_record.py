@@ -35,7 +35,7 @@ def test_the_options_are_those_that_really_ran(root, out, monkeypatch):
     assert record(out)["options"] == {
         "workers": 2, "threads": 1, "schedule": "study", "max_batch": 32, "max_delay_ms": 2.0,
         "max_memory_bytes": 1 << 32, "backend": "openvino", "device": "cpu", "precision": "auto", "timeout_s": 300.0,
-        "max_attempts": 2, "series_descriptions": "a/table.csv", "detector": True,
+        "max_attempts": 2, "series_descriptions": "a/table.csv", "detector": True, "centers": None,
     }  # fmt: skip
 
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import recipe_plainly as plain
 
+from spine_engine.detection import Detection
 from spine_engine.dicom import read_study
 from spine_engine.errors import StudyError
+from spine_engine.phantom.samples import phantom_samples
+from spine_engine.pipeline.centers import detected_centers
 from spine_engine.study import Role, Series, StoredSlice, Study
 from spine_engine.voxels import recipe_named
 from spine_engine.voxels.recipe import Margins
@@ -167,12 +170,24 @@ def test_a_grid_of_a_level_is_the_references(variant):
 @pytest.mark.parametrize("name", ["AKs", "VB1-16", "VB2-02", "VB2-14", "VB3-21"])
 def test_grids_of_real_studies_are_the_references(real_data, name):
     study = read_study(real_data / "studies" / name)
+    compare_all(study, centers(study))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_grids_of_phantoms_are_the_references(number):
+    (sample,) = phantom_samples(1, start=number)
+    places = detected_centers(Detection(sample.levels, (), ()), named=False).places_mm
+    compare_all(sample.study, list(places))
+
+
+def compare_all(study, places):
+    """Compare the grid of a study, and those of its levels between six places, with the reference's."""
     given = as_plain(study)
     clouds = plain.cloud(given, resize=lambda image: plain.area_mean(image, 256))
     grid = whole_grid(study_points(study, WHOLE))
     np.testing.assert_array_equal(grid, plain.scaled(plain.whole_values(clouds)))
     points, clouds = study_points(study, LEVEL), plain.cloud(given)
-    places = centers(study)
     for above, below in pairwise(places):
         wanted = plain.scaled(plain.level_values(clouds, above, below))
         np.testing.assert_array_equal(level_grid(points, above, below), wanted)
@@ -211,6 +226,19 @@ def test_slices_without_thickness_count_once_and_are_counted():
     study = random_study(5, thickness=(None, 3.0, None))
     assert study_points(study, WHOLE).without_thickness == 8
     assert study_points(random_study(5), WHOLE).without_thickness == 0
+
+
+def test_slices_thicker_than_any_scanner_makes_them_are_refused():
+    with pytest.raises(StudyError, match="too_large"):
+        study_points(random_study(5, thickness=(1e6, 3.0, 4.0)), WHOLE)
+
+
+def test_slices_below_a_millimetre_give_a_point_only_where_a_copy_more_is_made():
+    study = random_study(5, thickness=(0.9, 3.0, 4.0))
+    assert study_points(study, WHOLE).present.tolist() == [False, True, True]
+    assert study_points(
+        study, recipe_named("rsna2024-whole-256-training")
+    ).present.all()
 
 
 def test_an_inverted_slice_counts_as_it_is_stored():

@@ -37,7 +37,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         ):  # a name, or the object that it stands for
             return value
         return _read(
-            next(option for option in options if option is not str), value, where
+            next((option for option in options if option is not str), str), value, where
         )
     if origin is tuple and isinstance(value, list):
         return _read_tuple(args, value, where)

@@ -167,8 +167,11 @@ def _described(entry: ModelEntry) -> list[str]:
             "x".join(f"{value:g}" for value in row)
             for row in (entry.grid.shape, entry.grid.spacing_mm)
         )
-        lines.append(
-            f"channels {', '.join(entry.channels)}; grid {shape} of {spacing} mm"
+        made = (
+            f"of {spacing} mm"
+            if entry.grid_recipe.is_native
+            else f"by the recipe {entry.grid_recipe.name}"
         )
+        lines.append(f"channels {', '.join(entry.channels)}; grid {shape} {made}")
         lines.append("calibrated" if entry.calibration else "not calibrated")
     return lines

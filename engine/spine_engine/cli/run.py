@@ -145,6 +145,14 @@ def run(
             help="How many shards there are, for --shard auto in Kubernetes.",
         ),
     ] = None,
+    centers: Annotated[
+        Path | None,
+        typer.Option(
+            "--centres",
+            metavar="CSV",
+            help="Vertebral centres (study_id,level,x,y,z: L1 to S1, LPS mm), for graders cut between them.",
+        ),
+    ] = None,
     report: Annotated[
         bool,
         typer.Option(
@@ -183,6 +191,7 @@ def run(
         max_attempts=max_attempts,
         series_descriptions=series_descriptions,
         detector=not no_detector,
+        centers=centers,
     )
     work = Engine.open(bundle, options=options).run(
         folder, output, shard=chosen_shard(shard, shards)

@@ -183,6 +183,9 @@ def _write_grids(
     from spine_engine.pipeline.level_grids import level_grids
     from spine_engine.study import Source
 
+    if not entry.grid_recipe.is_native:
+        yield f"no grids: those of the recipe {entry.grid_recipe.name} are not shown here"
+        return
     grids, coverage = level_grids(study, detection.levels, entry.layout)
     unplaced = [
         level for level in LEVELS if detection.levels[level].source == Source.PRIOR

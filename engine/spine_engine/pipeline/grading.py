@@ -19,8 +19,11 @@ from spine_engine.backends.base import Backend
 from spine_engine.bundle.manifest import Calibration, GraderEntry
 from spine_engine.detection.levels import DiscLevel
 from spine_engine.errors import Reason, StudyError, Warn
+from spine_engine.pipeline.centers import VertebralCenters
 from spine_engine.pipeline.level_grids import level_grids, study_grid
+from spine_engine.pipeline.recipe_inputs import recipe_level_grids, recipe_study_grid
 from spine_engine.study import Role, Source, Study
+from spine_engine.voxels.recipe_grids import StudyPoints
 
 ASSESSABLE: Final[dict[Condition, tuple[Role, ...]]] = {
     Condition.SPINAL_CANAL_STENOSIS: (Role.SAGITTAL_T2, Role.AXIAL_T2),
@@ -62,6 +65,7 @@ class GradedLevels:
         not_assessed: conditions that nothing in the study shows, each with the missing series, best view first.
         not_covered: levels at which series of the study end or have a gap, so that at least one condition could not be
             graded there although the study has a series for it.
+        warnings: what was unusual about the grids.
     """
 
     probabilities: NDArray[np.float64]
@@ -69,6 +73,7 @@ class GradedLevels:
     coverage: NDArray[np.float64]
     not_assessed: tuple[tuple[Condition, Warn], ...]
     not_covered: tuple[Level, ...]
+    warnings: tuple[Warn, ...] = ()
 
 
 def grade(
@@ -113,6 +118,8 @@ def grade_whole_study(
 ) -> GradedLevels:
     """Grade the five levels of a study from one grid of the whole of it, without knowing where they are.
 
+    With a recipe of its own the model grades every row, whatever the study lacks, as in the pipeline it comes from.
+
     The model finds the levels by itself, so nothing says which of them a series covers: a condition counts as shown at
     all levels when a series that can show it covers any of the grid. ``coverage`` repeats the grid's for every level.
 
@@ -124,19 +131,70 @@ def grade_whole_study(
     Raises:
         StudyError: the study has no sagittal stack, or the model's output is not probabilities.
     """
-    grid, covered = study_grid(study, entry.layout)
-    coverage = np.tile(covered, (len(LEVELS), 1))
 
-    def answer() -> NDArray[np.float64]:
+    def answer(grid: NDArray[np.float32]) -> NDArray[np.float64]:
         raw = backend.run({entry.inputs[0].name: grid[None]})[entry.outputs[0].name]
         heads = checked(raw, (1, len(CONDITIONS) * len(LEVELS), len(SEVERITIES)))
         return heads.reshape(len(CONDITIONS), len(LEVELS), len(SEVERITIES)).transpose(
             1, 0, 2
         )
 
+    if not entry.grid_recipe.is_native:
+        made, points = recipe_study_grid(study, entry.grid_recipe)
+        return _all_rows(entry, answer(made), points)
+    grid, covered = study_grid(study, entry.layout)
+    coverage = np.tile(covered, (len(LEVELS), 1))
     shown, located = _shown(coverage > 0, entry), np.ones(len(LEVELS), np.bool_)
     return _grades(
-        study, entry, answer, coverage=coverage, shown=shown, located=located
+        study,
+        entry,
+        lambda: answer(grid),
+        coverage=coverage,
+        shown=shown,
+        located=located,
+    )
+
+
+def grade_between(
+    study: Study,
+    centers: VertebralCenters,
+    backend: Backend,
+    entry: GraderEntry,
+    *,
+    out: NDArray[np.float32] | None = None,
+) -> GradedLevels:
+    """Grade the five levels of a study between its vertebrae, by the recipe of the model: it grades every row.
+
+    Args:
+        study: the series, by kind.
+        centers: the six vertebral centres.
+        backend: the loaded grader.
+        entry: what the bundle says of it.
+        out: ``(5, C, *shape)`` float32, C-contiguous, to hold the grids.
+
+    Raises:
+        StudyError: a level has no point of any series, or the model's output is not probabilities.
+    """
+    grids, points = recipe_level_grids(study, centers, entry.grid_recipe, out=out)
+    graded = checked(
+        backend.run({entry.inputs[0].name: grids})[entry.outputs[0].name], _SHAPE
+    )
+    return _all_rows(entry, graded, points)
+
+
+def _all_rows(
+    entry: GraderEntry, graded: NDArray[np.float64], points: StudyPoints
+) -> GradedLevels:
+    """Return a model's answer ``(5, 5, 3)``, calibrated, as the grade of every row."""
+    return GradedLevels(
+        probabilities=graded
+        if entry.calibration is None
+        else calibrated(graded, entry.calibration),
+        assessed=np.ones(graded.shape[:2], np.bool_),
+        coverage=np.tile(points.present.astype(np.float64), (len(LEVELS), 1)),
+        not_assessed=(),
+        not_covered=(),
+        warnings=(Warn.NO_SLICE_THICKNESS,) if points.without_thickness else (),
     )
 
 

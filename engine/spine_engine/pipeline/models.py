@@ -17,8 +17,9 @@ from spine_engine.bundle import Bundle
 from spine_engine.bundle.manifest import DetectorEntry, GraderEntry, ModelEntry
 from spine_engine.detection import Detection
 from spine_engine.detection.finder import LevelFinder, level_finder
-from spine_engine.errors import BundleError
+from spine_engine.errors import BundleError, UsageError
 from spine_engine.options import RunOptions
+from spine_engine.pipeline.centers import CenterTable
 from spine_engine.study import Stack
 
 EntryT = TypeVar("EntryT", bound=ModelEntry)
@@ -162,6 +163,27 @@ def in_two_stages(bundle: Bundle, options: RunOptions) -> bool:
     return (
         options.detector and models.detector is not None and models.grader is not None
     )
+
+
+def given_centers(bundle: Bundle, options: RunOptions) -> CenterTable:
+    """Return the vertebral centres that the options name; an empty table where they name none.
+
+    Raises:
+        UsageError: they cannot be used, or the bundle's grader does not cut between vertebrae.
+    """
+    if options.centers is None:
+        return CenterTable()
+    grader = bundle.manifest.models.grader
+    if (
+        grader is None
+        or not grader.grid_recipe.of_levels
+        or not in_two_stages(bundle, options)
+    ):
+        raise UsageError(
+            "centres are for graders of levels that are cut between vertebrae, by a recipe such as rsna2024-level-128: "
+            "run without them, or with another bundle"
+        )
+    return CenterTable.from_csv(options.centers)
 
 
 def opened_bundle(path: Path, digest: str) -> Bundle:

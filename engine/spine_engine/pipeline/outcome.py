@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import errno
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
 from spine_engine.anatomy import CONDITIONS, LEVELS, Level
 from spine_engine.backends.checked import memory_is_limited
+from spine_engine.bundle.manifest import GraderEntry
 from spine_engine.detection import Detection, DiscLevel
 from spine_engine.dicom import RefusedFile, WorkUnit
 from spine_engine.errors import Reason, Warn
+from spine_engine.pipeline.centers import PATIENT_AXES, VERTEBRAE, VertebralCenters
 from spine_engine.pipeline.clock import StageClock
 from spine_engine.pipeline.grading import GradedLevels
 from spine_engine.results import (
@@ -22,12 +24,14 @@ from spine_engine.results import (
     SeriesResult,
     Status,
     StudyResult,
+    VertebraResult,
     in_millionths,
     row_name,
     study_key,
     ungraded,
 )
-from spine_engine.study import Study
+from spine_engine.study import Series, Source, Study
+from spine_engine.voxels.recipe import GridRecipe
 
 READ_BUT_NOT_GRADABLE: Final = frozenset(
     {
@@ -65,14 +69,11 @@ def with_grades(
     grades: GradedLevels,
     clock: StageClock,
     *also: Warn,
+    by: GraderEntry,
 ) -> StudyResult:
-    """Return the result of a study of which a model has graded at least one row."""
-    warnings = {
-        *study.warnings,
-        *detection.warnings,
-        *(warning for _, warning in grades.not_assessed),
-        *also,
-    }
+    """Return the result of a study of which the model ``by`` has graded at least one row."""
+    lacking = {warning for _, warning in grades.not_assessed}
+    warnings = {*study.warnings, *detection.warnings, *grades.warnings, *lacking, *also}
     if grades.not_covered:
         warnings.add(Warn.LEVEL_NOT_COVERED)
     rows, not_assessed = _rows(grades)
@@ -80,7 +81,7 @@ def with_grades(
         study_id=study_key(study.study_id),
         status=Status.GRADED,
         warnings=_in_order(warnings),
-        series=series_results(study),
+        series=series_results(study, by.grid_recipe),
         levels=level_results(detection),
         alternative=_alternative(detection),
         rows=rows,
@@ -174,13 +175,55 @@ def broken(
     )
 
 
-def series_results(study: Study) -> tuple[SeriesResult, ...]:
-    """Return a study's series as results have them."""
+def between_vertebrae(
+    result: StudyResult, centers: VertebralCenters, recipe: GridRecipe
+) -> StudyResult:
+    """Return a result with the six centres that its levels were cut between, and the boxes that were cut."""
+    boxes = centers.boxes(recipe)
+    down, back, across = (
+        cast(tuple[float, float, float], tuple(axis)) for axis in PATIENT_AXES.tolist()
+    )
+    levels = {}
+    for level, entry in result.levels.items():
+        (x, y, z), (x_end, y_end, z_end) = boxes[level].tolist()
+        levels[level] = replace(
+            entry,
+            axes=(down, back, across),
+            size_mm=(z_end - z, y_end - y, x_end - x),
+            box_center_mm=((x + x_end) / 2, (y + y_end) / 2, (z + z_end) / 2),
+        )
+    vertebrae = {
+        name: VertebraResult(
+            center_mm=cast(tuple[float, float, float], tuple(place)), source=source
+        )
+        for name, place, source in zip(
+            VERTEBRAE, centers.places_mm.tolist(), centers.sources, strict=True
+        )
+    }
+    return replace(result, levels=levels, vertebrae=vertebrae)
+
+
+def _evidence(series: Series, recipe: GridRecipe | None) -> str:
+    """Return why a series has its role; with a recipe that takes images by kind, also what it counts as there."""
+    if recipe is None or recipe.series == "by-role" or series.kind == series.role:
+        return series.evidence
+    counts_as = (
+        "is left out of the grid"
+        if series.kind is None
+        else f"counts as {series.kind} in the grid"
+    )
+    return f"{series.evidence}; {counts_as}"
+
+
+def series_results(
+    study: Study, recipe: GridRecipe | None = None
+) -> tuple[SeriesResult, ...]:
+    """Return a study's series as results have them; ``recipe`` is that of the grid that was graded."""
     return tuple(
         SeriesResult(
             path=series.path,
             role=series.role,
-            evidence=series.evidence,
+            evidence=_evidence(series, recipe),
             stacks=len(series.stacks),
             slices=series.slices,
             reason=series.reason,
@@ -218,7 +261,7 @@ def _level(disc: DiscLevel) -> LevelResult:
         center_mm=_center(disc),
         axes=(down, back, across),
         size_mm=(d, h, w),
-        confidence=disc.confidence,
+        confidence=None if disc.source == Source.GIVEN else disc.confidence,
         source=disc.source,
     )
 

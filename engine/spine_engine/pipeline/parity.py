@@ -23,8 +23,10 @@ from spine_engine.detection.levels import Detection
 from spine_engine.errors import OutputError, UsageError
 from spine_engine.options import RunOptions
 from spine_engine.phantom.samples import PHANTOMS, Sample, phantom_samples
+from spine_engine.pipeline.centers import detected_centers
 from spine_engine.pipeline.level_grids import level_grids, study_grid
 from spine_engine.pipeline.models import PipelineModels
+from spine_engine.pipeline.recipe_inputs import recipe_level_grids, recipe_study_grid
 from spine_engine.study import Source
 
 F32 = NDArray[np.float32]
@@ -88,7 +90,31 @@ class LevelParity:
 
 
 def grader_inputs(entry: GraderEntry, samples: Sequence[Sample]) -> F32:
-    """Return the grids ``(N, C, D, H, W)`` that a grader sees of samples: five each, or one of the whole study."""
+    """Return the grids ``(N, C, D, H, W)`` that a grader sees of samples: five each, or one of the whole study.
+
+    A recipe's vertebral centres are inferred from the samples' discs.
+
+    Raises:
+        StudyError: a recipe finds no point of a sample.
+    """
+    recipe = entry.grid_recipe
+    if recipe.of_levels:
+        centers = [
+            detected_centers(Detection(sample.levels, (), ()), named=False)
+            for sample in samples
+        ]
+        pairs = zip(samples, centers, strict=True)
+        return np.concatenate(
+            [
+                recipe_level_grids(one.study, six, recipe)[0]
+                for one, six in pairs
+                if six is not None
+            ]
+        )
+    if not recipe.is_native:
+        return np.stack(
+            [recipe_study_grid(sample.study, recipe)[0] for sample in samples]
+        )
     if entry.grades_levels:
         return np.concatenate(
             [

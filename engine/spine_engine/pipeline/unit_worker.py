@@ -12,7 +12,7 @@ from spine_engine.dicom.limits import DEFAULT_LIMITS
 from spine_engine.errors import MachineError
 from spine_engine.options import RunOptions
 from spine_engine.pipeline.clock import StageClock
-from spine_engine.pipeline.models import PipelineModels, opened_bundle
+from spine_engine.pipeline.models import PipelineModels, given_centers, opened_bundle
 from spine_engine.pipeline.outcome import (
     UnitOutcome,
     broken,
@@ -43,13 +43,16 @@ class UnitWorker:
             BackendError: the backend, device or precision is not available.
             BundleError: the bundle is damaged or no longer the one the run began with.
             CompanionLostError: nothing answers at ``models_at``.
+            UsageError: the vertebral centres can no longer be used.
         """
         bundle = opened_bundle(bundle_path, bundle_digest)
         opener = None if models_at is None else partial(ServedBackend, models_at)
         self._root = root
         self._overrides = overrides
         self._limits = replace(DEFAULT_LIMITS, study_s=options.timeout_s)
-        self._pipeline = StudyPipeline(PipelineModels(bundle, options, opener))
+        self._pipeline = StudyPipeline(
+            PipelineModels(bundle, options, opener), given_centers(bundle, options)
+        )
 
     def run(self, task: WorkUnit) -> tuple[UnitOutcome, Facts]:
         """Read a unit and grade its studies. Errors are those of ``StudyPipeline.grade``."""

@@ -24,13 +24,13 @@ class Outline:
         level: the level of the box.
         points: corners ``(x, y)`` in pixels of the picture: x to the right, y down, (0, 0) its upper left corner, so
             that the centre of the first pixel is (0.5, 0.5).
-        confidence: confidence of the level's place, 0..1.
-        source: ``"detector"``, ``"interpolated"`` or ``"prior"``, as in ``studies.jsonl``.
+        confidence: confidence of the level's place, 0..1; None where it was given.
+        source: ``"detector"``, ``"interpolated"``, ``"prior"`` or ``"given"``, as in ``studies.jsonl``.
     """
 
     level: Level
     points: tuple[tuple[float, float], ...]
-    confidence: float
+    confidence: float | None
     source: str
 
 

@@ -56,11 +56,12 @@ def overlay(picture: Picture) -> Overlay:
 def _shape(outline: Outline, across: float, down: float) -> Shape:
     corners = [(x * across, y * down) for x, y in outline.points]
     xs, ys = zip(*corners, strict=True)
+    sure = outline.confidence
     right = max(xs) + _MARGIN + _ROOM <= WIDTH  # behind the spine, if there is room
     return Shape(
         source=outline.source,
         points=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners),
-        label=f"{LEVEL_NAMES[outline.level]} {percent(outline.confidence)}",
+        label=f"{LEVEL_NAMES[outline.level]} {'given' if sure is None else percent(sure)}",
         x=round(max(xs) + _MARGIN if right else max(min(xs) - _MARGIN, _ROOM), 1),
         y=round((min(ys) + max(ys)) / 2, 1),
         anchor="start" if right else "end",

@@ -143,8 +143,11 @@ def _pictures(
     """
     places = disc_levels(levels)
     planes: Mapping[Level, Sequence[Picture]] = {}
-    if entry is not None and any(
-        disc.source != Source.PRIOR for disc in places.values()
+    native = entry is not None and entry.grid_recipe.is_native
+    if (
+        entry is not None
+        and native
+        and any(disc.source != Source.PRIOR for disc in places.values())
     ):
         grids, coverage = level_grids(study, places, entry.layout)
         planes = crops(grids, coverage, entry, levels)
@@ -178,6 +181,6 @@ def _disc(level: Level, place: LevelResult | None) -> DiscLevel:
         np.array(place.center_mm),
         np.array(place.axes),
         np.array(place.size_mm),
-        place.confidence,
+        1.0 if place.confidence is None else place.confidence,
         place.source,
     )

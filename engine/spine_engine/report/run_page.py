@@ -181,8 +181,13 @@ def _row(study: RunStudy) -> StudyRow:
         drawing={name: _dots(digits, digit) for name, digit in _DIGITS},
         told=_told(grades),
         counts=in_short(count(grades)),
-        confidence=min((level.confidence for level in levels), default=None),
-        guessed=sum(level.source != Source.DETECTOR for level in levels),
+        confidence=min(
+            (level.confidence for level in levels if level.confidence is not None),
+            default=None,
+        ),
+        guessed=sum(
+            level.source not in (Source.DETECTOR, Source.GIVEN) for level in levels
+        ),
     )
 
 

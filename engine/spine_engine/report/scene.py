@@ -68,7 +68,7 @@ class SceneBox:
 
     level: Level
     name: str
-    confidence: float
+    confidence: float | None
     source: str
     corners: tuple[Point, ...]
 
@@ -191,8 +191,10 @@ def viewer_code() -> str:
     )
 
 
-def confidence_words(confidence: float, source: str = "") -> str:
-    """Return the confidence of a level's place, in short: ">99 %", "41 %, interpolated"."""
+def confidence_words(confidence: float | None, source: str = "") -> str:
+    """Return the confidence of a level's place, in short: ">99 %", "41 %, interpolated", "given"."""
+    if confidence is None:
+        return "given"
     source_words = SOURCE_WORDS.get(source)
     return percent(confidence).replace("\u202f", " ") + (
         f", {source_words}" if source_words else ""
@@ -201,11 +203,10 @@ def confidence_words(confidence: float, source: str = "") -> str:
 
 def box_corners(level: LevelResult) -> NDArray[np.float64] | None:
     """Return the corners ``(8, 3)`` of a level's box in the order of ``BOX_CORNERS``, LPS mm; None without a place."""
-    if level.center_mm is None or level.axes is None or level.size_mm is None:
+    middle = level.center_mm if level.box_center_mm is None else level.box_center_mm
+    if middle is None or level.axes is None or level.size_mm is None:
         return None
-    return np.asarray(
-        level.center_mm + (BOX_CORNERS * level.size_mm) @ np.array(level.axes)
-    )
+    return np.asarray(middle + (BOX_CORNERS * level.size_mm) @ np.array(level.axes))
 
 
 def level_boxes(
@@ -252,7 +253,9 @@ def _boxes(levels: Mapping[Level, LevelResult]) -> Iterator[SceneBox]:
         yield SceneBox(
             level=level,
             name=LEVEL_NAMES[level],
-            confidence=round(levels[level].confidence, 4),
+            confidence=None
+            if (sure := levels[level].confidence) is None
+            else round(sure, 4),
             source=levels[level].source,
             corners=_points(corners),
         )

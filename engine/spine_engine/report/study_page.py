@@ -106,11 +106,9 @@ def _place(level: LevelResult | None) -> str:
     if level is None:
         return "not looked for"
     source = SOURCE_NAMES.get(level.source, level.source)
-    return (
-        source
-        if level.source == Source.PRIOR
-        else f"{source}, confidence {percent(level.confidence)}"
-    )
+    if level.source == Source.PRIOR or level.confidence is None:
+        return source
+    return f"{source}, confidence {percent(level.confidence)}"
 
 
 def _center(level: LevelResult | None) -> str:

@@ -77,6 +77,7 @@ SOURCE_NAMES: Final[Mapping[str, str]] = {
     "detector": "found in the images",
     "interpolated": "placed between its neighbours",
     "prior": "not found; a guess from the field of view",
+    "given": "midway between the vertebral centres that were given",
 }
 ROLE_NAMES: Final[Mapping[str | None, str]] = {
     "sagittal_t1": "Sagittal T1",
@@ -297,6 +298,11 @@ WARNINGS: Final[Mapping[Warn, Words]] = {
         "Low confidence",
         "The discs or their labels are uncertain: a short field of view or transitional anatomy, for example.",
         "Check the levels before using the grades.",
+    ),
+    Warn.NO_SLICE_THICKNESS: Words(
+        "No slice thickness",
+        "Files without SliceThickness counted as slices of 1 mm in the grids of a recipe.",
+        "Compare with the files the model was trained on: its own pipeline would have stopped.",
     ),
     Warn.SERIES_DISAGREE: Words(
         "Series disagree on levels",

@@ -14,7 +14,7 @@ from spine_engine.backends import Backend
 from spine_engine.bundle import Bundle
 from spine_engine.dicom import RefusedFile, RoleOverrides, WorkUnit, discover
 from spine_engine.options import RunOptions
-from spine_engine.pipeline.models import open_role, opened_bundle
+from spine_engine.pipeline.models import given_centers, open_role, opened_bundle
 from spine_engine.pipeline.outcome import UnitOutcome
 from spine_engine.pipeline.unit_worker import unit_worker
 from spine_engine.run.memory import Resources, divide_memory
@@ -44,6 +44,7 @@ class RunPlan:
         max_attempts: how often a unit may kill its worker, or outlast ``timeout_s``, before it is recorded failed.
         companion: the process that serves models to the workers, not yet started; None where each opens its own.
         series_descriptions: digest of the stated roles of series, or ``"none"``.
+        centers: digest of the given vertebral centres, or ``"none"``.
         series_tables: names of the tables that state them, and of tables that were left out, for ``run.json``.
         shard: the part of the input that this run grades.
     """
@@ -56,6 +57,7 @@ class RunPlan:
     max_attempts: int
     companion: Companion | None = None
     series_descriptions: str = "none"
+    centers: str = "none"
     series_tables: Mapping[str, Any] = field(default_factory=dict)
     shard: Shard = WHOLE
 
@@ -77,8 +79,10 @@ def plan_run(root: Path, bundle: Bundle, options: RunOptions) -> RunPlan:
     """Read the series descriptions and return the plan for the studies under ``root``.
 
     Raises:
-        UsageError: the series descriptions cannot be used, or the memory allowed holds no worker.
+        UsageError: the series descriptions or the vertebral centres cannot be used, or the memory allowed holds no
+            worker.
     """
+    centers = given_centers(bundle, options)
     given = options.series_descriptions
     overrides = (
         RoleOverrides.find(root) if given is None else RoleOverrides.from_csv(given)
@@ -104,6 +108,7 @@ def plan_run(root: Path, bundle: Bundle, options: RunOptions) -> RunPlan:
         max_attempts=options.max_attempts,
         companion=server,
         series_descriptions=_digest(overrides),
+        centers=centers.digest,
         series_tables={
             "used": list(overrides.tables),
             "left_out": dict(overrides.left_out),

@@ -50,6 +50,7 @@ class RunIdentity:
     options: RunOptions
     series_descriptions: str
     shard: Shard = WHOLE
+    centers: str = "none"
 
     def facts(self, root: Path) -> dict[str, str]:
         """Return the facts that the ledger holds on to, by name."""
@@ -62,6 +63,7 @@ class RunIdentity:
             "precision": self.options.precision,
             "series descriptions": self.series_descriptions,
             "detector": "on" if self.options.detector else "off",
+            "centres": self.centers,
             "schedule": "batch" if self.options.batched else "study",
             "threads": str(self.options.thread_count)
             if self.options.device.lower() == "cpu"
@@ -291,9 +293,8 @@ class Run:
     ) -> RunSummary:
         statuses, reasons = ledger.counts()
         options: dict[str, Any] = asdict(self._identity.options)
-        options["series_descriptions"] = options["series_descriptions"] and str(
-            options["series_descriptions"]
-        )
+        for name in ("series_descriptions", "centers"):
+            options[name] = options[name] and str(options[name])
         options["workers"] = self._plan.resources.workers
         options["threads"] = self._identity.options.thread_count
         options["schedule"] = "batch" if self._plan.companion is not None else "study"

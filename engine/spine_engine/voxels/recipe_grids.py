@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from spine_engine.errors import Reason, StudyError
 from spine_engine.study import Role, StoredSlice, Study
-from spine_engine.voxels.area import area_resize
+from spine_engine.voxels.oriented_box import OrientedBox, oriented_box
 from spine_engine.voxels.recipe import GridRecipe, Margins
 
 F32 = NDArray[np.float32]
@@ -23,6 +23,9 @@ F64 = NDArray[np.float64]
 
 MAX_VOXELS: Final = 1 << 26
 """Most voxels of a channel before the second resize: a box of 400 mm edges at 1 mm."""
+
+MAX_THICKNESS_MM: Final = 200
+"""Thickest slice that is read: localizers have 10 mm, thick slabs 100."""
 
 LOW_PERCENT, HIGH_PERCENT = 1.0, 99.0
 """Percentiles of a channel that become 0 and 1 in the intensity ``percentiles``."""
@@ -68,6 +71,7 @@ def study_points(study: Study, recipe: GridRecipe) -> StudyPoints:
     """Gather the slices of a study that a recipe's channels take, resized and placed as it says.
 
     Raises:
+        StudyError: a slice is thicker than any scanner makes them.
         ValueError: the recipe does not scatter points.
     """
     if recipe.is_native or recipe.channels is None:
@@ -161,19 +165,25 @@ def level_box(upper_mm: F64, lower_mm: F64, margins: Margins) -> F64:
 
 
 def _copies(one: StoredSlice, recipe: GridRecipe) -> int:
-    """Return how many times the points of a slice are repeated."""
+    """Return how many times the points of a slice are repeated.
+
+    Raises:
+        StudyError: its thickness is none that a scanner makes.
+    """
     if recipe.thickening == "none":
         return 1
     thickness = 1 if one.thickness_mm is None else int(one.thickness_mm)
-    return (
-        max(thickness, 0) + recipe.extra_copies
-        if thickness > 0 or recipe.extra_copies
-        else 0
-    )
+    if thickness > MAX_THICKNESS_MM:
+        raise StudyError(
+            Reason.TOO_LARGE, f"slices of {thickness} mm, at most {MAX_THICKNESS_MM}"
+        )
+    return max(thickness + recipe.extra_copies, 0)
 
 
 def _points(one: StoredSlice, kind: Role, recipe: GridRecipe) -> SlicePoints:
     """Return a slice as points: ``(position + right * column) + down * row``, in just this order of terms."""
+    from spine_engine.voxels.area import area_resize
+
     stored = one.stored
     rows, columns = stored.shape
     values = (
@@ -214,30 +224,69 @@ def _grid(points: StudyPoints, box: F64, out: F32 | None) -> F32:
     from spine_engine.voxels import recipe_kernels as kernels
 
     recipe = points.recipe
+    assert recipe.channels is not None
     extent = np.array([[math.inf] * 3, [-math.inf] * 3])
-    runs: list[list[tuple[SlicePoints, NDArray[np.int32]]]] = []
-    for channel in points.channels:
-        runs.append([])
-        for p in channel:
+    runs: list[list[tuple[SlicePoints, NDArray[np.int32]]]] = [
+        [] for _ in points.channels
+    ]
+    cropping = recipe.axial_crop == "sagittal-box"
+    # The axial channels come last where the sagittal ones crop them.
+    last = [cropping and kind is Role.AXIAL_T2 for kind in recipe.channels]
+    for number in sorted(range(len(runs)), key=last.__getitem__):
+        sagittal = None
+        if last[number]:
+            sagittal = _box_of([pair for channel in runs for pair in channel])
+        for p in points.channels[number]:
             found = np.empty((p.lines.shape[1], p.copies, 2), np.int32)
+            lines, along, shift, within = _also_within(sagittal, p, box)
             if kernels.crop_slice(
                 p.values,
                 p.steps,
-                p.lines,
-                p.along,
-                p.shift,
-                box,
+                lines,
+                along,
+                shift,
+                within,
                 recipe.drop_zeros,
                 found,
                 extent,
             ):
-                runs[-1].append((p, found))
+                runs[number].append((p, found))
     if not np.isfinite(extent).all():
         raise StudyError(
             Reason.GAP_AT_LEVEL if recipe.of_levels else Reason.NOT_A_VOLUME,
             "no point in the box",
         )
     return _Pooling(recipe, extent, runs).grid(out)
+
+
+def _box_of(
+    runs: Sequence[tuple[SlicePoints, NDArray[np.int32]]],
+) -> OrientedBox | None:
+    """Return the oriented bounding box of the points of slices; None where there are none, or in one plane."""
+    from spine_engine.voxels import recipe_kernels as kernels
+
+    corners = [np.empty((0, 3))]
+    for p, found in runs:
+        lines, along = kernels.outline(found[:, 0]).T
+        places = (p.lines[:, lines] + p.along[:, along]).T
+        corners += [places, places + (p.copies - 1) * p.shift]
+    return oriented_box(np.concatenate(corners))
+
+
+def _also_within(
+    box: OrientedBox | None, p: SlicePoints, bounds: F64
+) -> tuple[F64, F64, F64, F64]:
+    """Return the terms of a slice's coordinates, the shift of its copies and the bounds of a crop; with an oriented box
+    also along its axes."""
+    if box is None:
+        return p.lines, p.along, p.shift, bounds
+    turned = box.axes @ p.lines - (box.axes @ box.center_mm)[:, None]
+    return (
+        np.concatenate([p.lines, turned]),
+        np.concatenate([p.along, box.axes @ p.along]),
+        np.concatenate([p.shift, box.axes @ p.shift]),
+        np.concatenate([bounds, [-box.half_mm, box.half_mm]], axis=1),
+    )
 
 
 class _Pooling:
@@ -275,6 +324,13 @@ class _Pooling:
         )
         signed = any(p.signed for channel in runs for p, _ in channel)
         self.plus = _SIGNED_PLUS if signed else 0 if recipe.drop_zeros else 1
+        # Codes that are the stored values themselves are rounded while they are scaled, in one go.
+        self.in_codes = (
+            self.plus == 0
+            and recipe.sampling == "scatter-max"
+            and recipe.resize == "none"
+        )
+        self.in_codes = self.in_codes and recipe.intensity in ("tensor", "channel")
 
     def grid(self, out: F32 | None) -> F32:
         """Return the finished grid."""
@@ -289,7 +345,7 @@ class _Pooling:
             )
         plain = self.order == (0, 1, 2) and _ASCENDING.issuperset(recipe.axes)
         values, extremes = self._values(out if plain else None)
-        _scale(values, extremes, recipe)
+        _scale(values, extremes, recipe, in_codes=self.in_codes)
         if plain:
             return values
         turned = values.transpose(0, *(axis + 1 for axis in self.order))
@@ -306,12 +362,20 @@ class _Pooling:
         from spine_engine.voxels import recipe_kernels as kernels
 
         resized = self.recipe.resize != "none"
+        wanted = (len(self.runs), *self.final)
+        fresh = (
+            out is None and not resized
+        )  # such memory is all 0 and is not touched where no point falls
         values = (
-            np.empty((len(self.runs), *self.final), np.float32) if out is None else out
+            np.zeros(wanted, np.float32)
+            if fresh
+            else np.empty(wanted, np.float32)
+            if out is None
+            else out
         )
         extremes = np.zeros((len(values), 2), np.float32)
         for number, (channel, runs) in enumerate(zip(values, self.runs, strict=True)):
-            if not runs or not resized:
+            if not fresh and (not runs or not resized):
                 channel.fill(0.0)
             if runs and resized:
                 small = np.zeros(self.shape, np.float32)
@@ -343,7 +407,7 @@ class _Pooling:
         table = _as_float16((codes - self.plus).astype(np.float32), recipe)
         table[0] = 0.0
         smallest = table[int(kernels.smallest_code(grid))]
-        if self.plus or (table != codes).any():
+        if not self.in_codes and (self.plus or (table != codes).any()):
             kernels.look_up(grid, table)
         return (
             (grid.min(), grid.max())
@@ -391,8 +455,11 @@ def _as_float16(values: F32, recipe: GridRecipe) -> F32:
         return values.astype(np.float16).astype(np.float32)
 
 
-def _scale(values: F32, extremes: F32, recipe: GridRecipe) -> None:
-    """Scale pooled values ``(C, x, y, z)``, whose extremes by channel are ``(C, 2)``, in place, as the recipe says."""
+def _scale(values: F32, extremes: F32, recipe: GridRecipe, *, in_codes: bool) -> None:
+    """Scale pooled values ``(C, x, y, z)``, whose extremes by channel are ``(C, 2)``, in place, as the recipe says.
+
+    ``in_codes``: they are the stored ones, not yet rounded as the recipe says; the extremes are.
+    """
     from spine_engine.voxels import recipe_kernels as kernels
 
     if recipe.intensity == "tensor":
@@ -407,8 +474,13 @@ def _scale(values: F32, extremes: F32, recipe: GridRecipe) -> None:
         return
     for part, low, high in parts:
         if np.isfinite(high - low) and high > low:
+            rounded = in_codes and recipe.float16_values
             kernels.scale(
-                part.reshape(-1), low, np.float32(high - low), recipe.float16_grid
+                part.reshape(-1),
+                low,
+                np.float32(high - low),
+                rounded,
+                recipe.float16_grid,
             )
         elif high > low:
             raise StudyError(

@@ -24,6 +24,12 @@ U16 = NDArray[np.uint16]
 _kernel = njit(nogil=True, cache=True, error_model="numpy")
 _inlined = njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 
+_BLOCK = 1024
+"""Voxels that are looked at together: a page of memory."""
+
+_LINE = 16
+"""Voxels of a cache line."""
+
 _SMALLEST_HALF = np.float32(2.0**-14)
 """Smallest normal float16: below it, float16 has steps of 2^-24, as float32 has above a half."""
 
@@ -76,9 +82,9 @@ def crop_slice(
     Args:
         values: ``(L * N,)``, the bits of the stored values.
         steps: from one line, and from one point, to the next in ``values``.
-        lines, along: ``(3, L)`` and ``(3, N)``, terms of the points' places.
-        shift: ``(3,)``, mm from one copy to the next.
-        box: ``(2, 3)``, smallest and largest coordinates, both included.
+        lines, along: ``(K, L)`` and ``(K, N)``, terms of the points' coordinates: x, y, z, and any others.
+        shift: ``(K,)``, mm from one copy to the next.
+        box: ``(2, K)``, smallest and largest coordinates, both included.
         drop_zeros: zeros are no points.
         runs: ``(L, copies, 2)``, to be written: the first point and the one behind the last.
         extent: ``(2, 3)``, smallest and largest coordinates so far.
@@ -90,7 +96,7 @@ def crop_slice(
     found = False
     for m in range(lines.shape[1]):
         first, last = 0, along.shape[1]
-        for k in range(3):
+        for k in range(len(shift)):
             if shift[k] == 0.0 and first < last:
                 first, last = _run(
                     lines[k, m], along[k], 0.0, box[0, k], box[1, k], first, last
@@ -99,7 +105,7 @@ def crop_slice(
         trimmed = (0, 0)
         for copy in range(copies):
             begin, end = first, last
-            for k in range(3):
+            for k in range(len(shift)):
                 if shift[k] != 0.0 and begin < end:
                     begin, end = _run(
                         lines[k, m],
@@ -131,6 +137,37 @@ def crop_slice(
                 extent[0, k] = min(extent[0, k], one, other)
                 extent[1, k] = max(extent[1, k], one, other)
     return found
+
+
+@_kernel
+def outline(runs: I32) -> I32:
+    """Return the corners (line, point) of the convex hull of the runs of a slice's lines ``(L, 2)``, ``(N, 2)``."""
+    ends = np.empty((2 * len(runs), 2), np.int32)
+    count = 0
+    for m in range(len(runs)):
+        if runs[m, 0] < runs[m, 1]:
+            ends[count, 0], ends[count, 1] = m, runs[m, 0]
+            ends[count + 1, 0], ends[count + 1, 1] = m, runs[m, 1] - 1
+            count += 2
+    corners = np.empty((2 * count + 2, 2), np.int32)
+    kept = 0
+    # Once up and once down the lines: of the points so far, a corner stays while the next one lies to its left.
+    for way in range(2):
+        start = kept
+        for k in range(count):
+            point = ends[k if way == 0 else count - 1 - k]
+            while kept - start > 1:
+                a, b = corners[kept - 2], corners[kept - 1]
+                if (
+                    np.int64(b[0] - a[0]) * (point[1] - a[1])
+                    - np.int64(b[1] - a[1]) * (point[0] - a[0])
+                    > 0
+                ):
+                    break
+                kept -= 1
+            corners[kept, 0], corners[kept, 1] = point[0], point[1]
+            kept += 1
+    return corners[:kept].copy()
 
 
 @_inlined
@@ -211,6 +248,16 @@ def _still_places(
     return first, last
 
 
+@_inlined
+def _fetch(grid: F32, at: I32, before: I32, first: int, last: int, alone: bool) -> None:
+    """Ask for the cache lines of a run's voxels, unless they are those of the copy before, ``before``."""
+    if not alone and abs(at[first] - before[first]) < _LINE:
+        return
+    apart = abs(at[last - 1] - at[first]) // (last - first) + 1
+    for n in range(first, last, max(_LINE // apart, 1)):
+        prefetch(grid, np.uint64(at[n]))
+
+
 @_kernel
 def largest_of_slice(
     values: U16, steps: tuple[int, int], signs: tuple[int, int], drop_zeros: bool, lines: F64, along: F64, shift: F64,
@@ -262,8 +309,9 @@ def largest_of_slice(
                         still,
                         line_at,
                     )
-                    for n in range(first, last, 4):
-                        prefetch(grid, np.uint64(line_at[n]))
+                    _fetch(
+                        grid, line_at, at[now, max(copy - 1, 0)], first, last, copy == 0
+                    )
         for copy in range(copies if m > 0 else 0):
             line_at, line_codes = at[before, copy], codes[before]
             for n in range(runs[m - 1, copy, 0], runs[m - 1, copy, 1]):
@@ -347,15 +395,39 @@ def look_up(grid: F32, table: F32) -> None:
             grid[n] = empty
 
 
+@_inlined
+def _occupied(part: F32) -> bool:
+    """Return whether any value is not 0."""
+    bits = np.uint32(0)
+    for n in range(len(part)):
+        bits = np.uint32(bits | np.float32(part[n]).view(np.uint32))
+    return bool(bits != np.uint32(0))
+
+
 @_kernel
-def scale(grid: F32, low: np.float32, width: np.float32, to_half: bool) -> None:
-    """Replace each value by ``(value - low) / width``, which is to be 0 or more, rounded to float16 if wanted."""
-    if to_half:
-        for n in range(len(grid)):
-            grid[n] = _half((grid[n] - low) / width)
-    else:
-        for n in range(len(grid)):
-            grid[n] = (grid[n] - low) / width
+def scale(
+    grid: F32, low: np.float32, width: np.float32, values_to_half: bool, to_half: bool
+) -> None:
+    """Replace each value by ``(value - low) / width``, which is to be 0 or more, in place.
+
+    ``values_to_half`` rounds values of 0 or more to float16 first, ``to_half`` the result. Blocks of zeros that stay
+    zeros are only read: memory that was never written costs next to nothing.
+    """
+    zeros_stay = low == np.float32(0.0)
+    for begin in range(0, len(grid), _BLOCK):
+        part = grid[begin : begin + _BLOCK]
+        if zeros_stay and not _occupied(part):
+            continue
+        if values_to_half and to_half:
+            for n in range(len(part)):
+                part[n] = _half((_half(part[n]) - low) / width)
+        elif to_half:
+            for n in range(len(part)):
+                part[n] = _half((part[n] - low) / width)
+        else:
+            for n in range(len(part)):
+                value = part[n]
+                part[n] = ((_half(value) if values_to_half else value) - low) / width
 
 
 @_inlined

@@ -13,38 +13,32 @@ SAGITTAL, AXIAL = 0, 2
 
 
 def area_mean(image, side):
-    """Return an image resized to ``side x side`` by area mean as OpenCV's INTER_AREA does it, pixel by pixel."""
+    """Return an image resized to ``side x side`` by area mean as OpenCV's INTER_AREA does it."""
     rows, columns = image.shape
     if (rows, columns) == (side, side):
         return image
-    out = np.empty((side, side), image.dtype)
-    limits = np.iinfo(image.dtype)
-    if rows < side or columns < side:
-        down, right = enlarged(rows, side), enlarged(columns, side)
+    if rows % side == 0 and columns % side == 0:
+        r, c = rows // side, columns // side
+        totals = image.astype(np.int64).reshape(side, r, side, c).sum(axis=(1, 3))
+        if (r, c) == (2, 2):
+            return ((totals + 2) // 4).astype(image.dtype)
+        means = totals.astype(np.float32) * (np.float32(1) / np.float32(r * c))
     else:
-        down, right = shrunk(rows, side), shrunk(columns, side)
-    whole = rows % side == 0 and columns % side == 0
-    for r in range(side):
-        for c in range(side):
-            block = image[np.ix_([k for k, _ in down[r]], [k for k, _ in right[c]])]
-            if whole and block.shape == (2, 2):
-                out[r, c] = (int(block.astype(int).sum()) + 2) // 4
-                continue
-            if whole:
-                value = np.float32(block.astype(int).sum()) * (
-                    np.float32(1) / np.float32(block.size)
-                )
-            else:
-                value = np.float32(0)
-                for line, (_, weight) in zip(
-                    block.astype(np.float32), down[r], strict=True
-                ):
-                    along = np.float32(0)
-                    for pixel, (_, share) in zip(line, right[c], strict=True):
-                        along += pixel * share
-                    value += along * weight
-            out[r, c] = min(max(int(np.rint(value)), limits.min), limits.max)
-    return out
+        lines = enlarged if rows < side or columns < side else shrunk
+        along = weighted(image.astype(np.float32), lines(columns, side))
+        means = weighted(along.T, lines(rows, side)).T
+    limits = np.iinfo(image.dtype)
+    return np.clip(np.rint(means), limits.min, limits.max).astype(image.dtype)
+
+
+def weighted(lines, terms):
+    """Return lines ``(L, N)`` whose pixels are sums of terms, one after the other, in float32."""
+    total = np.zeros((len(lines), len(terms)), np.float32)
+    for k in range(max(map(len, terms))):
+        for n, own in enumerate(terms):
+            if k < len(own):
+                total[:, n] += lines[:, own[k][0]] * own[k][1]
+    return total
 
 
 def shrunk(size, side):
