@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import platform
+import sys
 from collections.abc import Mapping
 from functools import cache
-from typing import Any, Final
+from types import ModuleType
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,9 +224,19 @@ def _compile(
     return compiled
 
 
+def without_telemetry() -> None:
+    """Keep this process from loading openvino-telemetry; to be called before openvino is first imported.
+
+    As it is imported, OpenVINO looks up an analytics host and writes a client id into the user's home. Where the
+    package cannot be imported, OpenVINO puts a stub of its own in its place; an entry of ``None`` makes an import fail.
+    """
+    cast("dict[str, ModuleType | None]", sys.modules)["openvino_telemetry"] = None
+
+
 @cache
 def _core() -> tuple[Any, str]:
     """Return the runtime, one in each process, and its version."""
+    without_telemetry()
     try:
         import openvino
     except ImportError as error:
