@@ -25,8 +25,14 @@ print("available" if openvino.status().available else "missing")
 """
 
 
-def test_opening_openvino_looks_up_no_host_and_writes_nothing_into_an_empty_home(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("CI", "XDG_CACHE_HOME")}
+def test_opening_openvino_looks_up_no_host_and_writes_nothing_into_an_empty_home(
+    tmp_path: Path,
+) -> None:
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("CI", "XDG_CACHE_HOME")
+    }
     ran = subprocess.run(
         [sys.executable, "-c", _WATCHED],
         env={**environment, "HOME": str(tmp_path)},

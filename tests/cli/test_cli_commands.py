@@ -30,6 +30,17 @@ def test_help_names_every_command_and_run_has_an_example(call):
     assert "Research use only" in shown
     assert "spine-engine run --input" in call("run", "--help").stdout
     assert call("--version").stdout.startswith("spine-engine 0.")
+    assert call("-V").stdout == call("--version").stdout
+
+
+def test_the_package_runs_as_the_command():
+    ran = subprocess.run(
+        [sys.executable, "-m", "spine_engine", "-V"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.startswith("spine-engine 0.")
 
 
 @pytest.mark.parametrize(
