@@ -262,7 +262,7 @@ def test_a_bug_is_told_by_its_type_and_the_last_line_of_the_engine(graded, monke
     line = re.fullmatch(r"ValueError at study_pipeline:(\d+)", detail)
     assert line is not None
     source = Path(study_pipeline.__file__).read_text().splitlines()
-    assert "grade(study" in source[int(line[1]) - 1]
+    assert "grade(" in source[int(line[1]) - 1]
     unread = graded(ValueError("DOE^JOHN"))
     assert re.fullmatch(r"ValueError at unit_worker:\d+", unread.detail)
     assert unread.series == ()
