@@ -44,7 +44,7 @@ Worst = Annotated[
 Described = Annotated[
     Path | None,
     typer.Option(
-        help="JSON: backbone, shape, pool, spacing_mm, ...; for a file of weights of the older pipelines."
+        help="JSON: backbone, recipe, pool, ...; for a file of weights of the older pipelines."
     ),
 ]
 WeightsOption = Annotated[
@@ -140,7 +140,10 @@ def bundle_command(
     ],
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "0.1.0",
     detector: Annotated[
-        Path | None, typer.Option(help="Checkpoint of train detector.")
+        Path | None,
+        typer.Option(
+            help="Checkpoint of train detector, its ONNX file, a bundle, or packaged, the default."
+        ),
     ] = None,
     vfr: Annotated[
         Path | None, typer.Option(help="SpineNet's detector, in place of --detector.")

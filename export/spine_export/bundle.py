@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +21,19 @@ from spine_engine.bundle.manifest import (
     manifest_text,
     parse_manifest,
 )
+from spine_engine.detection.spec import DetectorSpec
 from spine_engine.errors import BundleError, UsageError
 from spine_engine.phantom.samples import Sample, phantom_samples
 from spine_engine.pipeline.parity import grader_inputs
 from spine_export.int8 import quantize
 from spine_export.onnx_file import BESIDE
-from spine_export.parts import Part, detector_part, grader_part, spinenet_part
+from spine_export.parts import (
+    Part,
+    detector_entry,
+    detector_part,
+    grader_part,
+    spinenet_part,
+)
 from spine_export.precisions import Entries, Way, opened, prove
 from spine_export.sources import BundleRecipe, SpineNetFiles
 from spine_export.verify import TorchRunner
@@ -64,7 +72,7 @@ def write_bundle(
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as folder:
         work = Path(folder)
-        entries: Entries = {}
+        entries = _finished_detector(recipe, work)
         for group in _groups(recipe):
             entries |= _exported(group, work, samples, recipe.int8, say)
         models = Models(**entries)
@@ -85,8 +93,8 @@ def _groups(recipe: BundleRecipe) -> Iterator[dict[str, Part]]:
             role: spinenet_part(getattr(files, kind), kind)
             for role, kind in SPINENET_ROLES.items()
         }
-    elif recipe.detector is not None:
-        yield {"detector": detector_part(recipe.detector)}
+    elif recipe.detector_checkpoint is not None:
+        yield {"detector": detector_part(recipe.detector_checkpoint)}
     for role, path in recipe.graders.items():
         calibration = recipe.calibration if role == "grader" else None
         yield {
@@ -98,6 +106,28 @@ def _groups(recipe: BundleRecipe) -> Iterator[dict[str, Part]]:
                 weights=recipe.weights,
             )
         }
+
+
+def _finished_detector(recipe: BundleRecipe, work: Path) -> Entries:
+    """Copy a detector that is exported already, and return its entries by role; none where it is a checkpoint.
+
+    That of a bundle keeps the precisions proven for it; an ONNX file alone runs in float32.
+    """
+    source = None if recipe.packaged else recipe.detector
+    if recipe.packaged or (isinstance(source, Path) and source.is_dir()):
+        bundle = Bundle.open(source)  # type: ignore[arg-type]
+        entries: Entries = {
+            role: entry
+            for role, entry in bundle.manifest.models.by_role().items()
+            if not isinstance(entry, GraderEntry)
+        }
+        for file in (file for entry in entries.values() for file in entry.files):
+            shutil.copyfile(bundle.path / file.file, work / file.file)
+        return entries
+    if isinstance(source, Path) and source.suffix == ".onnx":
+        copied = Path(shutil.copyfile(source, work / "detector.onnx"))
+        return {"detector": detector_entry(copied, DetectorSpec())}
+    return {}
 
 
 def _about(recipe: BundleRecipe) -> Manifest:
@@ -197,7 +227,9 @@ def _exported(
     sizes = [
         f"{role} {path.stat().st_size / 1e6:.1f} MB" for role, path in files.items()
     ]
-    say(f"{', '.join(sizes)} in f32")
+    say(
+        f"{', '.join(sizes)} in f32; {', '.join(ways)} tried on {len(samples)} phantoms"
+    )
     return prove(entries, out, samples, ways, variants, say)
 
 

@@ -118,6 +118,7 @@ def grader_part(
     facts: dict[str, Any] = {"calibration": calibration}
     if described is not None:
         facts["normalisation"] = described.normalisation
+        facts["recipe"] = described.recipe
     module = MirrorAveraged(grader) if described is None else grader
     return Part(
         module,

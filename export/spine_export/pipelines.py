@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.errors import UsageError
+from spine_engine.voxels.recipe import recipe_named
 from spine_export.sources import PipelineConfig
 from spine_training.backbones import NARROW_BACKBONES, Shape, build_backbone
 from spine_training.checkpoints import (
@@ -36,6 +37,21 @@ from spine_training.grader.model import Grader, GraderConfig, load_grader
 
 BACKBONE_PREFIXES: Final = ("backbone.", "encoder.")
 """Prefixes of a backbone's keys in the later and in the early files of these pipelines."""
+
+_FIRST_HEAD: Final = "heads.0.0.weight"
+"""A key that every grader of these pipelines has, after the name that a Lightning module gives the network."""
+
+_CRITERIA: Final = (
+    "criterion.",
+    "loss.",
+    "loss_fn.",
+    "loss_func.",
+    "train_loss.",
+    "val_loss.",
+    "metric.",
+    "metrics.",
+)
+"""Prefixes of what a Lightning module keeps beside its network."""
 
 _CLASSIFIER_NORM: Final = "classifier.0."
 """EfficientNets of these pipelines end in a layer norm over the features, in the place of the classifier."""
@@ -119,8 +135,15 @@ def load_pipeline_grader(
         raise UsageError(
             f"{path.name} does not say what its backbone is: {_nearest(backbone_weights, shape)}; give the backbone"
         )
+    recipe = recipe_named(described.recipe)
+    if not recipe.is_native and recipe.of_levels != (tasks[count] == "level"):
+        what = "one level" if recipe.of_levels else "a whole study"
+        raise UsageError(
+            f"{path.name} has {count} heads, and the recipe {recipe.name} makes grids of {what}"
+        )
     config = GraderConfig(
         task="whole_study" if tasks[count] == "whole_study" else "level",
+        channels=recipe.channels or GraderConfig().channels,
         backbone=backbone,
         pool=described.pool,
         shape=shape,

@@ -69,8 +69,12 @@ def prove(
         try:
             with way() as models:
                 parities[precision] = compare(reference, ask(first, models, samples))
-        except BackendError as error:
-            say(f"  {precision} not tried: {error}")
+        except (
+            BackendError,
+            RuntimeError,
+        ) as error:  # PyTorch raises RuntimeError for what it cannot compute here
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            say(f"  {precision} not tried: {reason}")
             continue
         except StudyError as error:
             say(f"  {precision} refused: {error}")

@@ -13,11 +13,16 @@ from spine_engine.bundle.strict_json import load_json, read_dataclass
 from spine_engine.errors import UsageError
 from spine_engine.phantom.samples import PHANTOMS
 from spine_engine.voxels import GridSpec
+from spine_engine.voxels.recipe import PRESETS, recipe_named
 from spine_training.backbones import Pool, Shape
 from spine_training.checkpoints import Averaging
 
 LICENCE: Final = "not stated: the weights belong to whoever trained them"
 INTENDED_USE: Final = "Research only; not a medical device."
+
+
+PACKAGED: Final = Path("packaged")
+"""What ``--detector`` calls the packaged bundle's detector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +69,8 @@ class PipelineConfig:
         spacing_mm: voxel size of the grid, along D, H, W.
         offset_mm: step from the disc's centre to the grid's, along D, H, W.
         normalisation: ``grid_range`` is these pipelines' own; see ``GraderEntry``.
+        recipe: name of the preset that grids are made by; with any but ``native`` the shape, the spacing, the offset
+            and the normalisation are the recipe's.
     """
 
     shape: Shape
@@ -72,6 +79,7 @@ class PipelineConfig:
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     offset_mm: tuple[float, float, float] = (0.0, 0.0, 0.0)
     normalisation: Literal["series_window", "grid_range"] = "grid_range"
+    recipe: str = "native"
 
     def __post_init__(self) -> None:
         GridSpec(self.shape, self.spacing_mm)
@@ -81,12 +89,15 @@ class PipelineConfig:
         """Read it from JSON.
 
         Raises:
-            UsageError: it cannot be read, a key is missing or unknown, or a value is not of its type.
+            UsageError: it cannot be read, names no recipe, a key is missing or unknown, or a value is not of its type
+                or not the recipe's.
         """
         content = _read_json(path)
         try:
             if isinstance(content, dict) and isinstance(content.get("backbone"), dict):
                 content["backbone"] = json.dumps(content["backbone"])
+            if isinstance(content, dict):
+                _add_implied(content)
             config: PipelineConfig = read_dataclass(cls, content, "grader")
         except ValueError as error:
             raise UsageError(f"cannot use {path}: {error}") from None
@@ -108,7 +119,8 @@ class BundleRecipe:
 
     Attributes:
         name, version: the bundle's name and version.
-        detector: a checkpoint of ``train``, or SpineNet's three; a level grader needs one.
+        detector: a checkpoint of ``train``, an ONNX file exported from one, the folder of a bundle, or SpineNet's three
+            checkpoints; a level grader needs one, and takes the packaged one where it is None or ``PACKAGED``.
         grader, whole_study: checkpoints of ``train``, or of the older pipelines where ``described`` has their role.
         described: facts that files of weights alone lack, by ``grader`` and ``whole_study_grader``.
         weights: which weights of a described file that has averaged and plain ones; averaged ones if not given.
@@ -138,9 +150,9 @@ class BundleRecipe:
             raise UsageError(
                 "a bundle needs a grader, a whole-study grader or both; give --grader or --whole-study"
             )
-        if (self.grader is None) != (self.detector is None):
+        if self.grader is None and self.detector is not None:
             raise UsageError(
-                "a level grader and a detector need each other; give both --detector and --grader"
+                "a detector needs a level grader; give --grader, or leave --detector out"
             )
         if self.grader is None and self.calibration is not None:
             raise UsageError(
@@ -163,11 +175,47 @@ class BundleRecipe:
             for role, path in self.graders.items()
             if role not in self.described
         }
-        return (
-            {"detector": self.detector, **own}
-            if isinstance(self.detector, Path)
-            else own
+        checkpoint = self.detector_checkpoint
+        return own if checkpoint is None else {"detector": checkpoint, **own}
+
+    @property
+    def detector_checkpoint(self) -> Path | None:
+        """The checkpoint that a detector is exported from; None where there is none, or it is exported already."""
+        source = self.detector
+        if self.packaged or not isinstance(source, Path):
+            return None
+        return None if source.is_dir() or source.suffix == ".onnx" else source
+
+    @property
+    def packaged(self) -> bool:
+        """Whether the level grader takes the packaged bundle's detector."""
+        return self.grader is not None and self.detector in (None, PACKAGED)
+
+
+def _add_implied(content: dict[str, Any]) -> None:
+    """Add what the recipe of a description implies.
+
+    Raises:
+        ValueError: it names no recipe, or a value is not the recipe's.
+    """
+    if not isinstance(content.get("recipe"), str):
+        raise ValueError(
+            f'it must name the recipe of its grids: "recipe" is one of {", ".join(PRESETS)}'
         )
+    recipe = recipe_named(content["recipe"])
+    if recipe.shape is None:
+        return
+    implied = {
+        "shape": list(recipe.shape),
+        "spacing_mm": [1.0, 1.0, 1.0],
+        "offset_mm": [0.0, 0.0, 0.0],
+        "normalisation": "grid_range",
+    }
+    for key, value in implied.items():
+        if content.setdefault(key, value) != value:
+            raise ValueError(
+                f"{key} must be {value}, as the recipe {recipe.name} implies; leave it out"
+            )
 
 
 def _read_json(path: Path) -> Any:

@@ -43,6 +43,7 @@ def write_bundle(out, say=print, **given):
 
 TINY = GraderConfig(backbone="narrow_conv_8", shape=(8, 12, 16), coordinates=False)
 DESCRIBED = {
+    "recipe": "native",
     "backbone": "narrow_conv_8",
     "shape": [8, 12, 16],
     "spacing_mm": [2, 2, 2],
@@ -130,6 +131,15 @@ def test_a_file_of_weights_and_its_description_make_a_bundle(files, halves, tmp_
     ("change", "message"),
     [
         ({"colour": 1}, "unknown key 'colour'; known are shape, backbone"),
+        (
+            {"recipe": None},
+            'it must name the recipe of its grids: "recipe" is one of native, rsna2024-whole-256',
+        ),
+        (
+            {"recipe": "rsna2024-level-128"},
+            "shape must be .128, 128, 128., as the recipe rsna2024-level-128 implies",
+        ),
+        ({"recipe": "other"}, "there is no recipe 'other'; there are native"),
         ({"shape": [8, 12]}, "grader.shape: want 3 entries, got 2"),
         ({"shape": "123"}, 'grader.shape: got "123"'),
         ({"shape": [8, 12, 16.5]}, "grader.shape.2.: got 16.5, want a whole number"),

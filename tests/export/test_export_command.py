@@ -117,7 +117,7 @@ def test_a_bundle_is_written_from_what_was_given(tmp_path, monkeypatch):
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "m").write_bytes(b"x" * 3_000_000)
     (tmp_path / "card.json").write_text('{"licence": "CC0"}')
-    (tmp_path / "d.json").write_text('{"shape": [8, 12, 16]}')
+    (tmp_path / "d.json").write_text('{"recipe": "native", "shape": [8, 12, 16]}')
     monkeypatch.setattr(
         command,
         "write_bundle",
