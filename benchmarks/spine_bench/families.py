@@ -27,6 +27,8 @@ from spine_bench.harness.host import lone_worker
 from spine_bench.harness.interfaces import F32, F64, told
 from spine_engine.backends import AskedPrecision, Profile, open_backend
 from spine_engine.backends.engines import build_engine
+from spine_engine.bundle.examination import check_places
+from spine_engine.bundle.operators import refuse_operators
 from spine_engine.errors import BackendError
 from spine_engine.phantom.samples import phantom_samples
 from spine_engine.pipeline.level_grids import level_grids
@@ -186,6 +188,8 @@ def _measure(row: Row, grids: F32) -> None:
         row.export_s = time.perf_counter() - began
         content = path.read_bytes()
     row.size_mb = len(content) / 1e6
+    refuse_operators(content, row.model)
+    check_places(content, (1, *grids.shape[1:]))
     with torch.inference_mode():
         wanted = [grader(torch.from_numpy(grids[:count])).numpy() for count in BATCHES]
     for runtime, precision in WAYS:

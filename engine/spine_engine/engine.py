@@ -34,19 +34,27 @@ class Engine:
 
     @classmethod
     def open(
-        cls, bundle: str | Path | None = None, *, options: RunOptions | None = None
+        cls,
+        bundle: str | Path | None = None,
+        *,
+        options: RunOptions | None = None,
+        trust: bool = False,
     ) -> Engine:
         """Verify a bundle, the packaged one where none is named, and return an engine for it.
+
+        Args:
+            bundle: its folder. One that is named is tried in a process of its own first.
+            options: how to run it.
+            trust: use models of any operators, and try nothing.
 
         Raises:
             BundleError: the bundle is missing, damaged or not what its manifest says.
         """
-        from spine_engine.bundle import Bundle
+        from spine_engine.bundle.examination import open_examined
 
-        return cls(
-            Bundle.open(None if bundle is None else Path(bundle)),
-            options or RunOptions(),
-        )
+        chosen = options or RunOptions()
+        named = None if bundle is None else Path(bundle)
+        return cls(open_examined(named, backend=chosen.backend, trust=trust), chosen)
 
     def run(
         self,

@@ -52,7 +52,7 @@ def asked(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch):
             raise Asked(model, given)
 
         monkeypatch.setattr("spine_engine.bundle.bundle.open_backend", stop)
-        bundle = Bundle.open(fake_bundle)
+        bundle = Bundle.open(fake_bundle, trust=True)
         with pytest.raises(Asked) as caught:
             bundle.open_model(bundle.entry(role), **options)
         model, given = caught.value.args
@@ -193,7 +193,7 @@ def test_a_precision_that_did_not_pass_is_refused_by_every_runtime(
     }
     content["models"]["grader"].update(precisions=passed, variants=files)
     path.write_text(json.dumps(content))
-    bundle = Bundle.open(fake_bundle)
+    bundle = Bundle.open(fake_bundle, trust=True)
     for name in ("openvino", "onnxruntime", "tensorrt"):
         with pytest.raises(BackendError) as caught:
             bundle.open_model(bundle.grader, name=name, precision=precision)
@@ -267,7 +267,7 @@ def test_real_tensors_are_compared_with_the_manifest_before_anything_runs(
     monkeypatch.setattr(
         "spine_engine.bundle.bundle.open_backend", lambda model, **options: loaded
     )
-    bundle = Bundle.open(fake_bundle)
+    bundle = Bundle.open(fake_bundle, trust=True)
     if message is None:
         assert bundle.open_model(bundle.grader) is loaded
         assert not loaded.closed
@@ -280,7 +280,7 @@ def test_real_tensors_are_compared_with_the_manifest_before_anything_runs(
 def test_a_model_that_is_changed_after_the_bundle_was_opened_does_not_run(
     fake_bundle: Path,
 ):
-    bundle = Bundle.open(fake_bundle)
+    bundle = Bundle.open(fake_bundle, trust=True)
     content = (fake_bundle / "grader.onnx").read_bytes()
     (fake_bundle / "grader.onnx").write_bytes(content.replace(b"image", b"imagf"))
     with pytest.raises(BundleError, match=r"SHA-256 of grader\.onnx"):

@@ -59,14 +59,16 @@ def stage(monkeypatch):
         return {role: Verdict(passed) for role, passed in asked.verdicts.items()}
 
     monkeypatch.setattr(
-        Bundle, "open", lambda folder: asked.folders.append(folder) or FakeBundle()
+        Bundle,
+        "open",
+        lambda folder, trust=False: asked.folders.append(folder) or FakeBundle(),
     )
     monkeypatch.setattr(parity, "bundle_parity", bundle_parity)
     return asked
 
 
 def test_verify_opens_and_closes_every_model_as_a_run_would(call, stage, tmp_path):
-    done = call("bundle", "verify", tmp_path)
+    done = call("bundle", "verify", tmp_path, "--trust")
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines() == [
         "detector: detector.onnx is as the manifest says, on openvino CPU in bf16",
@@ -159,7 +161,7 @@ def test_wrong_words_are_told_before_anything_is_opened(call, stage, words, said
 
 
 def test_a_damaged_bundle_has_its_code(call, monkeypatch):
-    def refuse(folder):
+    def refuse(folder, trust=False):
         raise BundleError("damaged; get another")
 
     monkeypatch.setattr(Bundle, "open", refuse)

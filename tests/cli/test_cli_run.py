@@ -40,7 +40,7 @@ def spine_engine(monkeypatch, in_process):
             options = {name: getattr(self.options, name) for name in names}
             return start(folder, output, factory=asked.get("factory"), **how, **options)
 
-    def open_engine(bundle=None, *, options=None):
+    def open_engine(bundle=None, *, options=None, trust=False):
         asked.update(bundle=bundle, options=options)
         if bundle is not None and not Path(bundle).exists():
             raise BundleError(f"{bundle} holds no bundle; name one")
@@ -149,7 +149,9 @@ def test_each_option_says_what_it_says_and_nothing_else(
     monkeypatch.setattr(
         Engine,
         "open",
-        lambda bundle, *, options: spine_engine.asked.update(options=options) or 1 / 0,
+        lambda bundle, *, options, trust: (
+            spine_engine.asked.update(options=options) or 1 / 0
+        ),
     )
     done = spine_engine("run", IN, tmp_path, OUT, tmp_path / "out", *words.split())
     assert isinstance(done.exception, ZeroDivisionError)

@@ -55,7 +55,7 @@ def refuse_external_data(model: bytes) -> None:
     try:
         while waiting:
             kind, start, end = waiting.pop()
-            for number, value in _fields(view, start, end):
+            for number, value in fields(view, start, end):
                 if isinstance(value, int):
                     outside = (
                         kind == "tensor"
@@ -76,7 +76,7 @@ def refuse_external_data(model: bytes) -> None:
         ) from None
 
 
-def _fields(
+def fields(
     view: memoryview, start: int, end: int
 ) -> Iterator[tuple[int, int | tuple[int, int]]]:
     """Yield number and value of each field of a message: a number, or where its bytes begin and end."""

@@ -25,6 +25,8 @@ from spine_engine.bundle.manifest import (
     manifest_text,
     parse_manifest,
 )
+from spine_engine.bundle.operators import refuse_operators
+from spine_engine.bundle.strict_json import load_json
 from spine_engine.errors import BackendError, BundleError
 
 Entry = TypeVar("Entry", bound=ModelEntry)
@@ -52,18 +54,24 @@ class Bundle:
     digest: str
 
     @classmethod
-    def open(cls, path: Path | None = None) -> Bundle:
+    def open(cls, path: Path | None = None, *, trust: bool = False) -> Bundle:
         """Verify the schema and every digest of the bundle in ``path``, by default the packaged one.
 
+        Args:
+            path: its folder.
+            trust: take models of any operators; otherwise only those of ``operators.OPERATORS``.
+
         Raises:
-            BundleError: the manifest or a model is missing, damaged, or not what the manifest says.
+            BundleError: the manifest or a model is missing, damaged, not what the manifest says, or not allowed.
         """
         folder = packaged_folder() if path is None else path
         text = _read_manifest(folder)
         bundle = cls(folder, parse_manifest(text), hashlib.sha256(text).hexdigest())
         for entry in bundle.manifest.models.by_role().values():
             for file in entry.files:
-                read_model(folder, file)
+                content = read_model(folder, file)
+                if not trust and not _is_json(content):
+                    refuse_operators(content, file.file)
         return bundle
 
     @property
@@ -211,15 +219,19 @@ def read_model(folder: Path, entry: ModelFile) -> bytes:
     """
     path = folder / entry.file
     try:
-        if path.resolve().parent != folder.resolve() or not path.is_file():
+        if path.resolve().parent != folder.resolve():
             raise BundleError(
                 f"{entry.file} is not a file in the bundle's folder: copy the bundle again"
             )
-        size = path.stat().st_size
-        content = path.read_bytes() if size == entry.size_bytes else b""
+        content = _read_regular(path, entry.size_bytes)
+    except (FileNotFoundError, _NotRegularError):
+        raise BundleError(
+            f"{entry.file} is not a file in the bundle's folder: copy the bundle again"
+        ) from None
     except OSError as error:
         raise BundleError(f"{entry.file} cannot be read: {error.strerror}") from None
-    if size != entry.size_bytes:
+    if len(content) != entry.size_bytes:
+        size = path.stat().st_size
         raise BundleError(
             f"{entry.file} has {size} bytes, the manifest says {entry.size_bytes}: copy the bundle again"
         )
@@ -233,20 +245,45 @@ def read_model(folder: Path, entry: ModelFile) -> bytes:
 def _read_manifest(folder: Path) -> bytes:
     path = folder / MANIFEST_FILE
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BundleError(
-                f"{path} is not a regular file: name a folder that holds a bundle"
-            )
-        if status.st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(
-                f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes: that is no manifest"
-            )
-        return path.read_bytes()
+        text = _read_regular(path, MAX_MANIFEST_BYTES)
+    except _NotRegularError:
+        raise BundleError(
+            f"{path} is not a regular file: name a folder that holds a bundle"
+        ) from None
     except OSError as error:
         raise BundleError(
             f"{path} cannot be read ({error.strerror}): name a folder that holds a bundle"
         ) from None
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise BundleError(
+            f"{MANIFEST_FILE} is larger than {MAX_MANIFEST_BYTES} bytes: that is no manifest"
+        )
+    return text
+
+
+class _NotRegularError(Exception):
+    """A path is a folder, a device, a pipe."""
+
+
+def _read_regular(path: Path, most: int) -> bytes:
+    """Return the content of a regular file, or its first ``most + 1`` bytes; a pipe is not waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _NotRegularError
+    with open(descriptor, "rb") as file:
+        return file.read(most + 1)
+
+
+def _is_json(content: bytes) -> bool:
+    """Whether a model is one of the fake backend's, which no runtime reads."""
+    if len(content) > MAX_MANIFEST_BYTES or not content.startswith(b"{"):
+        return False
+    try:
+        load_json(content)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _present(entry: Entry | None, role: str) -> Entry:

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 from dataclasses import dataclass, field
+from math import prod
 from typing import Final, Literal
 
 from spine_engine.anatomy import (
@@ -38,12 +39,30 @@ Precision = Literal["f32", "bf16", "f16", "int8"]
 """What a model may compute in; see ``ModelEntry.precisions``."""
 
 
+MAX_SIDE: Final = 4096
+"""The longest side of a tensor or a grid: no grid or map of this engine comes near."""
+
+MAX_VALUES: Final = 1 << 26
+"""Values of one grid with its channels: 256 MiB as float32; the packaged grader's has 138,240."""
+
+MAX_MODEL_BYTES: Final = 2 << 30
+"""What an ONNX file can hold: the limit of protocol buffers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
     """Name and shape of a model's input or output; null marks a dimension that may vary."""
 
     name: str
     shape: tuple[int | None, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) > 8 or any(
+            side is not None and not 1 <= side <= MAX_SIDE for side in self.shape
+        ):
+            raise ValueError(
+                f"a shape has at most 8 sides of 1 to {MAX_SIDE}, got {_show(self.shape)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +81,18 @@ class GridEntry:
 
     def __post_init__(self) -> None:
         GridSpec(self.shape, self.spacing_mm)
+        if max(self.shape) > MAX_SIDE or prod(self.shape) > MAX_VALUES:
+            raise ValueError(
+                f"shape has at most {MAX_VALUES} voxels and no side above {MAX_SIDE}, got {self.shape}"
+            )
+        if not all(0.01 <= step <= 1000 for step in self.spacing_mm):
+            raise ValueError(
+                f"spacing_mm must be between 0.01 and 1000 mm, got {self.spacing_mm}"
+            )
+        if not all(abs(offset) <= 1000 for offset in self.center_offset_mm):
+            raise ValueError(
+                f"center_offset_mm must be within 1000 mm, got {self.center_offset_mm}"
+            )
 
     @property
     def spec(self) -> GridSpec:
@@ -104,6 +135,10 @@ class Calibration:
                 )
         if min(map(min, self.temperature)) <= 0:
             raise ValueError("every temperature must be positive")
+        if not all(1e-6 <= value <= 1e6 for row in self.temperature for value in row):
+            raise ValueError("every temperature must be between 0.000001 and 1000000")
+        if not all(abs(value) <= 1e4 for row in self.shift for value in row):
+            raise ValueError("every shift must be within 10000")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +162,10 @@ class ModelFile:
             )
         if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
             raise ValueError("sha256 must be 64 lower-case hexadecimal digits")
+        if not 0 < self.size_bytes <= MAX_MODEL_BYTES:
+            raise ValueError(
+                f"size_bytes must be between 1 and {MAX_MODEL_BYTES}, got {self.size_bytes}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +209,10 @@ class ModelEntry(ModelFile):
                     raise ValueError(
                         f"the profile's {_show(shape)} is no input {_show(self.inputs[0].shape)}"
                     )
+                if max(shape) > MAX_SIDE:
+                    raise ValueError(
+                        f"the profile's {_show(shape)} has a side above {MAX_SIDE}"
+                    )
 
     @property
     def files(self) -> tuple[ModelFile, ...]:
@@ -197,6 +240,8 @@ class DetectorEntry(ModelEntry):
             raise ValueError(
                 "spec belongs to the decoder level_heatmaps, and to no other"
             )
+        if self.spec is not None:
+            _check_spec(self.spec)
         _check_channels(self.outputs[0], self.output_channels)
 
 
@@ -237,6 +282,10 @@ class GraderEntry(ModelEntry):
             )
         if len(set(self.channels)) != len(self.channels):
             raise ValueError("a role can fill only one channel")
+        if prod(wanted) > MAX_VALUES:
+            raise ValueError(
+                f"a grid with its channels has at most {MAX_VALUES} values, got {_show(wanted)}"
+            )
         _check_channels(self.outputs[0], self.output_channels)
 
     def _check_recipe(self) -> None:
@@ -430,6 +479,29 @@ def manifest_text(manifest: Manifest) -> str:
         )
         + "\n"
     )
+
+
+def _check_spec(spec: DetectorSpec) -> None:
+    """Raise unless a detector's numbers are such that its slices are pictures of a sane size."""
+    ranges = {
+        "pixel_mm": (0.1, 20),
+        "stride": (1, 64),
+        "multiple": (1, 1024),
+        "low_percentile": (0, 100),
+        "high_percentile": (0, 100),
+        "gamma": (0.01, 100),
+        "clip": (0.01, 1000),
+        "max_extent_mm": (10, 5000),
+    }
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(spec, name) <= most:
+            raise ValueError(
+                f"spec.{name} must be between {least:g} and {most:g}, got {getattr(spec, name):g}"
+            )
+    if spec.low_percentile >= spec.high_percentile:
+        raise ValueError("spec.low_percentile must be below high_percentile")
+    if spec.max_extent_mm / spec.pixel_mm > MAX_SIDE:
+        raise ValueError(f"spec.max_extent_mm must be at most {MAX_SIDE} pixels")
 
 
 def _check_channels(tensor: TensorEntry, channels: tuple[str, ...]) -> None:

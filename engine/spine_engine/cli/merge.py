@@ -43,6 +43,12 @@ def merge(
             metavar="CSV", help="Table of the series' roles, where the shards had one."
         ),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust", help="Use models of any operators, untried, as in run."
+        ),
+    ] = False,
 ) -> None:
     """Join the results of shards into the files that one run would have written.
 
@@ -60,7 +66,9 @@ def merge(
 
     with closing(LedgerReader(shards[0] / LEDGER_FILE)) as reader:
         facts = reader.facts()
-    engine = Engine.open(bundle, options=_options(facts, series_descriptions))
+    engine = Engine.open(
+        bundle, options=_options(facts, series_descriptions), trust=trust
+    )
     work = engine.merge(shards, folder or facts["input"], output)
     with stopping_on_signals(work), shown(work.progress):
         summary = work.finish()

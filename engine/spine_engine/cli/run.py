@@ -153,6 +153,13 @@ def run(
             help="Vertebral centres (study_id,level,x,y,z: L1 to S1, LPS mm), for graders cut between them.",
         ),
     ] = None,
+    trust: Annotated[
+        bool,
+        typer.Option(
+            "--trust",
+            help="Use models of any operators, untried: for bundles of people you trust.",
+        ),
+    ] = False,
     report: Annotated[
         bool,
         typer.Option(
@@ -193,7 +200,7 @@ def run(
         detector=not no_detector,
         centers=centers,
     )
-    work = Engine.open(bundle, options=options).run(
+    work = Engine.open(bundle, options=options, trust=trust).run(
         folder, output, shard=chosen_shard(shard, shards)
     )
     with stopping_on_signals(work), shown(work.progress):

@@ -62,7 +62,7 @@ def tune(
 
     Example: spine-engine tune --input exams
     """
-    from spine_engine.bundle import Bundle
+    from spine_engine.bundle.examination import open_examined
     from spine_engine.options import RunOptions, usable_cpus
     from spine_engine.run.tuning import (
         Workload,
@@ -73,7 +73,7 @@ def tune(
         settings_to_try,
     )
 
-    opened = Bundle.open(bundle)
+    opened = open_examined(bundle, backend=backend)
     options = RunOptions(backend=backend, device=device)
     settings = settings_to_try(options, usable_cpus())
     with studies_to_walk(folder) as root:

@@ -118,12 +118,12 @@ def _detected(
     study: Study, folder: Path | None
 ) -> tuple[Detection | None, GraderEntry | None]:
     """Return where the levels are, and what the bundle says of the grader; None for both, and a line, without them."""
-    from spine_engine.bundle import Bundle
+    from spine_engine.bundle.examination import open_examined
     from spine_engine.options import RunOptions
     from spine_engine.pipeline.models import in_two_stages
     from spine_engine.pipeline.study_pipeline import StudyPipeline
 
-    bundle, options = Bundle.open(folder), RunOptions()
+    bundle, options = open_examined(folder), RunOptions()
     if not in_two_stages(bundle, options):
         typer.echo("the bundle has no detector: there are no boxes and no level grids")
         return None, None
