@@ -81,6 +81,10 @@ TRIALS: Final = {
         "spine_bench.faults:measure",
         "Runs in which workers die, raise and hang, by the hundred.",
     ),
+    "gate": Trial(
+        "spine_bench.gate:measure",
+        "Which studies are refused a grade: other parts, turned, dealt, noise.",
+    ),
     "models": Trial(
         "spine_bench.baselines.models:measure",
         "Each network in every runtime, beside the roof.",

@@ -37,6 +37,8 @@ class Reason(StrEnum):
     UID_COLLISION = "uid_collision"
     GAP_AT_LEVEL = "gap_at_level"
     NOT_LOCALIZED = "not_localized"
+    NOT_LUMBAR = "not_lumbar"
+    POOR_QUALITY = "poor_quality"
     TIMEOUT = "timeout"
     WORKER_DIED = "worker_died"
     OUT_OF_MEMORY = "out_of_memory"

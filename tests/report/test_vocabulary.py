@@ -86,7 +86,8 @@ REASON_TITLES = {
     "corrupt_pixels": "Damaged pixels", "corrupt_file": "Damaged file", "not_an_image": "Not an image",
     "not_a_regular_file": "Not a regular file", "unreadable": "Not readable", "too_large": "Too large",
     "uid_collision": "One study id, several patients", "gap_at_level": "Slices missing at a level",
-    "not_localized": "Discs not found", "timeout": "Took too long", "worker_died": "Its process died",
+    "not_localized": "Discs not found", "not_lumbar": "Not a lumbar spine", "poor_quality": "Not legible",
+    "timeout": "Took too long", "worker_died": "Its process died",
     "out_of_memory": "Out of memory", "internal_error": "Error of the engine",
 }  # fmt: skip
 WARNING_TITLES = {
@@ -109,7 +110,7 @@ def test_every_reason_and_warning_has_its_title():
     assert {
         str(code): said.title for code, said in words.WARNINGS.items()
     } == WARNING_TITLES
-    assert (len(Reason), len(Warn)) == (21, 20)
+    assert (len(Reason), len(Warn)) == (23, 20)
 
 
 def test_a_code_of_another_version_keeps_its_name():

@@ -182,10 +182,15 @@ def test_the_engine_refuses_an_input_before_anything_is_planned(tmp_path, monkey
 
 
 def test_the_engine_opens_the_bundle_named_or_the_packaged_one(monkeypatch, tmp_path):
-    from spine_engine.bundle import Bundle
+    from spine_engine.bundle import Bundle, examination
 
-    monkeypatch.setattr(Bundle, "open", lambda path: ("opened", path))
+    monkeypatch.setattr(Bundle, "open", lambda path, trust: ("opened", path))
+    tried = []
+    monkeypatch.setattr(examination, "examine", tried.append)
     assert Engine.open().bundle == ("opened", None)
     assert Engine.open(str(tmp_path)).bundle == ("opened", tmp_path)
+    assert tried == [("opened", tmp_path)]
+    Engine.open(tmp_path, trust=True)
+    assert len(tried) == 1
     assert Engine.open().options == RunOptions()
     assert Engine.open(options=RunOptions(workers=2)).options == RunOptions(workers=2)

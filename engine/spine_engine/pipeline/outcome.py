@@ -44,6 +44,8 @@ READ_BUT_NOT_GRADABLE: Final = frozenset(
         Reason.NOT_A_VOLUME,
         Reason.GAP_AT_LEVEL,
         Reason.NOT_LOCALIZED,
+        Reason.NOT_LUMBAR,
+        Reason.POOR_QUALITY,
     }
 )
 """The files were read, but there is nothing in them to grade: status ``prior``. Any other reason: ``failed``."""

@@ -29,6 +29,7 @@ from spine_engine.pipeline.centers import (
     given_levels,
 )
 from spine_engine.pipeline.clock import StageClock
+from spine_engine.pipeline.gate import refusal
 from spine_engine.pipeline.grading import grade, grade_between, grade_whole_study
 from spine_engine.pipeline.level_grids import level_grids
 from spine_engine.pipeline.models import PipelineModels, given_centers
@@ -215,6 +216,10 @@ class StudyPipeline:
             detection = self.models.find_levels(study.sagittal_stacks)
         if all(disc.source == Source.PRIOR for disc in detection.levels.values()):
             return self._graded_whole(study, detection, clock)
+        with clock.stage("detect"):
+            refused = refusal(study.sagittal_stacks, detection, self.models.find_levels)
+        if refused is not None:
+            return without_grade(study, refused, clock)
         if grader.entry.grid_recipe.of_levels:
             return self._graded_between(
                 study, detection, self._detected(detection), clock

@@ -198,6 +198,17 @@ REASONS: Final[Mapping[Reason, Words]] = {
         "Look at the images: another body part, or a field of view that shows too little of the lumbar spine. With "
         "`--no-detector`, name a bundle with a whole-study grader.",
     ),
+    Reason.NOT_LUMBAR: Words(
+        "Not a lumbar spine",
+        "The discs that were found are not those of a lumbar spine: too few, too close together or too far apart, "
+        "hardly seen, or only seen with the pictures turned against their header; the rows hold the prior.",
+        "Look at the images: another part of the body, or pictures that lie otherwise than their header says.",
+    ),
+    Reason.POOR_QUALITY: Words(
+        "Not legible",
+        "The pictures cannot be read: noise, or slices in an order that is not theirs; the rows hold the prior.",
+        "Look at the images, and copy or export the study again.",
+    ),
     Reason.TIMEOUT: Words(
         "Took too long",
         "Reading or grading the study took longer than allowed.",
